@@ -1,0 +1,27 @@
+"""@mingw: the Windows cross compiler and wine of this machine, if it has both.
+
+@mingw//:defs.bzl defines AVAILABLE, and GXX and WINE, their absolute paths or empty strings. Nothing is installed; Debian has them as
+g++-mingw-w64-x86-64-posix and wine.
+"""
+
+_DEFS = """AVAILABLE = {available}
+GXX = "{gxx}"
+WINE = "{wine}"
+"""
+
+def _mingw_impl(ctx):
+    # That of the POSIX thread model: the other one's standard library has no std::thread before GCC 13.
+    gxx = ctx.which("x86_64-w64-mingw32-g++-posix")
+    wine = ctx.which("wine")
+    ctx.file("BUILD")
+    ctx.file("defs.bzl", _DEFS.format(
+        available = gxx != None and wine != None,
+        gxx = gxx or "",
+        wine = wine or "",
+    ))
+
+mingw = repository_rule(
+    implementation = _mingw_impl,
+    local = True,
+    environ = ["PATH"],
+)

@@ -1,0 +1,57 @@
+"""How this project links a library that pip installed: by its file at link time, by a run path at run time.
+
+cc_import would make Bazel copy a link to the library into _solib, where the run paths inside torch's libraries, relative to their own folder,
+lead nowhere; and it would put run paths into _solib into what we ship.
+"""
+
+load("@rules_cc//cc/common:cc_common.bzl", "cc_common")
+load("@rules_cc//cc/common:cc_info.bzl", "CcInfo")
+
+def _linked_library_impl(ctx):
+    linker_input = cc_common.create_linker_input(
+        owner = ctx.label,
+        user_link_flags = depset([ctx.file.library.path]),
+        additional_inputs = depset([ctx.file.library]),
+    )
+    return [CcInfo(linking_context = cc_common.create_linking_context(linker_inputs = depset([linker_input])))]
+
+linked_library = rule(
+    implementation = _linked_library_impl,
+    attrs = {"library": attr.label(mandatory = True, allow_single_file = True)},
+    doc = "Puts a shared library on the command line of whatever is linked with it, and nothing else.",
+)
+
+_LINKED_LIBRARY = """
+linked_library(
+    name = "{name}",
+    library = "link/lib{name}.so",
+)
+"""
+
+_RUN_PATH = """
+# For programs that run on this machine alone; what is shipped sets run paths of its own.
+cc_library(
+    name = "run_path",
+    linkopts = ["-Wl,-rpath,{folder}"],
+)
+"""
+
+def linked_library_from(ctx, name, file):
+    """Makes lib`name` linkable in a repository rule.
+
+    Args:
+      ctx: the repository_ctx.
+      name: the library's name without `lib`, also the target's.
+      file: path of the shared library.
+
+    Returns:
+      The target for the repository's BUILD file, which must load linked_library.
+    """
+    if not file.exists:
+        fail("There is no {}. Is the package whole?".format(file))
+    ctx.symlink(file, "link/lib{}.so".format(name))
+    return _LINKED_LIBRARY.format(name = name)
+
+def run_path(folder):
+    """A cc_library //:run_path that lets a program find the libraries in a folder at run time."""
+    return _RUN_PATH.format(folder = folder)

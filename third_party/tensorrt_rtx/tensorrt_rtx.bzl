@@ -1,0 +1,122 @@
+"""@tensorrt_rtx: TensorRT-RTX's library and its C++ headers, under upstream's label //:nvinfer.
+
+The library is that of the tensorrt_rtx package, which has no headers; those of the very same version come from a crate. $TENSORRT_RTX_HOME,
+an unpacked SDK, overrides both.
+"""
+
+load("//third_party:run.bzl", "run")
+load("//third_party:shared_library.bzl", "linked_library_from", "run_path")
+load("//third_party/python:python_env.bzl", "site_packages")
+
+_BUILD = """
+load("@rules_cc//cc:defs.bzl", "cc_library")
+load("@torch_tensorrt//third_party:shared_library.bzl", "linked_library")
+
+package(default_visibility = ["//visibility:public"])
+
+cc_library(
+    name = "nvinfer",
+    hdrs = glob(["include/*.h"]),
+    includes = ["include"],
+    deps = [
+        ":tensorrt_rtx",
+        "@cuda//:cudart",
+    ],
+)
+"""
+
+_MINIMUM_CARGO = (1, 78)  # the first to read version 4 of the lock file
+
+_CARGO_HINT = """Debian 12: apt-get install cargo-web (its cargo is too old); elsewhere a Rust toolchain of {}.{} or newer.
+TENSORRT_RTX_HOME=/path/to/an/unpacked/SDK needs no cargo.""".format(*_MINIMUM_CARGO)
+
+# In the header's order. A version of the package is these and a build number: 1.6.1.120.
+_VERSION_MACROS = ["TRT_MAJOR_RTX", "TRT_MINOR_RTX", "TRT_PATCH_RTX"]
+
+def _version_of_headers(ctx, include):
+    text = ctx.read(include.get_child("NvInferVersion.h"))
+    found = {}
+    for line in text.splitlines():
+        words = [word for word in line.split(" ") if word]
+        if len(words) >= 3 and words[0] == "#define" and words[1] in _VERSION_MACROS:
+            found[words[1]] = words[2]
+    return ".".join([found.get(macro, "?") for macro in _VERSION_MACROS])
+
+def _find_cargo(ctx):
+    """A cargo that works: rustup's stand-in on the PATH is none where no toolchain is chosen."""
+    tried = []
+    for folder in ctx.os.environ.get("PATH", "").split(":"):
+        cargo = ctx.path(folder + "/cargo") if folder.startswith("/") else None
+        if cargo == None or not cargo.exists:
+            continue
+        result = ctx.execute([cargo, "--version"])
+        words = result.stdout.split(" ")
+        if result.return_code == 0 and len(words) >= 2:
+            version = tuple([int(part) for part in words[1].split(".")[:2]])
+            if version >= _MINIMUM_CARGO:
+                return cargo
+            tried.append("{} is {}".format(cargo, words[1]))
+        else:
+            tried.append("{} does not run: {}".format(cargo, result.stderr.strip()))
+    fail("No usable cargo on the PATH ({}).\n{}".format("; ".join(tried) or "there is none", _CARGO_HINT))
+
+def _fetch_headers(ctx, version):
+    """The folder of the crate with the headers of the version; a lock file pins the crate and all it needs."""
+    cargo = _find_cargo(ctx)
+    ctx.report_progress("Fetching the headers of TensorRT-RTX {} with cargo".format(version))
+    ctx.template("crate/Cargo.toml", ctx.attr.cargo_toml)
+    ctx.file("crate/lib.rs")
+    manifest = ["--manifest-path", ctx.path("crate/Cargo.toml")]
+    metadata = [cargo, "metadata", "--format-version", "1"] + manifest
+
+    # Cargo alone knows the registry it takes crates from; the lock file must name it.
+    described = json.decode(run(ctx, metadata + ["--no-deps"], "cargo metadata --no-deps", quiet = True))
+    registry = described["packages"][0]["dependencies"][0]["source"]
+    ctx.template("crate/Cargo.lock", ctx.attr.cargo_lock, {"@REGISTRY@": registry})
+
+    run(ctx, [cargo, "fetch", "--locked"] + manifest, "cargo fetch", "Is a crate registry reachable? " + _CARGO_HINT)
+    resolved = json.decode(run(ctx, metadata + ["--locked", "--offline"], "cargo metadata", quiet = True))
+    crate = [package for package in resolved["packages"] if package["name"] == "trtx-sys"][0]
+    headers = ctx.path(crate["manifest_path"]).dirname.get_child("TensorRT-Headers")
+    return headers.get_child("TRT-RTX-" + ".".join(version.split(".")[:2]))
+
+def _tensorrt_rtx_impl(ctx):
+    home = ctx.os.environ.get("TENSORRT_RTX_HOME", "")
+    version = None  # of the package; an SDK's headers fit by themselves
+    if home:
+        include = ctx.path(home).get_child("include")
+        libraries = ctx.path(home).get_child("lib")
+        library = libraries.get_child("libtensorrt_rtx.so")
+        hint = "TENSORRT_RTX_HOME={} must be an unpacked SDK with include/ and lib/.".format(home)
+    else:
+        packages = site_packages(ctx, ctx.attr.python_env)
+        libraries = packages.get_child("tensorrt_rtx_libs")
+        library = libraries.get_child("libtensorrt_rtx.so.1")
+        version = _version_of_package(packages)
+        include = _fetch_headers(ctx, version)
+        hint = "Another crate version may have them: see third_party/tensorrt_rtx/Cargo.toml."
+    if not include.get_child("NvInferVersion.h").exists:
+        fail("There is no NvInferVersion.h in {}. {}".format(include, hint))
+    if version and not version.startswith(_version_of_headers(ctx, include) + "."):
+        fail("The package tensorrt_rtx is {}, its headers in {} are {}. {}".format(version, include, _version_of_headers(ctx, include), hint))
+
+    # A copy: cargo may clean its own folder at any time.
+    run(ctx, ["cp", "-RL", include, "include"], "Copying " + str(include))
+    ctx.file("BUILD", _BUILD + run_path(libraries) + linked_library_from(ctx, "tensorrt_rtx", library))
+
+def _version_of_package(packages):
+    for entry in packages.readdir():
+        name = entry.basename
+        if name.startswith("tensorrt_rtx-") and name.endswith(".dist-info"):
+            return name[len("tensorrt_rtx-"):-len(".dist-info")]
+    fail("There is no package tensorrt_rtx in {}".format(packages))
+
+tensorrt_rtx = repository_rule(
+    implementation = _tensorrt_rtx_impl,
+    attrs = {
+        "cargo_lock": attr.label(default = "//third_party/tensorrt_rtx:Cargo.lock.template", allow_single_file = True),
+        "cargo_toml": attr.label(default = "//third_party/tensorrt_rtx:Cargo.toml", allow_single_file = True),
+        "python_env": attr.label(mandatory = True, doc = "a file of the python_env repository"),
+    },
+    environ = ["TENSORRT_RTX_HOME"],
+)

@@ -1,0 +1,76 @@
+"""Python programs and pytest targets that run with the interpreter of @python_env.
+
+The native py_binary and py_test are not used: their launcher in Bazel 4 wants a command named `python` on the PATH, and a Python toolchain
+would have to be registered for every build, those that need no Python too.
+"""
+
+_LAUNCHER = """#!/usr/bin/env bash
+set -euo pipefail
+runfiles=${{RUNFILES_DIR:-${{TEST_SRCDIR:-$0.runfiles}}}}
+[ -d "$runfiles" ] || {{ echo "$0: no runfiles at $runfiles" >&2; exit 1; }}
+root=$(cd "$runfiles" && pwd)/{workspace}
+export PYTHONPATH=$root:$root/py PYTHONNOUSERSITE=1
+{exports}
+{command}
+"""
+
+def _implement(ctx, file, command):
+    """A launcher that runs `command`; `file` is what the command names beside srcs."""
+    runfiles = ctx.runfiles(files = ctx.files.srcs + ctx.files.data + [ctx.file._python, file])
+    exports = []
+    for target, name in ctx.attr.data_env.items():
+        file = target.files.to_list()[0]
+        exports.append('export {}="$root/{}"'.format(name, file.short_path))
+        runfiles = runfiles.merge(ctx.runfiles(files = [file])).merge(target[DefaultInfo].default_runfiles)
+    for dependency in ctx.attr.data + ctx.attr.deps:
+        runfiles = runfiles.merge(dependency[DefaultInfo].default_runfiles)
+    launcher = ctx.actions.declare_file(ctx.label.name)
+    ctx.actions.write(launcher, _LAUNCHER.format(
+        workspace = ctx.workspace_name,
+        exports = "\n".join(exports),
+        command = command,
+    ), is_executable = True)
+    return [DefaultInfo(executable = launcher, runfiles = runfiles)]
+
+def _python_command(ctx, arguments):
+    return 'exec "$root/{}" {} "$@"'.format(ctx.file._python.short_path, arguments)
+
+def _python_program_impl(ctx):
+    return _implement(ctx, ctx.file.main, _python_command(ctx, '"$root/{}"'.format(ctx.file.main.short_path)))
+
+def _pytest_test_impl(ctx):
+    files = " ".join(['"$root/{}"'.format(file.short_path) for file in ctx.files.srcs if file.basename.startswith("test_")])
+    if not files:
+        fail("{} has no file named test_*.py in srcs".format(ctx.label))
+    return _implement(ctx, ctx.file._config, _python_command(ctx, " ".join([
+        "-m pytest -p no:cacheprovider",
+        '-c "$root/{}" --rootdir "$root"'.format(ctx.file._config.short_path),
+        '--junitxml="$XML_OUTPUT_FILE"',
+        '${TESTBRIDGE_TEST_ONLY:+-k "$TESTBRIDGE_TEST_ONLY"}',
+        files,
+    ])))
+
+_ATTRIBUTES = {
+    "data": attr.label_list(allow_files = True),
+    "data_env": attr.label_keyed_string_dict(
+        allow_files = True,
+        doc = "targets of one file each, and the environment variable in which the program finds its absolute path",
+    ),
+    "deps": attr.label_list(),
+    "srcs": attr.label_list(allow_files = [".py"]),
+    "_python": attr.label(default = "@python_env//:python", allow_single_file = True),
+}
+
+python_program = rule(
+    implementation = _python_program_impl,
+    attrs = dict(_ATTRIBUTES, main = attr.label(mandatory = True, allow_single_file = [".py"])),
+    executable = True,
+    doc = "A script for `bazel run`, with the workspace's root and py/ on its path.",
+)
+
+pytest_test = rule(
+    implementation = _pytest_test_impl,
+    attrs = dict(_ATTRIBUTES, _config = attr.label(default = "//:pyproject.toml", allow_single_file = True)),
+    test = True,
+    doc = "Runs the files of srcs named test_*.py under pytest; --test_filter becomes pytest's -k.",
+)
