@@ -1,0 +1,538 @@
+#include "core/runtime/RuntimeCacheFile.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "core/util/macros.h"
+
+namespace torch_tensorrt::core::runtime {
+namespace {
+
+namespace fs = std::filesystem;
+using util::FileLock;
+using View = RuntimeCacheFile::View;
+
+constexpr int kMergesWithoutLock = 3;
+constexpr int kReadsOfAChangingFile = 3;
+constexpr int kLinksFollowed = 40; // as Linux does
+constexpr size_t kCompareChunk = 64 * 1024;
+constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
+
+// Reads like "open '/path': Permission denied"; load() and save() put the rest before it.
+[[noreturn]] void fail(const char* action, const std::string& path, int code = errno) {
+  throw std::system_error(code, std::generic_category(), std::string(action) + " '" + path + "'");
+}
+
+// The file can't be replaced by a rename, whatever is done about its contents.
+class CannotReplace : public std::system_error {
+ public:
+  using std::system_error::system_error;
+};
+
+template <class Call>
+auto uninterrupted(const Call& call) {
+  auto result = call();
+  while (result == -1 && errno == EINTR) {
+    result = call();
+  }
+  return result;
+}
+
+class Descriptor {
+ public:
+  // Not open, with errno set, if open(2) fails. O_NONBLOCK: a FIFO at the path would block.
+  Descriptor(const std::string& path, int flags, mode_t mode = 0)
+      : fd_(uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, mode); })) {}
+
+  ~Descriptor() {
+    if (is_open()) {
+      ::close(fd_);
+    }
+  }
+
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+
+  bool is_open() const {
+    return fd_ >= 0;
+  }
+
+  int get() const {
+    return fd_;
+  }
+
+ private:
+  int fd_;
+};
+
+struct stat status_of(const Descriptor& file, const std::string& path) {
+  struct stat status{};
+  if (::fstat(file.get(), &status) != 0) {
+    fail("stat", path);
+  }
+  return status;
+}
+
+FileGeneration generation_of(const struct stat& status) {
+  return {
+      .device = status.st_dev,
+      .inode = status.st_ino,
+      .size = static_cast<uint64_t>(status.st_size),
+      .mtime_ns = int64_t{status.st_mtim.tv_sec} * kNanosecondsPerSecond + status.st_mtim.tv_nsec};
+}
+
+// None for an empty file, which counts as a missing one.
+std::optional<FileGeneration> checked_generation(const struct stat& status, const std::string& path) {
+  if (!S_ISREG(status.st_mode)) {
+    TORCHTRT_THROW_ERROR("'" << path << "' is not a regular file");
+  }
+  return status.st_size == 0 ? std::nullopt : std::optional(generation_of(status));
+}
+
+std::optional<FileGeneration> generation_at(const std::string& path) {
+  struct stat status{};
+  if (::stat(path.c_str(), &status) != 0) {
+    if (errno == ENOENT) {
+      return std::nullopt;
+    }
+    fail("stat", path);
+  }
+  return checked_generation(status, path);
+}
+
+std::string directory_of(const std::string& path) {
+  const fs::path directory = fs::path(path).parent_path();
+  return directory.empty() ? "." : directory.string();
+}
+
+// The path that rename must have so that it replaces the file and not a link to it. The file need not exist.
+std::string follow_links(const std::string& path) {
+  fs::path target = path;
+  for (int i = 0; i < kLinksFollowed; ++i) {
+    std::error_code not_a_link;
+    const fs::path link = fs::read_symlink(target, not_a_link);
+    if (not_a_link) {
+      return target.string();
+    }
+    target = target.parent_path() / link; // `link` alone if that is absolute
+  }
+  fail("follow", path, ELOOP);
+}
+
+// False if the file ends before `size` bytes.
+bool read_fully(const Descriptor& file, std::byte* buffer, size_t size, uint64_t offset, const std::string& path) {
+  while (size > 0) {
+    const ssize_t n = uninterrupted([&] { return ::pread(file.get(), buffer, size, static_cast<off_t>(offset)); });
+    if (n < 0) {
+      fail("read", path);
+    }
+    if (n == 0) {
+      return false;
+    }
+    buffer += n;
+    size -= static_cast<size_t>(n);
+    offset += static_cast<uint64_t>(n);
+  }
+  return true;
+}
+
+void write_fully(const Descriptor& file, View bytes, uint64_t offset, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t n =
+        uninterrupted([&] { return ::pwrite(file.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset)); });
+    if (n <= 0) {
+      fail("write", path, n == 0 ? EIO : errno);
+    }
+    bytes = bytes.subspan(static_cast<size_t>(n));
+    offset += static_cast<uint64_t>(n);
+  }
+}
+
+void sync(const Descriptor& file, const std::string& path) {
+  if (uninterrupted([&] { return ::fsync(file.get()); }) != 0) {
+    fail("fsync", path);
+  }
+}
+
+// None, and `allocate` not called, for a missing or empty file.
+std::optional<FileGeneration> read_whole(const std::string& path, const RuntimeCacheFile::Allocate& allocate) {
+  for (int i = 0; i < kReadsOfAChangingFile; ++i) {
+    const Descriptor file(path, O_RDONLY);
+    if (!file.is_open()) {
+      if (errno == ENOENT) {
+        return std::nullopt;
+      }
+      fail("open", path);
+    }
+    const auto before = checked_generation(status_of(file, path), path);
+    if (!before) {
+      return std::nullopt;
+    }
+    if (read_fully(file, allocate(before->size), before->size, 0, path) &&
+        generation_of(status_of(file, path)) == *before) {
+      return before;
+    }
+  }
+  TORCHTRT_THROW_ERROR("read '" << path << "': it kept changing, by a program that does not take the lock");
+}
+
+// Requires that the file has the size of `bytes`, which is not 0. Piece by piece, so that a save needs no second copy
+// of a large cache.
+bool holds_exactly(const Descriptor& file, View bytes, const std::string& path) {
+  const auto buffer = std::make_unique_for_overwrite<std::byte[]>(std::min(kCompareChunk, bytes.size()));
+  const auto holds_piece_at = [&](size_t offset) {
+    const View piece = bytes.subspan(offset, std::min(kCompareChunk, bytes.size() - offset));
+    return read_fully(file, buffer.get(), piece.size(), offset, path) &&
+        std::memcmp(buffer.get(), piece.data(), piece.size()) == 0;
+  };
+  // Caches of one size that differ do so at an end nearly always, in a header, a checksum or the newest kernel.
+  const size_t last = (bytes.size() - 1) / kCompareChunk * kCompareChunk;
+  if (!holds_piece_at(last)) {
+    return false;
+  }
+  for (size_t offset = 0; offset < last; offset += kCompareChunk) {
+    if (!holds_piece_at(offset)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+constexpr std::string_view kTemporarySuffix = ".tmp";
+constexpr size_t kTemporaryDigits = 16;
+
+std::string make_temporary_name(const std::string& target) {
+  std::random_device random;
+  std::array<char, 64> tail{};
+  std::snprintf(tail.data(), tail.size(), ".%ld-%08x%08x", static_cast<long>(::getpid()), random(), random());
+  return target + tail.data() + std::string(kTemporarySuffix);
+}
+
+bool is_temporary_name(std::string_view name, std::string_view target_name) {
+  const auto take_while = [&name](std::string_view allowed) {
+    const size_t n = std::min(name.find_first_not_of(allowed), name.size());
+    name.remove_prefix(n);
+    return n;
+  };
+  if (!name.starts_with(target_name)) {
+    return false;
+  }
+  name.remove_prefix(target_name.size());
+  return take_while(".") == 1 && take_while("0123456789") > 0 && take_while("-") == 1 &&
+      take_while("0123456789abcdef") == kTemporaryDigits && name == kTemporarySuffix;
+}
+
+// To be called under the exclusive lock, which alone tells nothing of a writer that reached the same target by another
+// name; that a living writer holds its temporary file does, whatever its process id means here.
+void remove_stale_temporaries(const std::string& target) {
+  const std::string target_name = fs::path(target).filename().string();
+  std::error_code error; // to be ignored: what can't be removed now is left to a later save
+  for (fs::directory_iterator entry(directory_of(target), error), end; !error && entry != end; entry.increment(error)) {
+    if (!is_temporary_name(entry->path().filename().string(), target_name)) {
+      continue;
+    }
+    const Descriptor file(entry->path().string(), O_RDONLY | O_NOFOLLOW);
+    if (file.is_open() && ::flock(file.get(), LOCK_SH | LOCK_NB) == 0 && ::unlink(entry->path().c_str()) == 0) {
+      LOG_INFO("Removed '" << entry->path().string() << "', left by a writer that died");
+    }
+  }
+}
+
+// An open file beside the target that is gone with this object unless it was renamed.
+class TemporaryFile {
+ public:
+  TemporaryFile(const std::string& target, mode_t mode)
+      : path_(make_temporary_name(target)), file_(path_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode) {
+    if (!file_.is_open()) {
+      const int code = errno;
+      if (code == EACCES || code == EPERM || code == EROFS) {
+        throw CannotReplace(code, std::generic_category(), "create '" + path_ + "'");
+      }
+      fail("create", path_, code);
+    }
+    ::flock(file_.get(), LOCK_EX | LOCK_NB); // nobody else has it, and only the sweeping of others depends on it
+  }
+
+  ~TemporaryFile() {
+    if (!renamed_) {
+      ::unlink(path_.c_str());
+    }
+  }
+
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+
+  const std::string& path() const {
+    return path_;
+  }
+
+  const Descriptor& file() const {
+    return file_;
+  }
+
+  void rename_to(const std::string& target) {
+    if (::rename(path_.c_str(), target.c_str()) != 0) {
+      // EBUSY: the target is a mount point. EPERM, EACCES: somebody else's file in a sticky directory, for example.
+      const int code = errno;
+      if (code == EBUSY || code == EPERM || code == EACCES) {
+        throw CannotReplace(code, std::generic_category(), "rename '" + path_ + "' to '" + target + "'");
+      }
+      fail("rename to", target, code);
+    }
+    renamed_ = true;
+  }
+
+ private:
+  std::string path_;
+  Descriptor file_;
+  bool renamed_ = false;
+};
+
+void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat& old) {
+  const int fd = temporary.file().get();
+  // Only root may give a file away; a member of the group may still give it to the group.
+  if (::fchown(fd, old.st_uid, old.st_gid) != 0 && ::fchown(fd, static_cast<uid_t>(-1), old.st_gid) != 0) {
+    LOG_DEBUG("Can't keep owner and group of the runtime cache: " << std::generic_category().message(errno));
+  }
+  if (::fchmod(fd, old.st_mode & 0777) != 0) {
+    fail("chmod", temporary.path());
+  }
+}
+
+// A file written within the tick of the clock that its predecessor was written in, or after the clock was set back,
+// would look like it if it also had its inode and size.
+void set_time_after(const Descriptor& file, const std::optional<FileGeneration>& previous, const std::string& path) {
+  if (!previous || generation_of(status_of(file, path)).mtime_ns > previous->mtime_ns) {
+    return;
+  }
+  const int64_t next = previous->mtime_ns + 1;
+  const std::array<timespec, 2> times{{
+      {.tv_sec = 0, .tv_nsec = UTIME_OMIT},
+      {.tv_sec = next / kNanosecondsPerSecond, .tv_nsec = next % kNanosecondsPerSecond},
+  }};
+  if (::futimens(file.get(), times.data()) != 0) { // written in place, by somebody who does not own it
+    LOG_DEBUG("Can't set the time of '" << path << "': " << std::generic_category().message(errno));
+  }
+}
+
+void sync_directory(const std::string& directory) {
+  const Descriptor file(directory, O_RDONLY | O_DIRECTORY);
+  if (!file.is_open() && errno == EACCES) {
+    return; // we may write it but not list it; there is no other way to sync it
+  }
+  if (!file.is_open()) {
+    fail("open", directory);
+  }
+  if (uninterrupted([&] { return ::fsync(file.get()); }) != 0 && errno != EINVAL) { // some file systems can't
+    fail("fsync", directory);
+  }
+}
+
+FileGeneration replace(View bytes, const std::string& target, const std::optional<FileGeneration>& previous) {
+  struct stat old{};
+  const bool exists = ::stat(target.c_str(), &old) == 0; // as an empty file too
+  TemporaryFile temporary(target, exists ? 0600 : 0666);
+  if (exists) {
+    take_over_owner_and_mode(temporary, old);
+  }
+  write_fully(temporary.file(), bytes, 0, temporary.path());
+  set_time_after(temporary.file(), previous, temporary.path());
+  sync(temporary.file(), temporary.path());
+  const FileGeneration written = generation_of(status_of(temporary.file(), temporary.path()));
+  temporary.rename_to(target);
+  return written;
+}
+
+FileGeneration write_in_place(
+    const Descriptor& file,
+    View bytes,
+    const std::string& target,
+    const std::optional<FileGeneration>& previous) {
+  const uint64_t old_size = previous ? previous->size : 0;
+  // What needs new space comes first: when the disk is full, nothing of the old contents has been touched yet.
+  const size_t head = std::min<size_t>(old_size, bytes.size());
+  try {
+    write_fully(file, bytes.subspan(head), head, target);
+    sync(file, target);
+  } catch (...) {
+    if (::ftruncate(file.get(), static_cast<off_t>(old_size)) != 0) {
+      LOG_ERROR("Can't cut '" << target << "' back to " << old_size << " bytes: it is damaged");
+    }
+    throw;
+  }
+  write_fully(file, bytes.first(head), 0, target);
+  if (uninterrupted([&] { return ::ftruncate(file.get(), static_cast<off_t>(bytes.size())); }) != 0) {
+    fail("truncate", target);
+  }
+  set_time_after(file, previous, target);
+  sync(file, target);
+  return generation_of(status_of(file, target));
+}
+
+// Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
+template <class Body>
+size_t with_context(const char* operation, const std::string& path, const Body& body) {
+  std::string reason;
+  try {
+    return body();
+  } catch (const std::system_error& error) {
+    reason = error.what();
+  } catch (const Error& error) {
+    reason = error.msg();
+  }
+  TORCHTRT_THROW_ERROR("Can't " << operation << " the runtime cache '" << path << "': " << reason);
+}
+
+} // namespace
+
+RuntimeCacheFile::RuntimeCacheFile(std::string path, std::chrono::milliseconds lock_timeout)
+    : path_(std::move(path)), lock_timeout_(lock_timeout) {
+  TORCHTRT_CHECK(!path_.empty(), "The path of a runtime cache is empty");
+  TORCHTRT_CHECK(
+      path_.find('\0') == std::string::npos,
+      "The path of a runtime cache has a NUL in it, after '" << path_.c_str() << "'");
+}
+
+size_t RuntimeCacheFile::load(const Allocate& allocate) {
+  return with_context("load", path_, [&] { return load_or_fail(allocate); });
+}
+
+size_t RuntimeCacheFile::save(View bytes, const Merge& merge) {
+  return with_context("save", path_, [&] { return save_or_fail(bytes, merge); });
+}
+
+FileLock RuntimeCacheFile::take_lock(FileLock::Mode mode) const {
+  FileLock lock(FileLock::lock_path(path_), mode);
+  if (!lock.try_lock_for(lock_timeout_)) {
+    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << lock_timeout_.count() << " ms");
+  }
+  return lock;
+}
+
+// None where the lock file does not exist and its directory is closed to us.
+std::optional<FileLock> RuntimeCacheFile::take_lock_to_read() const {
+  try {
+    return take_lock(FileLock::Mode::kShared);
+  } catch (const Error&) {
+    const std::string lock_path = FileLock::lock_path(path_);
+    struct stat status{};
+    const bool is_missing = ::lstat(lock_path.c_str(), &status) != 0 && errno == ENOENT;
+    // faccessat asks with the effective ids, unlike access, and knows of read-only mounts and immutable directories.
+    if (!is_missing || ::faccessat(AT_FDCWD, directory_of(lock_path).c_str(), W_OK | X_OK, AT_EACCESS) == 0) {
+      throw;
+    }
+  }
+  LOG_INFO("Reading the runtime cache '" << path_ << "' without a lock: its directory is read-only");
+  return std::nullopt;
+}
+
+size_t RuntimeCacheFile::load_or_fail(const Allocate& allocate) {
+  std::optional<FileGeneration> loaded;
+  if (generation_at(path_)) { // else not even a lock file is created
+    const std::optional<FileLock> lock = take_lock_to_read();
+    loaded = read_whole(path_, allocate);
+  }
+  known_ = loaded;
+  if (!loaded) {
+    LOG_INFO("There is no runtime cache at '" << path_ << "' yet");
+    return 0;
+  }
+  LOG_INFO("Loaded " << loaded->size << " bytes from the runtime cache '" << path_ << "'");
+  return loaded->size;
+}
+
+size_t RuntimeCacheFile::save_or_fail(View ours, const Merge& merge) {
+  if (!ours.empty()) {
+    generation_at(path_); // so that what must be refused gets no lock file
+  }
+  std::unique_ptr<std::byte[]> disk; // before `bytes`, which may be a part of it
+  Bytes bytes{.view = ours, .owner = nullptr};
+  std::optional<FileGeneration> contained = known_;
+  std::optional<FileLock> lock;
+  for (int merges = 0; !bytes.view.empty(); ++merges) {
+    if (!lock) {
+      lock = take_lock(FileLock::Mode::kExclusive);
+    }
+    // What `merge` added is not in the caller's bytes, so a file with that is not one that the next save may overwrite.
+    const bool is_ours = bytes.view.data() == ours.data() && bytes.view.size() == ours.size();
+    const std::string target = follow_links(path_);
+    if (merges == 0) {
+      remove_stale_temporaries(target);
+    }
+    std::optional<FileGeneration> current;
+    {
+      const Descriptor file(target, O_RDONLY);
+      if (file.is_open()) {
+        current = checked_generation(status_of(file, target), target);
+      } else if (errno != ENOENT) {
+        fail("open", target);
+      }
+      if (current && current->size == bytes.view.size() && holds_exactly(file, bytes.view, target)) {
+        known_ = is_ours ? current : std::nullopt;
+        LOG_INFO("The runtime cache '" << path_ << "' has these " << current->size << " bytes already");
+        return 0;
+      }
+    }
+    // The last condition: under our lock, only a program that takes none can have changed the file again.
+    if (!current || current == contained || merges > kMergesWithoutLock) {
+      const FileGeneration written = write(bytes.view, target, current);
+      known_ = is_ours ? std::optional(written) : std::nullopt;
+      sync_directory(directory_of(target));
+      LOG_INFO("Saved " << written.size << " bytes to the runtime cache '" << path_ << "'");
+      return written.size;
+    }
+    bytes = {};
+    size_t disk_size = 0;
+    contained = read_whole(target, [&](size_t size) {
+      disk.reset();
+      disk = std::make_unique_for_overwrite<std::byte[]>(size);
+      disk_size = size;
+      return disk.get();
+    });
+    if (!contained) { // removed since, by a program that takes no lock
+      bytes = {.view = ours, .owner = nullptr};
+      continue;
+    }
+    if (merges < kMergesWithoutLock) {
+      lock.reset();
+    }
+    LOG_INFO("Merging with the " << disk_size << " bytes that others saved to the runtime cache '" << path_ << "'");
+    bytes = merge(View(disk.get(), disk_size), ours);
+  }
+  return 0;
+}
+
+// `previous` is the file that is there, none if it is missing or empty.
+FileGeneration
+RuntimeCacheFile::write(View bytes, const std::string& target, const std::optional<FileGeneration>& previous) {
+  try {
+    return replace(bytes, target, previous);
+  } catch (const CannotReplace& reason) {
+    const Descriptor file(target, O_WRONLY);
+    if (!file.is_open()) {
+      throw;
+    }
+    if (!std::exchange(warned_of_writing_in_place_, true)) {
+      LOG_WARNING(
+          "The runtime cache '"
+          << path_ << "' is written in place, so a crash meanwhile can tear it, because it can't be replaced: "
+          << reason.what());
+    }
+    return write_in_place(file, bytes, target, previous);
+  }
+}
+
+} // namespace torch_tensorrt::core::runtime
