@@ -1,0 +1,240 @@
+"""What the wheel promises: contents, tag and run path, and that it works where pip puts it."""
+
+from __future__ import annotations
+
+import email.message
+import email.parser
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+
+from tools.wheel.build_wheel import build
+from tools.wheel.fresh_environment import make_environment
+
+WHEEL = Path(os.environ["TORCHTRT_WHEEL"])
+LIBRARY = "torch_tensorrt/lib/libtorchtrt_runtime.so"
+INCLUDE = "torch_tensorrt/include/torch_tensorrt"
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    with zipfile.ZipFile(WHEEL) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a fresh environment that has the wheel."""
+    return make_environment(tmp_path_factory.mktemp("fresh") / "environment", WHEEL)
+
+
+def dist_info(unpacked: Path) -> Path:
+    (folder,) = unpacked.glob("*.dist-info")
+    return folder
+
+
+def metadata(unpacked: Path, name: str) -> email.message.Message:
+    return email.parser.Parser().parsestr((dist_info(unpacked) / name).read_text())
+
+
+def tool(name: str, *arguments: str) -> str:
+    """Runs a command of the environment that runs this test; returns what it prints."""
+    command = str(Path(sysconfig.get_path("scripts"), name))
+    result = subprocess.run([command, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def run(python: Path, program: str, *arguments: str) -> str:
+    """Runs a program without the packages and paths of this test; returns what it prints."""
+    environment = {
+        key: value for key, value in os.environ.items() if key != "PYTHONPATH"
+    }
+    result = subprocess.run(
+        [python, "-W", "error", "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_holds_package_library_headers_and_licence(unpacked: Path) -> None:
+    for name in (
+        "torch_tensorrt/__init__.py",
+        "torch_tensorrt/py.typed",
+        LIBRARY,
+        f"{INCLUDE}/core/util/file_lock.h",
+        f"{INCLUDE}/core/runtime/RuntimeCacheHandle.h",
+    ):
+        assert (unpacked / name).is_file(), name
+    licence = dist_info(unpacked) / "licenses" / "LICENSE"
+    assert "Redistribution and use" in licence.read_text()
+    assert {entry.name for entry in unpacked.iterdir()} == {
+        "torch_tensorrt",
+        dist_info(unpacked).name,
+    }
+
+
+def test_declares_dependencies_and_supported_pythons(unpacked: Path) -> None:
+    fields = metadata(unpacked, "METADATA")
+    assert fields["Name"] == "torch-tensorrt-rtx-runtime"
+    assert fields["Requires-Python"] == "<3.15,>=3.10"
+    names = {
+        re.split(r"[^\w-]", line)[0] for line in fields.get_all("Requires-Dist", [])
+    }
+    assert {"torch", "tensorrt-rtx", "filelock"} <= names
+
+
+def test_passes_check_wheel_contents_and_twine() -> None:
+    tool("check-wheel-contents", str(WHEEL))
+    tool("twine", "check", "--strict", str(WHEEL))
+
+
+def test_tag_is_what_auditwheel_allows() -> None:
+    """The tag may promise less than the library could run on, never more."""
+    tag = re.search(r"-py3-none-manylinux_2_(\d+)_x86_64\.whl$", WHEEL.name)
+    assert tag, f"{WHEEL.name} is not for every CPython on one manylinux"
+    needed = re.search(
+        r"platform tag to \"manylinux_2_(\d+)_",
+        tool("auditwheel", "show", str(WHEEL)).replace("\n", " "),
+    )
+    assert needed, "auditwheel names no manylinux tag"
+    assert int(needed.group(1)) <= int(tag.group(1))
+
+
+def test_library_uses_no_python_and_finds_its_neighbours_by_relative_path(
+    unpacked: Path,
+) -> None:
+    with (unpacked / LIBRARY).open("rb") as file:
+        dynamic = ELFFile(file).get_section_by_name(".dynamic")
+        assert isinstance(dynamic, DynamicSection)
+        # The attributes are made from the tag's type, so mypy can't know them.
+        needed = [getattr(tag, "needed") for tag in dynamic.iter_tags("DT_NEEDED")]
+        (run_path,) = (
+            getattr(tag, "runpath") for tag in dynamic.iter_tags("DT_RUNPATH")
+        )
+    assert {"libtorch.so", "libtensorrt_rtx.so.1"} <= set(needed)
+    assert not [name for name in needed if "python" in name]
+    assert run_path == "$ORIGIN/../../torch/lib:$ORIGIN/../../tensorrt_rtx_libs"
+
+
+def test_second_build_is_byte_identical(unpacked: Path, tmp_path: Path) -> None:
+    """From files of another folder, with other times and modes."""
+    project = tmp_path / "files"
+    shutil.copytree(
+        unpacked / "torch_tensorrt",
+        project / "torch_tensorrt",
+        copy_function=shutil.copyfile,
+    )
+    root = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])
+    others = {
+        "pyproject.toml": "py",
+        "hatch_build.py": "py",
+        "LICENSE": "",
+        "README.md": "",
+    }
+    for name, folder in others.items():
+        shutil.copyfile(root / folder / name, project / name)
+    files = sorted(path for path in project.rglob("*") if path.is_file())
+    for index, path in enumerate(files):
+        path.chmod(0o755 if index % 2 else 0o640)
+        os.utime(path, (index, index))
+    tag = WHEEL.stem.split("-", 2)[2]
+    again = tmp_path / WHEEL.name
+    build(
+        [f"{path.relative_to(project)}={path}" for path in reversed(files)], tag, again
+    )
+    assert (
+        hashlib.sha256(again.read_bytes()).digest()
+        == hashlib.sha256(WHEEL.read_bytes()).digest()
+    )
+
+
+def test_works_in_a_fresh_environment_without_a_gpu(
+    python: Path, tmp_path: Path
+) -> None:
+    program = """
+import json, sys
+import torch
+import torch_tensorrt
+path = sys.argv[1]
+handle = torch.classes.tensorrt.RuntimeCacheHandle(path)
+handle.deserialize(torch.arange(100, dtype=torch.uint8))
+saved = handle.save()
+other = torch.classes.tensorrt.RuntimeCacheHandle(path)
+loaded = other.load()
+same = torch.equal(other.serialize(), handle.serialize())
+print(json.dumps([torch_tensorrt.__version__, torch_tensorrt.__file__, saved, loaded, same]))
+"""
+    version, file, *figures = json.loads(
+        run(python, program, str(tmp_path / "cache.bin"))
+    )
+    assert figures == [100, 100, True]
+    assert version == WHEEL.name.split("-")[1]
+    assert Path(file).is_relative_to(python.parent.parent)
+
+
+def test_library_loads_without_python_having_loaded_its_neighbours(
+    python: Path,
+) -> None:
+    program = """
+import ctypes, pathlib, sys, sysconfig
+assert "torch" not in sys.modules
+ctypes.CDLL(str(pathlib.Path(sysconfig.get_path("purelib"), sys.argv[1])))
+"""
+    run(python, program, LIBRARY)
+
+
+def test_headers_and_library_serve_a_cpp_program(
+    unpacked: Path, python: Path, tmp_path: Path
+) -> None:
+    compiler = shutil.which("g++")
+    assert compiler, "g++ is needed, as for building the library itself"
+    (site_packages,) = python.parent.parent.glob("lib/python*/site-packages")
+    source = tmp_path / "main.cpp"
+    source.write_text("""
+#include "core/runtime/RuntimeCacheFile.h"
+#include "core/util/file_lock.h"
+
+int main(int, char** argv) {
+  using torch_tensorrt::core::util::FileLock;
+  FileLock lock(FileLock::lock_path(argv[1]));
+  if (!lock.try_lock()) {
+    return 1;
+  }
+  lock.unlock();
+  torch_tensorrt::core::runtime::RuntimeCacheFile file(argv[1]);
+  return 0;
+}
+""")
+    program = tmp_path / "main"
+    subprocess.run(
+        [
+            compiler,
+            "-std=c++20",
+            f"-I{site_packages / INCLUDE}",
+            source,
+            site_packages / LIBRARY,
+            f"-Wl,-rpath,{(site_packages / LIBRARY).parent}",
+            "-Wl,--allow-shlib-undefined",
+            "-o",
+            program,
+        ],
+        check=True,
+    )
+    subprocess.run([program, tmp_path / "cache.bin"], check=True)
+    assert (tmp_path / "cache.bin.lock").exists()
