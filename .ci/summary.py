@@ -1,7 +1,7 @@
 """Prints `N passed, N failed` for a folder of results that .ci/run made.
 
 `NAME.passed` and `NAME.failed` tell how a stage ended. `NAME.json` are Bazel's build events of a
-stage, which name the report of every test target, cached ones too. Exits with 1 if something failed.
+stage, which name the report of every test target, cached ones too. Exits with 1 if one failed.
 """
 
 from __future__ import annotations
