@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+
+#include "core/runtime/RuntimeCacheFile.h"
+
+namespace torch_tensorrt::tests {
+
+inline core::runtime::RuntimeCacheFile::View view(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
+
+inline std::string text(core::runtime::RuntimeCacheFile::View bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+inline core::runtime::RuntimeCacheFile::Bytes owned(std::string text) {
+  const auto owner = std::make_shared<const std::string>(std::move(text));
+  return {.view = view(*owner), .owner = owner};
+}
+
+// What load() read; none if it read nothing.
+inline std::optional<std::string> load(core::runtime::RuntimeCacheFile& file) {
+  std::string bytes;
+  const size_t size = file.load([&bytes](size_t n) {
+    bytes.resize(n);
+    return reinterpret_cast<std::byte*>(bytes.data());
+  });
+  return size == 0 ? std::nullopt : std::optional(bytes);
+}
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+inline void write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream(path, std::ios::binary) << bytes;
+}
+
+inline std::set<std::string> names_in(const std::filesystem::path& directory) {
+  std::set<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    names.insert(entry.path().filename().string());
+  }
+  return names;
+}
+
+} // namespace torch_tensorrt::tests

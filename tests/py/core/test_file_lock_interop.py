@@ -1,0 +1,194 @@
+"""core/util/file_lock.h against the real `filelock`, in processes of their own.
+
+FILE_LOCK_TOOL is the program of tests/util/file_lock_tool.cpp; FILELOCK_3 a directory
+with an old filelock, one that unlinks the lock file at every release. The new filelock
+is the one of this interpreter.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import pytest
+
+KINDS = ["cpp-exclusive", "cpp-shared", "filelock-4", "filelock-3"]
+ORDERED_PAIRS = list(itertools.product(KINDS, KINDS))
+
+
+def required_path(variable: str) -> Path:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.fail(f"the environment variable {variable} is not set")
+    if not Path(path).exists():
+        pytest.fail(f"{variable}={path} does not exist")
+    return Path(path).absolute()
+
+
+class Peer:
+    """A process with a lock on the path: see tests/util/file_lock_tool.cpp for its commands."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        environment = dict(os.environ)
+        implementation, variant = kind.split("-")
+        if implementation == "cpp":
+            command = [str(required_path("FILE_LOCK_TOOL")), variant, str(path)]
+        else:
+            script = Path(__file__).with_name("filelock_peer.py")
+            command = [sys.executable, str(script), str(path)]
+            if variant == "3":
+                old = str(required_path("FILELOCK_3"))
+                paths = [old, environment.get("PYTHONPATH", "")]
+                environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        if implementation == "filelock":
+            version = self.hear()
+            assert version.startswith(f"{variant}."), f"{kind} runs {version}"
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def ask(self, command: str) -> str:
+        self.tell(command)
+        return self.hear()
+
+    def kill(self) -> None:
+        """SIGKILL, so that nothing in the process releases the lock; idempotent."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class StartPeer(Protocol):
+    def __call__(self, kind: str) -> Peer: ...
+
+
+@pytest.fixture
+def lock_path(tmp_path: Path) -> Path:
+    return tmp_path / "engine.cache.lock"
+
+
+@pytest.fixture
+def start(lock_path: Path) -> Iterator[StartPeer]:
+    with ExitStack() as stack:
+        yield lambda kind: stack.enter_context(Peer(kind, lock_path))
+
+
+def go_together(holder: str, other: str) -> bool:
+    return holder == other == "cpp-shared"
+
+
+@pytest.mark.parametrize(("held_by", "tried_by"), ORDERED_PAIRS)
+def test_holder_excludes_the_other_until_it_releases(
+    held_by: str, tried_by: str, start: StartPeer
+) -> None:
+    holder, other = start(held_by), start(tried_by)
+    assert holder.ask("try") == "acquired"
+    if go_together(held_by, tried_by):
+        assert other.ask("try") == "acquired"
+        assert other.ask("unlock") == "released"
+    else:
+        assert other.ask("try") == "busy"
+        assert other.ask("wait 0.06") == "busy"
+    assert holder.ask("unlock") == "released"
+    assert other.ask("try") == "acquired"
+
+
+@pytest.mark.parametrize("command", ["lock", "wait 60"])
+@pytest.mark.parametrize(("held_by", "awaited_by"), ORDERED_PAIRS)
+def test_release_hands_over_to_a_waiter(
+    held_by: str, awaited_by: str, command: str, start: StartPeer
+) -> None:
+    holder, waiter = start(held_by), start(awaited_by)
+    assert holder.ask("try") == "acquired"
+    waiter.tell(command)
+    assert holder.ask("unlock") == "released"
+    assert waiter.hear() == "acquired"
+    expected = "acquired" if go_together(held_by, awaited_by) else "busy"
+    assert holder.ask("try") == expected
+
+
+@pytest.mark.parametrize(("held_by", "tried_by"), ORDERED_PAIRS)
+def test_killed_holder_frees_the_lock(
+    held_by: str, tried_by: str, start: StartPeer
+) -> None:
+    holder, other = start(held_by), start(tried_by)
+    assert holder.ask("try") == "acquired"
+    holder.kill()
+    assert other.ask("try") == "acquired"
+
+
+@pytest.mark.parametrize("shared_holders", [1, 2])
+@pytest.mark.parametrize("kind", ["filelock-4", "filelock-3"])
+def test_filelock_waits_for_every_shared_holder(
+    kind: str, shared_holders: int, start: StartPeer
+) -> None:
+    holders = [start("cpp-shared") for _ in range(shared_holders)]
+    writer = start(kind)
+    for holder in holders:
+        assert holder.ask("try") == "acquired"
+    for holder in holders:
+        assert writer.ask("try") == "busy"
+        assert holder.ask("unlock") == "released"
+    assert writer.ask("try") == "acquired"
+
+
+@pytest.mark.parametrize("kinds", [KINDS[:1] + KINDS[2:3], KINDS[:1] + KINDS[2:]])
+def test_no_count_is_lost(kinds: list[str], start: StartPeer, tmp_path: Path) -> None:
+    rounds = 50
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    peers = [start(kind) for kind in kinds for _ in range(2)]
+    for peer in peers:
+        peer.tell(f"count {rounds} {counter}")
+    assert [peer.hear() for peer in peers] == ["counted"] * len(peers)
+    assert counter.read_text() == str(rounds * len(peers))
+
+
+@pytest.mark.parametrize("kind", ["cpp-exclusive", "filelock-4"])
+def test_the_lock_file_stays_and_is_not_written(
+    kind: str, start: StartPeer, lock_path: Path
+) -> None:
+    lock_path.write_text("a note")
+    peer = start(kind)
+    assert peer.ask("lock") == "acquired"
+    assert peer.ask("unlock") == "released"
+    assert lock_path.read_text() == "a note"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_symbolic_link_is_refused(
+    kind: str, start: StartPeer, lock_path: Path
+) -> None:
+    target = lock_path.with_name("target")
+    lock_path.symlink_to(target)
+    answer = start(kind).ask("try")
+    assert answer.startswith("error") and str(lock_path) in answer
+    assert not target.exists()
