@@ -1,0 +1,219 @@
+// Load and save of a 64 MiB cache file, as ratios to the bare system calls, and the memory that they need beside the
+// bytes themselves. Usage: bench_runtime_cache [--dir DIRECTORY] [--json FILE]
+
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/runtime/RuntimeCacheFile.h"
+#include "core/util/macros.h"
+#include "tools/perf/report.h"
+
+namespace torch_tensorrt::perf {
+namespace {
+
+namespace fs = std::filesystem;
+using core::runtime::RuntimeCacheFile;
+
+constexpr size_t kMebibyte = 1024 * 1024;
+constexpr size_t kSize = 64 * kMebibyte;
+constexpr int kLoads = 31;
+constexpr int kSaves = 21;
+
+using Buffer = std::unique_ptr<std::byte[]>;
+
+void check(bool condition, const char* call) {
+  TORCHTRT_CHECK(condition, call << ": " << std::strerror(errno));
+}
+
+Buffer read_plainly(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  check(file >= 0, "open");
+  struct stat status{};
+  check(::fstat(file, &status) == 0, "fstat");
+  const auto size = static_cast<size_t>(status.st_size);
+  auto buffer = std::make_unique_for_overwrite<std::byte[]>(size);
+  for (size_t done = 0; done < size;) {
+    const ssize_t n = ::read(file, buffer.get() + done, size - done);
+    check(n > 0, "read");
+    done += static_cast<size_t>(n);
+  }
+  ::close(file);
+  return buffer;
+}
+
+Buffer load(RuntimeCacheFile& file) {
+  Buffer buffer;
+  file.load([&buffer](size_t size) {
+    buffer = std::make_unique_for_overwrite<std::byte[]>(size);
+    return buffer.get();
+  });
+  return buffer;
+}
+
+void write_plainly(const std::string& path, RuntimeCacheFile::View bytes) {
+  const std::string temporary = path + ".new";
+  const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  check(file >= 0, "open");
+  for (size_t done = 0; done < bytes.size();) {
+    const ssize_t n = ::write(file, bytes.data() + done, bytes.size() - done);
+    check(n > 0, "write");
+    done += static_cast<size_t>(n);
+  }
+  check(::fsync(file) == 0, "fsync");
+  check(::rename(temporary.c_str(), path.c_str()) == 0, "rename");
+  const int directory = ::open(fs::path(path).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  check(directory >= 0, "open");
+  check(::fsync(directory) == 0, "fsync");
+  ::close(directory);
+  ::close(file);
+}
+
+void save(RuntimeCacheFile& file, RuntimeCacheFile::View bytes) {
+  const size_t written = file.save(bytes, [](auto, auto) -> RuntimeCacheFile::Bytes {
+    throw std::logic_error("somebody else saved to the benchmark's file");
+  });
+  TORCHTRT_CHECK(written == bytes.size(), "wrote " << written << " bytes of " << bytes.size());
+}
+
+template <class Call>
+double milliseconds(const Call& call) {
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+long peak_kibibytes() {
+  rusage usage{};
+  check(::getrusage(RUSAGE_SELF, &usage) == 0, "getrusage");
+  return usage.ru_maxrss;
+}
+
+// How far `call` raises the peak of a fresh process, whose peak so far is what it was forked with.
+double extra_mebibytes(const std::function<void()>& call) {
+  int pipe[2];
+  check(::pipe(pipe) == 0, "pipe");
+  const pid_t child = ::fork();
+  check(child >= 0, "fork");
+  if (child == 0) {
+    const long before = peak_kibibytes();
+    call();
+    const long extra = peak_kibibytes() - before;
+    ::_exit(::write(pipe[1], &extra, sizeof extra) == sizeof extra ? 0 : 1);
+  }
+  ::close(pipe[1]);
+  long extra = 0;
+  check(::read(pipe[0], &extra, sizeof extra) == sizeof extra, "read from the child");
+  ::close(pipe[0]);
+  check(::waitpid(child, nullptr, 0) == child, "waitpid");
+  return static_cast<double>(extra) / 1024;
+}
+
+void bench(const std::string& directory, Report& report) {
+  const std::string path = directory + "/cache.bin";
+  const std::string plain_path = directory + "/plain.bin";
+  std::vector<std::byte> bytes(kSize);
+  std::mt19937_64 random; // incompressible, as kernels nearly are
+  for (size_t i = 0; i < kSize; i += sizeof(uint64_t)) {
+    const uint64_t value = random();
+    std::memcpy(bytes.data() + i, &value, sizeof value);
+  }
+
+  RuntimeCacheFile file(path);
+  std::vector<double> plain_saves;
+  std::vector<double> saves;
+  for (int i = 0; i <= kSaves; ++i) {
+    bytes[0] = static_cast<std::byte>(i);
+    const double plain = milliseconds([&] { write_plainly(plain_path, bytes); });
+    const double ours = milliseconds([&] { save(file, bytes); });
+    if (i > 0) { // the first finds nothing to replace
+      plain_saves.push_back(plain);
+      saves.push_back(ours);
+    }
+  }
+
+  std::vector<double> plain_loads;
+  std::vector<double> loads;
+  for (int i = 0; i <= kLoads; ++i) {
+    plain_loads.push_back(milliseconds([&] { read_plainly(path); }));
+    loads.push_back(milliseconds([&] { load(file); }));
+  }
+
+  const auto add_speed = [&report](
+                             const char* name, const std::vector<double>& plain, const std::vector<double>& ours) {
+    const double baseline = median(plain);
+    const double measured = median(ours);
+    report.add({name, "ms", baseline, measured, baseline / measured, Report::Target::kAtLeast, 0.85});
+  };
+  const auto add_memory = [&report](const char* name, double measured, double limit) {
+    const double size = static_cast<double>(kSize / kMebibyte);
+    report.add({name, "MiB", size, measured, measured / size, Report::Target::kAtMost, limit});
+  };
+  add_speed("load 64 MiB: speed to open, fstat, read", plain_loads, loads);
+  add_memory("load 64 MiB: peak extra memory to file", extra_mebibytes([&] { load(file); }), 1.1);
+  add_speed("save 64 MiB: speed to write, fsync, rename", plain_saves, saves);
+  bytes[0] = std::byte{0xff};
+  add_memory("save 64 MiB: peak extra memory to file", extra_mebibytes([&] { save(file, bytes); }), 0.1);
+}
+
+int run(int argc, char** argv) {
+  fs::path parent = fs::temp_directory_path();
+  std::string json;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view option = argv[i];
+    if (option == "--dir" && i + 1 < argc) {
+      parent = argv[++i];
+    } else if (option == "--json" && i + 1 < argc) {
+      json = argv[++i];
+    } else {
+      std::fprintf(stderr, "usage: %s [--dir DIRECTORY] [--json FILE]\n", argv[0]);
+      return 2;
+    }
+  }
+  std::string directory = (parent / "bench_runtime_cache.XXXXXX").string();
+  check(::mkdtemp(directory.data()) != nullptr, "mkdtemp");
+  Report report;
+  try {
+    bench(directory, report);
+  } catch (...) {
+    fs::remove_all(directory);
+    throw;
+  }
+  fs::remove_all(directory);
+  report.print();
+  if (!json.empty()) {
+    report.write_json(json);
+  }
+  return 0;
+}
+
+} // namespace
+} // namespace torch_tensorrt::perf
+
+int main(int argc, char** argv) {
+  try {
+    return torch_tensorrt::perf::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
+    return 1;
+  }
+}
