@@ -2,7 +2,7 @@
 
 _HOUR = 3600  # seconds; torch over a slow line takes most of it
 
-def run(ctx, command, what, hint = "", quiet = False):
+def run(ctx, command, what, hint = "", quiet = False, environment = {}):
     """Runs a command of a repository rule; fails, with what the command said, if it does.
 
     Args:
@@ -11,11 +11,12 @@ def run(ctx, command, what, hint = "", quiet = False):
       what: names the command in the message.
       hint: what the user can do about a failure.
       quiet: whether to hide the command's output from the user.
+      environment: variables to set beside those of the Bazel server.
 
     Returns:
       What the command printed, without white space at the ends.
     """
-    result = ctx.execute(command, timeout = _HOUR, quiet = quiet)
+    result = ctx.execute(command, timeout = _HOUR, quiet = quiet, environment = environment)
     if result.return_code != 0:
         fail("{what} failed with exit code {code}.\n{hint}\n{output}".format(
             what = what,

@@ -43,26 +43,32 @@ def _version_of_headers(ctx, include):
     return ".".join([found.get(macro, "?") for macro in _VERSION_MACROS])
 
 def _find_cargo(ctx):
-    """A cargo that works: rustup's stand-in on the PATH is none where no toolchain is chosen."""
+    """The first cargo on the PATH that works and is new enough, and the environment that it needs."""
     tried = []
     for folder in ctx.os.environ.get("PATH", "").split(":"):
         cargo = ctx.path(folder + "/cargo") if folder.startswith("/") else None
         if cargo == None or not cargo.exists:
             continue
-        result = ctx.execute([cargo, "--version"])
+
+        # rustup's stand-in looks for its toolchains in the home directory. Where that is another one, as on build machines, they are
+        # still beside the stand-in.
+        environment = {}
+        toolchains = ctx.path(folder + "/../../.rustup")
+        if toolchains.exists and "RUSTUP_HOME" not in ctx.os.environ:
+            environment["RUSTUP_HOME"] = str(toolchains)
+        result = ctx.execute([cargo, "--version"], environment = environment)
         words = result.stdout.split(" ")
-        if result.return_code == 0 and len(words) >= 2:
-            version = tuple([int(part) for part in words[1].split(".")[:2]])
-            if version >= _MINIMUM_CARGO:
-                return cargo
-            tried.append("{} is {}".format(cargo, words[1]))
-        else:
+        if result.return_code != 0 or len(words) < 2:
             tried.append("{} does not run: {}".format(cargo, result.stderr.strip()))
+            continue
+        if tuple([int(part) for part in words[1].split(".")[:2]]) >= _MINIMUM_CARGO:
+            return cargo, environment
+        tried.append("{} is {}".format(cargo, words[1]))
     fail("No usable cargo on the PATH ({}).\n{}".format("; ".join(tried) or "there is none", _CARGO_HINT))
 
 def _fetch_headers(ctx, version):
     """The folder of the crate with the headers of the version; a lock file pins the crate and all it needs."""
-    cargo = _find_cargo(ctx)
+    cargo, environment = _find_cargo(ctx)
     ctx.report_progress("Fetching the headers of TensorRT-RTX {} with cargo".format(version))
     ctx.template("crate/Cargo.toml", ctx.attr.cargo_toml)
     ctx.file("crate/lib.rs")
@@ -70,12 +76,12 @@ def _fetch_headers(ctx, version):
     metadata = [cargo, "metadata", "--format-version", "1"] + manifest
 
     # Cargo alone knows the registry it takes crates from; the lock file must name it.
-    described = json.decode(run(ctx, metadata + ["--no-deps"], "cargo metadata --no-deps", quiet = True))
+    described = json.decode(run(ctx, metadata + ["--no-deps"], "cargo metadata --no-deps", quiet = True, environment = environment))
     registry = described["packages"][0]["dependencies"][0]["source"]
     ctx.template("crate/Cargo.lock", ctx.attr.cargo_lock, {"@REGISTRY@": registry})
 
-    run(ctx, [cargo, "fetch", "--locked"] + manifest, "cargo fetch", "Is a crate registry reachable? " + _CARGO_HINT)
-    resolved = json.decode(run(ctx, metadata + ["--locked", "--offline"], "cargo metadata", quiet = True))
+    run(ctx, [cargo, "fetch", "--locked"] + manifest, "cargo fetch", "Is a crate registry reachable? " + _CARGO_HINT, environment = environment)
+    resolved = json.decode(run(ctx, metadata + ["--locked", "--offline"], "cargo metadata", quiet = True, environment = environment))
     crate = [package for package in resolved["packages"] if package["name"] == "trtx-sys"][0]
     headers = ctx.path(crate["manifest_path"]).dirname.get_child("TensorRT-Headers")
     return headers.get_child("TRT-RTX-" + ".".join(version.split(".")[:2]))
