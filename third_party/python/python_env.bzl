@@ -53,15 +53,8 @@ package(default_visibility = ["//visibility:public"])
 exports_files(["python"])
 """
 
-def find_python(ctx):
-    """Finds an interpreter that can make virtual environments; fails with what to install.
-
-    Args:
-      ctx: the repository_ctx.
-
-    Returns:
-      The path of the python3 on the PATH.
-    """
+def _make_venv(ctx):
+    """Makes an empty virtual environment at venv/ and returns its interpreter: the only one sure to have pip."""
     hint = "Install it (Debian, Ubuntu: apt-get install python3 python3-venv), or name an interpreter by TORCHTRT_PYTHON."
     python = ctx.which("python3")
     if python == None:
@@ -69,7 +62,9 @@ def find_python(ctx):
     result = ctx.execute([python, "-c", _VERSION_PROGRAM])
     if result.return_code != 0:
         fail("{} can't be used: {} with venv is needed, but {} {}".format(python, _SUPPORTED, result.stderr.strip(), hint))
-    return python
+    ctx.report_progress("Making a virtual environment with {}".format(python))
+    run(ctx, [python, "-m", "venv", "venv"], "{} -m venv".format(python))
+    return ctx.path("venv/bin/python")
 
 def site_packages(ctx, label):
     """The site-packages folder of a python_env repository, given the label of a file of it."""
@@ -103,10 +98,7 @@ def _python_env_impl(ctx):
         _finish(ctx, named, identity = str(hash(identity)))
         return
 
-    base = find_python(ctx)
-    ctx.report_progress("Making a virtual environment with {}".format(base))
-    run(ctx, [base, "-m", "venv", "venv"], "{} -m venv".format(base))
-    python = ctx.path("venv/bin/python")
+    python = _make_venv(ctx)
     ctx.report_progress("pip installs {}: {}".format(requirements.basename, ctx.attr.effort))
     run(
         ctx,
@@ -129,7 +121,7 @@ python_env = repository_rule(
 
 def _python_packages_impl(ctx):
     requirements = ctx.path(ctx.attr.requirements)
-    python = find_python(ctx)
+    python = _make_venv(ctx)
     ctx.report_progress("pip installs {}".format(requirements.basename))
     run(
         ctx,
