@@ -1,0 +1,88 @@
+#include "core/runtime/EngineLoader.h"
+
+#include <mutex>
+#include <utility>
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "core/util/prelude.h"
+
+namespace torch_tensorrt::core::runtime {
+namespace {
+
+class TensorRTLogger final : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, const char* message) noexcept override {
+    // LogLevel's first five values are Severity's.
+    TORCHTRT_LOG(static_cast<util::logging::LogLevel>(severity), "TensorRT-RTX: " << message);
+  }
+};
+
+// Never destroyed: TensorRT-RTX wants it valid until its last object is gone, which may be in static storage.
+TensorRTLogger& logger() {
+  static auto* instance = new TensorRTLogger;
+  return *instance;
+}
+
+struct Installed {
+  std::mutex mutex;
+  EngineLoader loader; // guarded by mutex; empty means the default
+};
+
+// Never destroyed, like the logger.
+Installed& installed() {
+  static auto* instance = new Installed;
+  return *instance;
+}
+
+bool has_cuda_device() {
+  return c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA) &&
+      c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).deviceCount() > 0;
+}
+
+} // namespace
+
+LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
+  if (!has_cuda_device()) {
+    TORCHTRT_THROW_ERROR(
+        "A TensorRT-RTX engine needs an NVIDIA GPU, and torch finds none on this machine (driver missing, "
+        "CUDA_VISIBLE_DEVICES, or a torch built without CUDA)");
+  }
+  const c10::Device device = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
+  const auto runtime = util::make_trt(nvinfer1::createInferRuntime(logger()));
+  TORCHTRT_CHECK(runtime != nullptr, "TensorRT-RTX could not be started on " << device);
+  nvinfer1::ICudaEngine* engine = runtime->deserializeCudaEngine(plan.data(), plan.size());
+  TORCHTRT_CHECK(
+      engine != nullptr,
+      "TensorRT-RTX could not load a plan of "
+          << plan.size() << " bytes on " << device
+          << "; the log has its reasons (another version, another GPU, or no plan)");
+  // The engine must go before its runtime, which the deleter holds.
+  return {std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }), device};
+}
+
+LoadedEngine load_engine(std::string_view plan) {
+  EngineLoader loader;
+  {
+    const std::lock_guard guard(installed().mutex);
+    loader = installed().loader;
+  }
+  return loader ? loader(plan) : load_engine_with_tensorrt_rtx(plan);
+}
+
+EngineLoader set_engine_loader(EngineLoader loader) {
+  const std::lock_guard guard(installed().mutex);
+  return std::exchange(installed().loader, std::move(loader));
+}
+
+cudaStream_t native_stream(c10::Device device) {
+  if (device.is_cpu()) {
+    return nullptr;
+  }
+  const c10::impl::VirtualGuardImpl guard(device.type());
+  return static_cast<cudaStream_t>(guard.getStreamNativeHandle(guard.getStream(device)));
+}
+
+} // namespace torch_tensorrt::core::runtime
