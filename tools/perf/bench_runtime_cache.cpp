@@ -1,13 +1,10 @@
 // Load and save of a 64 MiB cache file, as ratios to the bare system calls, and the memory that they need beside the
-// bytes themselves. Usage: bench_runtime_cache [--dir DIRECTORY] [--json FILE]
+// bytes themselves; then what bench_shared_starts.h has. Usage: bench_runtime_cache [--dir DIRECTORY] [--json FILE]
 
-#include <fcntl.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +15,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -26,6 +24,8 @@
 
 #include "core/runtime/RuntimeCacheFile.h"
 #include "core/util/macros.h"
+#include "tools/perf/bench_shared_starts.h"
+#include "tools/perf/plain_file.h"
 #include "tools/perf/report.h"
 
 namespace torch_tensorrt::perf {
@@ -39,28 +39,6 @@ constexpr size_t kSize = 64 * kMebibyte;
 constexpr int kLoads = 31;
 constexpr int kSaves = 21;
 
-using Buffer = std::unique_ptr<std::byte[]>;
-
-void check(bool condition, const char* call) {
-  TORCHTRT_CHECK(condition, call << ": " << std::strerror(errno));
-}
-
-Buffer read_plainly(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  check(file >= 0, "open");
-  struct stat status{};
-  check(::fstat(file, &status) == 0, "fstat");
-  const auto size = static_cast<size_t>(status.st_size);
-  auto buffer = std::make_unique_for_overwrite<std::byte[]>(size);
-  for (size_t done = 0; done < size;) {
-    const ssize_t n = ::read(file, buffer.get() + done, size - done);
-    check(n > 0, "read");
-    done += static_cast<size_t>(n);
-  }
-  ::close(file);
-  return buffer;
-}
-
 Buffer load(RuntimeCacheFile& file) {
   Buffer buffer;
   file.load([&buffer](size_t size) {
@@ -68,24 +46,6 @@ Buffer load(RuntimeCacheFile& file) {
     return buffer.get();
   });
   return buffer;
-}
-
-void write_plainly(const std::string& path, RuntimeCacheFile::View bytes) {
-  const std::string temporary = path + ".new";
-  const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  check(file >= 0, "open");
-  for (size_t done = 0; done < bytes.size();) {
-    const ssize_t n = ::write(file, bytes.data() + done, bytes.size() - done);
-    check(n > 0, "write");
-    done += static_cast<size_t>(n);
-  }
-  check(::fsync(file) == 0, "fsync");
-  check(::rename(temporary.c_str(), path.c_str()) == 0, "rename");
-  const int directory = ::open(fs::path(path).parent_path().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  check(directory >= 0, "open");
-  check(::fsync(directory) == 0, "fsync");
-  ::close(directory);
-  ::close(file);
 }
 
 void save(RuntimeCacheFile& file, RuntimeCacheFile::View bytes) {
@@ -194,6 +154,7 @@ int run(int argc, char** argv) {
   Report report;
   try {
     bench(directory, report);
+    bench_shared_starts(directory, report);
   } catch (...) {
     fs::remove_all(directory);
     throw;
@@ -211,6 +172,9 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
+    if (const auto status = torch_tensorrt::perf::shared_starts_main(argc, argv)) {
+      return *status;
+    }
     return torch_tensorrt::perf::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", argv[0], error.what());

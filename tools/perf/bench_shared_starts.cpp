@@ -1,0 +1,368 @@
+#include "tools/perf/bench_shared_starts.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <ATen/ops/from_blob.h>
+
+#include "core/runtime/EngineLoader.h"
+#include "core/runtime/RuntimeCacheHandle.h"
+#include "core/runtime/TRTEngine.h"
+#include "core/util/macros.h"
+#include "tests/util/SimulatedDevice.h"
+#include "tests/util/SimulatedEngineLoader.h"
+#include "tests/util/SimulatedPlan.h"
+#include "tools/perf/plain_file.h"
+
+namespace torch_tensorrt::perf {
+namespace {
+
+using core::runtime::RuntimeCacheHandle;
+using core::runtime::TRTEngine;
+using tests::SimulatedDevice;
+using tests::SimulatedKernel;
+using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC: one for all processes
+using CachePtr = c10::intrusive_ptr<RuntimeCacheHandle>;
+
+constexpr std::string_view kFirstResult = "--first-result";
+constexpr std::string_view kSave = "--save-when-told";
+
+constexpr uint64_t kKernels = 200;
+constexpr uint64_t kKernelSize = 65536;
+constexpr std::chrono::milliseconds kCompileTime{5};
+constexpr int kColdStarts = 3;
+constexpr int kWarmStarts = 15;
+
+constexpr size_t kSavers = 32;
+constexpr uint64_t kKernelsOfASaver = 8;
+constexpr int kSaveRounds = 5;
+
+double milliseconds(Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+template <class Value>
+void write_value(int fd, const Value& value) {
+  check(::write(fd, &value, sizeof value) == ssize_t{sizeof value}, "write to another process");
+}
+
+template <class Value>
+Value read_value(int fd) {
+  Value value;
+  check(::read(fd, &value, sizeof value) == ssize_t{sizeof value}, "read from another process");
+  return value;
+}
+
+// This program once more, with a pipe to its stdin, unless that is given, and one from its stdout.
+class Process {
+ public:
+  explicit Process(std::vector<std::string> arguments, int stdin_fd = -1) {
+    std::array<int, 2> in{-1, -1};
+    std::array<int, 2> out{};
+    check(stdin_fd >= 0 || ::pipe2(in.data(), O_CLOEXEC) == 0, "pipe2");
+    check(::pipe2(out.data(), O_CLOEXEC) == 0, "pipe2");
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, stdin_fd >= 0 ? stdin_fd : in[0], STDIN_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
+    arguments.insert(arguments.begin(), "/proc/self/exe");
+    std::vector<char*> argv;
+    for (std::string& argument : arguments) {
+      argv.push_back(argument.data());
+    }
+    argv.push_back(nullptr);
+    const int error = ::posix_spawn(&pid_, argv[0], &actions, nullptr, argv.data(), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    ::close(in[0]);
+    ::close(out[1]);
+    in_ = in[1];
+    out_ = out[0];
+    TORCHTRT_CHECK(error == 0, "Can't start a process: error " << error);
+  }
+
+  ~Process() {
+    ::close(in_);
+    ::close(out_);
+    if (is_running_) {
+      ::waitpid(pid_, nullptr, 0); // it ends when its stdin does
+    }
+  }
+
+  Process(const Process&) = delete;
+  Process& operator=(const Process&) = delete;
+
+  int in() const {
+    return in_;
+  }
+  int out() const {
+    return out_;
+  }
+
+  void wait() {
+    int status = 0;
+    check(::waitpid(pid_, &status, 0) == pid_, "waitpid");
+    is_running_ = false;
+    TORCHTRT_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "A process of the benchmark failed");
+  }
+
+ private:
+  pid_t pid_ = 0;
+  int in_ = -1;
+  int out_ = -1;
+  bool is_running_ = true;
+};
+
+std::unique_ptr<TRTEngine> make_engine(std::vector<SimulatedKernel> kernels, CachePtr cache) {
+  return std::make_unique<TRTEngine>(
+      core::runtime::load_engine(tests::make_plan(tests::relu_plan(std::move(kernels)))),
+      core::runtime::RuntimeSettings{.runtime_cache = std::move(cache)});
+}
+
+// --- First result ---
+
+struct FirstResult {
+  Clock::duration time;
+  uint64_t compilations;
+};
+
+// With the bytes of the memory file on stdin.
+void deserialize_stdin(RuntimeCacheHandle& cache) {
+  struct stat status{};
+  check(::fstat(STDIN_FILENO, &status) == 0, "fstat");
+  const auto size = static_cast<size_t>(status.st_size);
+  void* const bytes = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE, STDIN_FILENO, 0);
+  check(bytes != MAP_FAILED, "mmap");
+  cache.deserialize(at::from_blob(bytes, {status.st_size}, at::kByte));
+  ::munmap(bytes, size);
+}
+
+int give_first_result(const std::string& path, Clock::time_point spawned) {
+  const auto device = std::make_shared<SimulatedDevice>();
+  device->set_compile_time(kCompileTime);
+  const tests::ScopedSimulation simulation(device);
+  const auto cache = c10::make_intrusive<RuntimeCacheHandle>(path);
+  if (path.empty()) {
+    const auto start = Clock::now();
+    deserialize_stdin(*cache);
+    spawned += Clock::now() - start;
+  }
+  const auto engine = make_engine(tests::make_kernels("conv", kKernels, kKernelSize), cache);
+  engine->execute(engine->example_inputs());
+  const auto time = Clock::now() - spawned;
+  write_value(STDOUT_FILENO, FirstResult{.time = time, .compilations = device->counters().compilations});
+  return 0;
+}
+
+// `path` is that of the cache; empty: `blob_fd` has it.
+double first_result(const std::string& path, int blob_fd, uint64_t expected_compilations) {
+  const std::string now = std::to_string(Clock::now().time_since_epoch().count());
+  Process process({std::string(kFirstResult), path, now}, blob_fd);
+  const auto result = read_value<FirstResult>(process.out());
+  process.wait();
+  TORCHTRT_CHECK(
+      result.compilations == expected_compilations,
+      result.compilations << " kernels were compiled instead of " << expected_compilations);
+  return milliseconds(result.time);
+}
+
+int memory_file_of(const std::string& path) {
+  const int blob = ::memfd_create("cache", MFD_CLOEXEC);
+  check(blob >= 0, "memfd_create");
+  const Buffer bytes = read_plainly(path);
+  const auto size = static_cast<size_t>(std::filesystem::file_size(path));
+  for (size_t done = 0; done < size;) {
+    const ssize_t n = ::write(blob, bytes.get() + done, size - done);
+    check(n > 0, "write");
+    done += static_cast<size_t>(n);
+  }
+  return blob;
+}
+
+void bench_first_result(const std::string& directory, Report& report) {
+  const std::string path = directory + "/shared.bin";
+  std::vector<double> cold;
+  for (int i = 0; i < kColdStarts; ++i) {
+    std::filesystem::remove(path);
+    cold.push_back(first_result(path, STDIN_FILENO, kKernels));
+  }
+  const int blob = memory_file_of(path);
+  std::vector<double> from_memory;
+  std::vector<double> warm;
+  for (int i = 0; i < kWarmStarts; ++i) {
+    from_memory.push_back(first_result("", blob, 0));
+    warm.push_back(first_result(path, STDIN_FILENO, 0));
+  }
+  ::close(blob);
+  const double baseline = median(from_memory);
+  const double measured = median(warm);
+  report.add(
+      {"first result, warm: to blob in memory",
+       "ms",
+       baseline,
+       measured,
+       measured / baseline,
+       Report::Target::kAtMost,
+       1.1});
+  report.add(
+      {"first result, warm: to cold",
+       "ms",
+       median(cold),
+       measured,
+       measured / median(cold),
+       Report::Target::kAtMost,
+       1});
+}
+
+// --- Saving at once ---
+
+struct Save {
+  Clock::time_point begin;
+  Clock::time_point end;
+};
+
+// The name of a kernel of saver `i`.
+std::string prefix_of(size_t i) {
+  return "saver" + std::to_string(i) + "_";
+}
+
+std::string file_of_round(const std::string& directory, int round) {
+  return directory + "/saved" + std::to_string(round) + ".bin";
+}
+
+int save_when_told(const std::string& directory, size_t index) {
+  const tests::ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
+  const auto cache = c10::make_intrusive<RuntimeCacheHandle>("");
+  const auto engine = make_engine(tests::make_kernels(prefix_of(index), kKernelsOfASaver, kKernelSize), cache);
+  engine->execute(engine->example_inputs());
+  write_value(STDOUT_FILENO, 'r');
+  for (int round = 0; round < kSaveRounds; ++round) {
+    const auto path = file_of_round(directory, read_value<int>(STDIN_FILENO));
+    Save save{.begin = Clock::now(), .end = {}};
+    cache->save(path);
+    save.end = Clock::now();
+    write_value(STDOUT_FILENO, save);
+  }
+  return 0;
+}
+
+// Throws unless the file has the kernels of every saver.
+void check_nothing_is_lost(const std::string& path) {
+  const auto device = std::make_shared<SimulatedDevice>();
+  const tests::ScopedSimulation simulation(device);
+  const auto cache = c10::make_intrusive<RuntimeCacheHandle>(path);
+  cache->set_autosave(false);
+  for (size_t i = 0; i < kSavers; ++i) {
+    const auto engine = make_engine(tests::make_kernels(prefix_of(i), kKernelsOfASaver, kKernelSize), cache);
+    engine->execute(engine->example_inputs());
+  }
+  const uint64_t lost = device->counters().compilations;
+  TORCHTRT_CHECK(lost == 0, lost << " kernels were lost from '" << path << "'");
+}
+
+std::vector<double> save_at_once(const std::string& directory) {
+  std::vector<std::unique_ptr<Process>> processes;
+  for (size_t i = 0; i < kSavers; ++i) {
+    processes.push_back(
+        std::make_unique<Process>(std::vector<std::string>{std::string(kSave), directory, std::to_string(i)}));
+  }
+  for (const auto& process : processes) {
+    read_value<char>(process->out());
+  }
+  std::vector<double> times;
+  for (int round = 0; round < kSaveRounds; ++round) {
+    for (const auto& process : processes) {
+      write_value(process->in(), round);
+    }
+    Save all = read_value<Save>(processes.front()->out());
+    for (size_t i = 1; i < kSavers; ++i) {
+      const auto save = read_value<Save>(processes[i]->out());
+      all = {.begin = std::min(all.begin, save.begin), .end = std::max(all.end, save.end)};
+    }
+    times.push_back(milliseconds(all.end - all.begin));
+    check_nothing_is_lost(file_of_round(directory, round));
+  }
+  for (const auto& process : processes) {
+    process->wait();
+  }
+  return times;
+}
+
+struct InTurn {
+  std::vector<double> handles;
+  std::vector<double> plain_writes;
+};
+
+InTurn save_in_turn(const std::string& directory) {
+  const tests::ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
+  std::vector<CachePtr> caches;
+  for (size_t i = 0; i < kSavers; ++i) {
+    caches.push_back(c10::make_intrusive<RuntimeCacheHandle>(""));
+    const auto engine = make_engine(tests::make_kernels(prefix_of(i), kKernelsOfASaver, kKernelSize), caches.back());
+    engine->execute(engine->example_inputs());
+  }
+  InTurn times;
+  for (int round = 0; round < kSaveRounds; ++round) {
+    const std::string path = file_of_round(directory, kSaveRounds + round);
+    Clock::duration handles{};
+    Clock::duration plain_writes{};
+    for (const CachePtr& cache : caches) {
+      const auto start = Clock::now();
+      cache->save(path);
+      handles += Clock::now() - start;
+      const Buffer content = read_plainly(path);
+      const auto size = static_cast<size_t>(std::filesystem::file_size(path));
+      const auto start_of_plain = Clock::now();
+      write_plainly(directory + "/plain_in_turn.bin", std::span(content.get(), size));
+      plain_writes += Clock::now() - start_of_plain;
+    }
+    times.handles.push_back(milliseconds(handles));
+    times.plain_writes.push_back(milliseconds(plain_writes));
+  }
+  return times;
+}
+
+void bench_saving_at_once(const std::string& directory, Report& report) {
+  const InTurn in_turn = save_in_turn(directory);
+  const double measured = median(save_at_once(directory));
+  const auto add = [&](const char* name, const std::vector<double>& times) {
+    const double baseline = median(times);
+    report.add({name, "ms", baseline, measured, measured / baseline, Report::Target::kAtMost, 3});
+  };
+  add("32 processes save: to plain writes in turn", in_turn.plain_writes);
+  add("32 processes save: to saves in turn", in_turn.handles);
+}
+
+} // namespace
+
+void bench_shared_starts(const std::string& directory, Report& report) {
+  bench_first_result(directory, report);
+  bench_saving_at_once(directory, report);
+}
+
+std::optional<int> shared_starts_main(int argc, char** argv) {
+  if (argc == 4 && argv[1] == kFirstResult) {
+    return give_first_result(argv[2], Clock::time_point(Clock::duration(std::stoll(argv[3]))));
+  }
+  if (argc == 4 && argv[1] == kSave) {
+    return save_when_told(argv[2], std::stoul(argv[3]));
+  }
+  return std::nullopt;
+}
+
+} // namespace torch_tensorrt::perf
