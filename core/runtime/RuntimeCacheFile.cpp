@@ -25,7 +25,8 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
-constexpr int kMergesWithoutLock = 3;
+// More would let many savers at once spend their time on merges that are thrown away.
+constexpr int kMergesWithoutLock = 1;
 constexpr int kReadsOfAChangingFile = 3;
 constexpr int kLinksFollowed = 40; // as Linux does
 constexpr size_t kCompareChunk = 64 * 1024;

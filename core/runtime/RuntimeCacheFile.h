@@ -78,8 +78,8 @@ class RuntimeCacheFile {
   //
   // If the file is not the generation that this object last loaded or saved, `merge` decides what is written instead.
   // The result is a generation that this object does not know, because what `merge` added is not in the caller's bytes:
-  // the next save merges again. `merge` is called without the lock, and anew if another process saved meanwhile; after
-  // three such rounds, with the lock held. An exception of `merge` ends the save.
+  // the next save merges again. `merge` is called without the lock; if another process saved meanwhile it is called
+  // anew, with the lock held. An exception of `merge` ends the save.
   //
   // The new file has the mode of the old one and, where the system allows it, its owner and group; a first one has
   // 0666 less the umask. Temporary files that dead writers left are removed. Where a rename is impossible (a single
