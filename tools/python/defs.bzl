@@ -4,12 +4,17 @@ The native py_binary and py_test are not used: their launcher in Bazel 4 wants a
 would have to be registered for every build, those that need no Python too.
 """
 
+PythonPathInfo = provider(
+    doc = "A target in `deps` with it has Python packages that come before the workspace's own.",
+    fields = {"folder": "path of the packages' folder below the runfiles of the workspace"},
+)
+
 _LAUNCHER = """#!/usr/bin/env bash
 set -euo pipefail
 runfiles=${{RUNFILES_DIR:-${{TEST_SRCDIR:-$0.runfiles}}}}
 [ -d "$runfiles" ] || {{ echo "$0: no runfiles at $runfiles" >&2; exit 1; }}
 root=$(cd "$runfiles" && pwd)/{workspace}
-export PYTHONPATH=$root:$root/py PYTHONNOUSERSITE=1
+export PYTHONPATH={path} PYTHONNOUSERSITE=1
 {exports}
 {command}
 """
@@ -24,9 +29,12 @@ def _implement(ctx, file, command):
         runfiles = runfiles.merge(ctx.runfiles(files = [file])).merge(target[DefaultInfo].default_runfiles)
     for dependency in ctx.attr.data + ctx.attr.deps:
         runfiles = runfiles.merge(dependency[DefaultInfo].default_runfiles)
+    path = ["$root/" + target[PythonPathInfo].folder for target in ctx.attr.deps if PythonPathInfo in target]
+    path += ["$root", "$root/py"]
     launcher = ctx.actions.declare_file(ctx.label.name)
     ctx.actions.write(launcher, _LAUNCHER.format(
         workspace = ctx.workspace_name,
+        path = ":".join(path),
         exports = "\n".join(exports),
         command = command,
     ), is_executable = True)
