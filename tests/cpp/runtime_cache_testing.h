@@ -10,7 +10,10 @@
 #include <span>
 #include <string>
 
+#include <gtest/gtest.h>
+
 #include "core/runtime/RuntimeCacheFile.h"
+#include "core/util/Exception.h"
 
 namespace torch_tensorrt::tests {
 
@@ -52,6 +55,18 @@ inline std::set<std::string> names_in(const std::filesystem::path& directory) {
     names.insert(entry.path().filename().string());
   }
   return names;
+}
+
+// What `call` throws says.
+template <class Call>
+std::string error_of(const Call& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return "";
 }
 
 } // namespace torch_tensorrt::tests

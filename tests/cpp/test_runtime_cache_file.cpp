@@ -73,17 +73,6 @@ class RuntimeCacheFileTest : public ::testing::Test {
     return status.st_ino;
   }
 
-  template <class Call>
-  static std::string error_of(const Call& call) {
-    try {
-      call();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    ADD_FAILURE() << "nothing was thrown";
-    return "";
-  }
-
   const TemporaryDirectory directory_;
   const std::string path_ = directory_.file("cache.bin");
   const std::string lock_path_ = path_ + ".lock";
