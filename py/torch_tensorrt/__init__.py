@@ -1,12 +1,18 @@
-"""The runtime of Torch-TensorRT for TensorRT-RTX.
+"""The runtime half of Torch-TensorRT for TensorRT-RTX.
 
-Importing it loads the C++ runtime, after which `torch.classes.tensorrt.RuntimeCacheHandle(path)`
-reads and writes a runtime cache that other processes share.
+It loads serialized engines, runs them from torch, and keeps the kernels that TensorRT-RTX compiles
+at run time in a file that other processes share. Where the C++ runtime can't be loaded, the Python
+runtime takes its place.
 """
 
-from torch_tensorrt._library import load_library
+import logging
+
+from torch_tensorrt._library import library_error
 from torch_tensorrt._version import __version__
 
 __all__ = ["__version__"]
 
-load_library()
+if (_error := library_error()) is not None:
+    logging.getLogger(__name__).warning(
+        "The Python runtime takes the place of the C++ one: %s", _error
+    )

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
-# Both load the shared libraries that ours is linked to. Their being there already makes ours load
-# also where pip put the packages into different folders, and its run path leads nowhere.
-import tensorrt_rtx
 import torch
 
 LIBRARY_PATH = Path(__file__).parent / "lib" / "libtorchtrt_runtime.so"
 
 
-def load_library() -> None:
-    """Registers the C++ runtime's classes and ops with torch; a second call does nothing.
+@cache
+def library_error() -> ImportError | None:
+    """Why the C++ runtime can't be used, None if it can.
 
-    Raises:
-        ImportError: the library is missing, or was built for another torch or TensorRT-RTX than
-            those installed.
+    The library is missing, or was built for another torch or TensorRT-RTX than those installed. The
+    first call loads it; later ones answer the same.
     """
+    try:
+        # Brings the shared library that ours is linked to, and which ours would not find where pip
+        # put the packages into different folders. torch, imported above, brings its own.
+        import tensorrt_rtx
+    except ImportError as error:
+        return ImportError(f"{LIBRARY_PATH} needs tensorrt_rtx: {error}")
     try:
         torch.ops.load_library(LIBRARY_PATH)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise ImportError(
+        return ImportError(
             f"{LIBRARY_PATH} can't be loaded with torch {torch.__version__} and "
             f"tensorrt_rtx {tensorrt_rtx.__version__}: {error}"
-        ) from error
+        )
+    return None

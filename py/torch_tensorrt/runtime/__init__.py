@@ -1,0 +1,1 @@
+"""Runtime caches that processes share, and the settings of engines."""
