@@ -3,8 +3,7 @@
 #include <mutex>
 #include <utility>
 
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <ATen/Context.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/util/prelude.h"
@@ -37,15 +36,11 @@ Installed& installed() {
   return *instance;
 }
 
-bool has_cuda_device() {
-  return c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA) &&
-      c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).deviceCount() > 0;
-}
-
 } // namespace
 
 LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
-  if (!has_cuda_device()) {
+  // Not the device guard's deviceCount(): torch's fake tensors put a guard of no effect there, which counts one.
+  if (!at::hasCUDA()) {
     TORCHTRT_THROW_ERROR(
         "A TensorRT-RTX engine needs an NVIDIA GPU, and torch finds none on this machine (driver missing, "
         "CUDA_VISIBLE_DEVICES, or a torch built without CUDA)");

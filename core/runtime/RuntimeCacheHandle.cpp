@@ -9,6 +9,7 @@
 #include <system_error>
 #include <utility>
 
+#include <ATen/Context.h>
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -83,11 +84,10 @@ at::Tensor tensor_of(std::shared_ptr<IHostMemory> bytes) {
 }
 
 std::optional<c10::Device> current_cuda_device() {
-  if (!c10::impl::hasDeviceGuardImpl(c10::DeviceType::CUDA)) {
+  if (!at::hasCUDA()) {
     return std::nullopt;
   }
-  const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
-  return cuda.deviceCount() > 0 ? std::optional(cuda.getDevice()) : std::nullopt;
+  return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
 }
 
 bool file_has_bytes(const std::string& path) {
