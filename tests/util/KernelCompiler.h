@@ -38,10 +38,10 @@ class KernelCompiler {
   std::shared_ptr<KernelStore> store_;
 
   std::mutex mutex_; // guards the rest
-  std::condition_variable changed_;
+  std::unique_ptr<std::condition_variable> changed_ = std::make_unique<std::condition_variable>();
   std::deque<SimulatedKernel> queue_;
   bool stop_ = false;
-  std::thread worker_; // started by the first kernel
+  std::unique_ptr<std::thread> worker_; // started by the first kernel
   pid_t worker_process_ = 0;
 };
 

@@ -16,13 +16,13 @@ class LogForwarder final : public nvinfer1::ILogger {
   }
 };
 
-// Never destroyed: an engine in static storage may still use it.
-LogForwarder& log_forwarder() {
+} // namespace
+
+// An engine in static storage may use it to the last.
+nvinfer1::ILogger& log_forwarder() {
   static auto* instance = new LogForwarder;
   return *instance;
 }
-
-} // namespace
 
 core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device) {
   return [device = std::move(device)](std::string_view plan) -> core::runtime::LoadedEngine {

@@ -2,10 +2,15 @@
 
 #include <memory>
 
+#include <NvInferRuntime.h>
+
 #include "core/runtime/EngineLoader.h"
 #include "tests/util/SimulatedDevice.h"
 
 namespace torch_tensorrt::tests {
+
+// Writes to the log, as the product's logger does for TensorRT-RTX. Never destroyed.
+nvinfer1::ILogger& log_forwarder();
 
 // Loads make_plan()'s plans on `device`; its engines want their tensors on the CPU. Each engine has a runtime of its
 // own, as with the default loader. The device's errors go to the log as TensorRT-RTX's do.

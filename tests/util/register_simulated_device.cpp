@@ -19,6 +19,7 @@
 #include "tests/util/SimulatedDevice.h"
 #include "tests/util/SimulatedEngineLoader.h"
 #include "tests/util/SimulatedPlan.h"
+#include "tests/util/register_simulated_tensorrt_rtx.h"
 
 namespace torch_tensorrt::tests {
 namespace {
@@ -30,8 +31,13 @@ class PythonDevice : public torch::CustomClassHolder {
     return *device_;
   }
 
-  // Every plan of this process is loaded on this device until uninstall(), or until this goes; the engines that have
-  // been stay usable.
+  // For a runtime of one's own, such as the Python one.
+  OptionalOwned<nvinfer1::IRuntime> create_infer_runtime() {
+    return create_owned_runtime(device_);
+  }
+
+  // Every plan that the C++ runtime of this process loads is loaded on this device until uninstall(), or until this
+  // goes; the engines that have been stay usable.
   void install() {
     scope_.emplace(device_);
   }
@@ -89,9 +95,22 @@ std::vector<SimulatedKernel> checked_kernels(const std::string& prefix, int64_t 
   return make_kernels(prefix, static_cast<uint64_t>(count), static_cast<uint64_t>(size));
 }
 
-// y = max(x, 0). Its kernels compile with the engine's first inference.
-at::Tensor relu_plan_tensor(std::string prefix, int64_t kernels, int64_t kernel_size, std::vector<int64_t> dims) {
-  return plan_tensor(relu_plan(checked_kernels(prefix, kernels, kernel_size), std::move(dims)));
+// y = max(x, 0), and the same for `pairs` - 1 pairs more, x1 and y1 and so on. Its kernels compile with the engine's
+// first inference.
+at::Tensor relu_plan_tensor(
+    const std::string& prefix,
+    int64_t kernels,
+    int64_t kernel_size,
+    std::vector<int64_t> dims,
+    int64_t pairs) {
+  SimulatedPlan plan = relu_plan(checked_kernels(prefix, kernels, kernel_size), std::move(dims));
+  for (int64_t i = 1; i < pairs; ++i) {
+    plan.inputs.push_back(plan.inputs[0]);
+    plan.inputs.back().name += std::to_string(i);
+    plan.outputs.push_back(plan.outputs[0]);
+    plan.outputs.back().name += std::to_string(i);
+  }
+  return plan_tensor(plan);
 }
 
 // The same for x of every shape from `min` to `max`. Its kernels are specialized for each shape.
@@ -118,9 +137,11 @@ at::Tensor dynamic_relu_plan_tensor(
 }
 
 TORCH_LIBRARY(tensorrt_simulated, m) {
+  register_simulated_tensorrt_rtx(m);
   const SimulatedEnvironment environment;
   m.class_<PythonDevice>("Device")
       .def(torch::init<>())
+      .def("create_infer_runtime", &PythonDevice::create_infer_runtime)
       .def("install", &PythonDevice::install)
       .def("uninstall", &PythonDevice::uninstall)
       .def(
@@ -157,7 +178,9 @@ TORCH_LIBRARY(tensorrt_simulated, m) {
         self->device().wait_for_background_compilation();
       });
 
-  m.def("relu_plan(str prefix='', int kernels=0, int kernel_size=1024, int[] dims=[4]) -> Tensor", &relu_plan_tensor);
+  m.def(
+      "relu_plan(str prefix='', int kernels=0, int kernel_size=1024, int[] dims=[4], int pairs=1) -> Tensor",
+      &relu_plan_tensor);
   m.def(
       "dynamic_relu_plan(int[] min, int[] opt, int[] max, str prefix='', int kernels=0, int kernel_size=1024) -> "
       "Tensor",
