@@ -1,0 +1,1 @@
+"""What upstream has for graphs that torch.export made; here its runtime modules."""

@@ -1,0 +1,110 @@
+"""The file in which an engine is kept: what `EngineModule.save` writes and `load` reads."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MAGIC = "torch_tensorrt engine"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """What an engine file holds.
+
+    On disk it is a dict that `torch.load(path, weights_only=True)` reads, with a key for each
+    attribute, and "magic" and "version" besides. The runtime cache is not in it, since its path
+    belongs to a machine.
+
+    Attributes:
+        plan: the serialized engine, uint8 [n], on the CPU.
+    """
+
+    plan: torch.Tensor
+    input_binding_names: list[str]
+    output_binding_names: list[str]
+    name: str
+    dynamic_shapes_kernel_specialization_strategy: str
+    cuda_graph_strategy: str
+
+
+_TYPES: dict[str, type] = {
+    "plan": torch.Tensor,
+    "input_binding_names": list,
+    "output_binding_names": list,
+    "name": str,
+    "dynamic_shapes_kernel_specialization_strategy": str,
+    "cuda_graph_strategy": str,
+}
+
+
+def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
+    """Writes `engine` to `path`, of which a reader sees the old file or the new one.
+
+    Raises:
+        OSError: it could not be written; the file that was there is as it was.
+    """
+    # A link is followed, as open() would: its file is what gets replaced.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
+    content = {
+        "magic": _MAGIC,
+        "version": _VERSION,
+        **{field.name: getattr(engine, field.name) for field in fields(engine)},
+    }
+    try:
+        with temporary.open("xb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load_engine_file(path: str | os.PathLike[str]) -> EngineFile:
+    """Reads what `save_engine_file` wrote; the plan is mapped into memory, not read.
+
+    Raises:
+        OSError: there is no such file, or it can't be read.
+        ValueError: it is no engine file, damaged, or of a later version of this package.
+    """
+    try:
+        # mmap, so that a plan of gigabytes is read once, by who deserializes it.
+        content = torch.load(
+            os.fspath(path), map_location="cpu", weights_only=True, mmap=True
+        )
+    except OSError:
+        raise
+    except (
+        Exception
+    ) as error:  # torch's own text advises how to read other kinds of files
+        raise ValueError(
+            f"'{os.fspath(path)}' is no engine file, or a damaged one"
+        ) from error
+    return _checked(os.fspath(path), content)
+
+
+def _checked(path: str, content: Any) -> EngineFile:
+    if not isinstance(content, dict) or content.get("magic") != _MAGIC:
+        raise ValueError(
+            f"'{path}' is a file of torch.save, but no engine file; torch_tensorrt.load reads what "
+            "the save() of a compiled module wrote"
+        )
+    version = content.get("version")
+    if not isinstance(version, int) or version > _VERSION:
+        raise ValueError(
+            f"'{path}' is an engine file of format {version}; this version of torch_tensorrt reads "
+            f"up to {_VERSION}"
+        )
+    for name, expected in _TYPES.items():
+        if not isinstance(content.get(name), expected):
+            raise ValueError(f"The engine file '{path}' is damaged: no {name} in it")
+    return EngineFile(**{name: content[name] for name in _TYPES})

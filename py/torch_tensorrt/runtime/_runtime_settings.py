@@ -1,0 +1,109 @@
+"""The run-time knobs of an engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+
+# In order of TensorRT-RTX's own values.
+DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES = ("lazy", "eager", "none")
+CUDA_GRAPH_STRATEGIES = ("disabled", "whole_graph_capture")
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """How an engine runs; the same engine may run with other settings later.
+
+    Two settings are equal, and one key of a dict, if their strategies are and their caches are one
+    object or one path. Immutable, hence usable from any thread.
+
+    Attributes:
+        dynamic_shapes_kernel_specialization_strategy: when TensorRT-RTX compiles kernels for one
+            shape of an engine with dynamic shapes. "lazy": in the background, while kernels that
+            fit any shape run; "eager": before the first inference with the shape; "none": never.
+        cuda_graph_strategy: whether TensorRT-RTX itself runs inferences as CUDA graphs. "disabled":
+            no; "whole_graph_capture": a graph of the whole engine for each shape, where it can.
+        runtime_cache: where compiled kernels are kept. A `RuntimeCache`, which any number of
+            engines may share; a path, for which the engine makes a cache of its own that saves
+            itself; None: nowhere. A path is kept as a str.
+
+    Raises:
+        ValueError: a strategy that there is not, naming those there are, or a path that can be no
+            file's.
+        TypeError: a value of another type than these.
+    """
+
+    dynamic_shapes_kernel_specialization_strategy: str = "lazy"
+    cuda_graph_strategy: str = "disabled"
+    runtime_cache: RuntimeCache | str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        _check_strategy(
+            "dynamic_shapes_kernel_specialization_strategy",
+            self.dynamic_shapes_kernel_specialization_strategy,
+            DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES,
+        )
+        _check_strategy(
+            "cuda_graph_strategy", self.cuda_graph_strategy, CUDA_GRAPH_STRATEGIES
+        )
+        object.__setattr__(self, "runtime_cache", _checked_cache(self.runtime_cache))
+
+    def merge(self, **overrides: Any) -> RuntimeSettings:
+        """These settings with the named ones replaced.
+
+        Raises:
+            TypeError: a name that is none of the settings', listing those, or as the constructor.
+            ValueError: as the constructor.
+        """
+        names = [field.name for field in fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise TypeError(
+                    f"There is no runtime setting '{name}', expected {_one_of(names)}"
+                )
+        return replace(self, **overrides)
+
+
+def _one_of(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _check_strategy(setting: str, value: object, known: tuple[str, ...]) -> None:
+    expected = f"expected {_one_of([repr(name) for name in known])}"
+    if not isinstance(value, str):
+        raise TypeError(
+            f"The runtime setting {setting} is {value!r}, of type {type(value).__name__}; "
+            f"{expected}"
+        )
+    if value not in known:
+        raise ValueError(f"The runtime setting {setting} is {value!r}, {expected}")
+
+
+def _checked_cache(value: object) -> RuntimeCache | str | None:
+    if value is None:
+        return None
+    if isinstance(value, (str, os.PathLike)):
+        return checked_path(value)
+    # Here, because a RuntimeCache belongs to engines and engines have settings.
+    from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+
+    if isinstance(value, RuntimeCache):
+        return value
+    raise TypeError(
+        f"The runtime setting runtime_cache is {value!r}, of type {type(value).__name__}; "
+        "expected a RuntimeCache, a path or None"
+    )
+
+
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """`path` as a str. Raises ValueError if it can be no file's."""
+    decoded = os.fsdecode(path)
+    if not decoded:
+        raise ValueError("The path of a runtime cache is empty")
+    if "\0" in decoded:
+        raise ValueError(f"The path of a runtime cache has a NUL in it: {decoded!r}")
+    return decoded
