@@ -2,17 +2,22 @@
 
 It loads serialized engines, runs them from torch, and keeps the kernels that TensorRT-RTX compiles
 at run time in a file that other processes share. Where the C++ runtime can't be loaded, the Python
-runtime takes its place.
+runtime takes its place, with a warning.
 """
 
-import logging
-
+from torch_tensorrt import dynamo, logging, runtime
+from torch_tensorrt._compile import UnsupportedOperatorError, compile, load
 from torch_tensorrt._library import library_error
 from torch_tensorrt._version import __version__
 
-__all__ = ["__version__"]
+__all__ = [
+    "UnsupportedOperatorError",
+    "__version__",
+    "compile",
+    "dynamo",
+    "load",
+    "logging",
+    "runtime",
+]
 
-if (_error := library_error()) is not None:
-    logging.getLogger(__name__).warning(
-        "The Python runtime takes the place of the C++ one: %s", _error
-    )
+library_error()  # loads the library, so that torch knows the C++ runtime's classes and ops

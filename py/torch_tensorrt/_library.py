@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -15,8 +16,17 @@ def library_error() -> ImportError | None:
     """Why the C++ runtime can't be used, None if it can.
 
     The library is missing, or was built for another torch or TensorRT-RTX than those installed. The
-    first call loads it; later ones answer the same.
+    first call loads it, or warns that it can't; later ones answer the same.
     """
+    error = _load()
+    if error is not None:
+        logging.getLogger("torch_tensorrt").warning(
+            "The Python runtime takes the place of the C++ one: %s", error
+        )
+    return error
+
+
+def _load() -> ImportError | None:
     try:
         # Brings the shared library that ours is linked to, and which ours would not find where pip
         # put the packages into different folders. torch, imported above, brings its own.

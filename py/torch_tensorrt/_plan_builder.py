@@ -1,0 +1,258 @@
+"""From an ONNX model to a serialized engine, by TensorRT-RTX on the CPU."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import tempfile
+import threading
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tensorrt_rtx as trt
+import torch
+
+from torch_tensorrt._compile import UnsupportedOperatorError
+from torch_tensorrt._onnx_export import (
+    ExportedInput,
+    ExportedModel,
+    ExportedOutput,
+    code_location,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+_logger = logging.getLogger(__name__)
+
+_DTYPES = {
+    trt.DataType.FLOAT: torch.float32,
+    trt.DataType.HALF: torch.float16,
+    trt.DataType.BF16: torch.bfloat16,
+    trt.DataType.INT8: torch.int8,
+    trt.DataType.UINT8: torch.uint8,
+    trt.DataType.INT32: torch.int32,
+    trt.DataType.INT64: torch.int64,
+    trt.DataType.BOOL: torch.bool,
+    trt.DataType.FP8: torch.float8_e4m3fn,
+}
+
+
+def _known_capabilities() -> dict[tuple[int, int], Any]:
+    return {
+        divmod(int(name.removeprefix("SM")), 10): member
+        for name, member in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+
+
+def parse_compute_capabilities(
+    capabilities: Iterable[str | tuple[int, int]] | None,
+) -> list[tuple[int, int]]:
+    """The named compute capabilities, each once, or with None that of the current CUDA device.
+
+    Raises:
+        ValueError: TensorRT-RTX knows no such capability, or none was named.
+        RuntimeError: None, and there is no GPU.
+    """
+    if capabilities is None:
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                "There is no GPU here to build an engine for; name the compute capabilities of "
+                f'those that will run it, as in compute_capabilities=["8.6"]: {_list_of_known()}'
+            )
+        return [_checked_capability(torch.cuda.get_device_capability(), "This GPU's ")]
+    if isinstance(capabilities, str) or not isinstance(capabilities, Iterable):
+        raise ValueError(
+            f'compute_capabilities must be a list, as in ["8.6", (8, 9)], not {capabilities!r}'
+        )
+    parsed = list(dict.fromkeys(_checked_capability(c, "The ") for c in capabilities))
+    if not parsed:
+        raise ValueError(f"compute_capabilities is empty; {_list_of_known()}")
+    return parsed
+
+
+def _checked_capability(capability: object, whose: str) -> tuple[int, int]:
+    parsed = capability
+    if isinstance(capability, str) and re.fullmatch(r"\d+\.\d", capability):
+        major, minor = capability.split(".")
+        parsed = int(major), int(minor)
+    for known in _known_capabilities():
+        if parsed == known:
+            return known
+    shown = (
+        ".".join(map(str, parsed)) if isinstance(parsed, tuple) else repr(capability)
+    )
+    raise ValueError(
+        f"{whose}compute capability {shown} is none that an engine can be built for; "
+        f"{_list_of_known()}"
+    )
+
+
+def _list_of_known() -> str:
+    known = ", ".join(f"{major}.{minor}" for major, minor in _known_capabilities())
+    return f"TensorRT-RTX {trt.__version__} knows {known}"
+
+
+class _Logger(trt.ILogger):  # type: ignore[misc]
+    """Keeps the errors of one build, and hands everything on to this module's logger as DEBUG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[str] = []
+
+    def log(self, severity: Any, message: str) -> None:
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self.errors.append(message.strip())
+        elif severity == trt.ILogger.WARNING:
+            _logger.debug("TensorRT-RTX: %s", message)
+
+
+@cache
+def _tensorrt_logger() -> _Logger:
+    # TensorRT-RTX uses the first logger for all, until the last builder and runtime are gone: an
+    # engine loaded by another thread during a build may still have it afterwards.
+    return _Logger()
+
+
+_build = threading.Lock()  # guards the errors of _tensorrt_logger()
+
+
+def build_plan(
+    model: ExportedModel, capabilities: Sequence[tuple[int, int]]
+) -> bytearray:
+    """Builds on the CPU an engine for GPUs of the given compute capabilities.
+
+    Its bindings have the names and the order of the model's inputs and outputs. Thread-safe; builds
+    follow one another.
+
+    Raises:
+        UnsupportedOperatorError: TensorRT-RTX lacks an operator, or can't use it this way.
+        ValueError: a dtype that TensorRT-RTX lacks.
+        RuntimeError: the build failed otherwise, with TensorRT-RTX's reasons.
+        OSError: the temporary folder has no room for the model.
+    """
+    with _build:
+        logger = _tensorrt_logger()
+        logger.errors.clear()
+        builder = trt.Builder(logger)
+        network = define_network(builder, logger, model)
+        config = configure(builder, model.inputs, capabilities)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise RuntimeError(
+                "TensorRT-RTX can't build the engine: "
+                + ("; ".join(logger.errors) or "it gave no reason")
+            )
+        return bytearray(plan)
+
+
+def define_network(builder: Any, logger: Any, model: ExportedModel) -> Any:
+    """The model as an `INetworkDefinition`, with the model's names and dtypes. Raises as above."""
+    _check_dtypes(model)
+    network = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    # Kept alive by the network, since it owns the weights.
+    parser = trt.OnnxParser(network, logger)
+    _parse(parser, model)
+    _check_bindings(network, model)
+    return network
+
+
+def _parse(parser: Any, model: ExportedModel) -> None:
+    # By a file, since the weights of a model in memory could not exceed 2 GiB, ONNX's limit.
+    with tempfile.TemporaryDirectory(prefix="torch_tensorrt-") as folder:
+        path = Path(folder, "model.onnx")
+        model.program.save(path, external_data=True)
+        if parser.parse_from_file(str(path)):
+            return
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    operators: dict[str, Any] = {}  # with the first error of each
+    for error in errors:
+        if error.node_operator():
+            operators.setdefault(error.node_operator(), error)
+    if not operators:
+        reasons = "; ".join(error.desc() for error in errors)
+        raise RuntimeError(f"TensorRT-RTX can't read the exported model: {reasons}")
+    graph = model.program.model.graph
+    raise UnsupportedOperatorError(
+        "TensorRT-RTX can't take "
+        + "; ".join(_describe(error, graph) for error in operators.values()),
+        list(operators),
+    )
+
+
+def _describe(error: Any, graph: onnx_ir.Graph) -> str:
+    description = f"the operator {error.node_operator()}"
+    for node in graph:
+        if node.name == error.node_name():
+            metadata = node.metadata_props
+            if classes := metadata.get("pkg.torch.onnx.class_hierarchy"):
+                description += f" (from {ast.literal_eval(classes)[-1]})"
+            description += code_location(metadata.get("pkg.torch.onnx.stack_trace"))
+    return description + _reason(error.desc())
+
+
+def _reason(text: str) -> str:
+    """What the parser says, without the calls to CUDA that fail where there is no GPU."""
+    lines = [line for line in text.splitlines() if "cudaError" not in line]
+    return "" if lines == ["false"] else f": {', '.join(lines)}"
+
+
+def _check_dtypes(model: ExportedModel) -> None:
+    # Here, since the parser takes some for float32, and prints its complaints of others to stderr.
+    for kind, tensors in ("input", model.inputs), ("output", model.outputs):
+        for tensor in tensors:
+            if tensor.dtype not in _DTYPES.values():
+                raise ValueError(
+                    f"The {kind} '{tensor.name}' is of {tensor.dtype}, which TensorRT-RTX lacks"
+                )
+
+
+def _check_bindings(network: Any, model: ExportedModel) -> None:
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]
+    _check_tensors("input", model.inputs, inputs)
+    _check_tensors("output", model.outputs, outputs)
+
+
+def _check_tensors(
+    kind: str,
+    expected: Sequence[ExportedInput | ExportedOutput],
+    tensors: Sequence[Any],
+) -> None:
+    names, found = [e.name for e in expected], [t.name for t in tensors]
+    if names != found:
+        raise RuntimeError(
+            f"TensorRT-RTX changed the {kind}s of the exported model from {names} to {found}"
+        )
+    for wanted, tensor in zip(expected, tensors, strict=True):
+        if _DTYPES.get(tensor.dtype) != wanted.dtype:
+            raise RuntimeError(
+                f"TensorRT-RTX made the {kind} '{wanted.name}' of {wanted.dtype} one of "
+                f"{tensor.dtype}"
+            )
+
+
+def configure(
+    builder: Any,
+    inputs: Sequence[ExportedInput],
+    capabilities: Sequence[tuple[int, int]],
+) -> Any:
+    """An `IBuilderConfig` for these GPUs, with a profile if an input is dynamic."""
+    config = builder.create_builder_config()
+    known = _known_capabilities()
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        config.set_compute_capability(known[capability], index)
+    dynamic = [i for i in inputs if i.min != i.max]
+    if dynamic:
+        profile = builder.create_optimization_profile()
+        for i in dynamic:
+            profile.set_shape(i.name, i.min, i.opt, i.max)
+        config.add_optimization_profile(profile)
+    return config
