@@ -1,49 +1,57 @@
-"""The C++ engine as Python sees it, on the simulated device."""
+"""The engines of both runtimes, on the simulated device."""
 
 from __future__ import annotations
 
 import copy
 import multiprocessing
 import pickle
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import torch_tensorrt  # noqa: F401  registers the classes and ops
+from tests.py.runtime.runtime_cache_testing import Log, handle_of, to_tensor
+from tests.util.simulated_device import dynamic_relu_plan, installed_device, relu_plan
+from torch_tensorrt.runtime._trt_engine import TRTEngine
 
 X = [-1.5, 0.0, 2.0, -3.0]
 RELU_OF_X = [0.0, 0.0, 2.0, 0.0]
 
 
-def make_device() -> Any:
-    return torch.classes.tensorrt_simulated.Device()
+def engine_of(
+    kind: str, plan: torch.Tensor, inputs: list[str], outputs: list[str]
+) -> Any:
+    if kind == "cpp":
+        return torch.classes.tensorrt.Engine(plan, inputs, outputs)
+    return TRTEngine(plan, inputs, outputs)
 
 
-def make_cache(path: Path) -> Any:
-    return torch.classes.tensorrt.RuntimeCacheHandle(str(path))
-
-
-def make_engine(cache: Any = None, prefix: str = "", kernels: int = 0) -> Any:
+def make_engine(
+    kind: str, cache: Any = None, prefix: str = "", kernels: int = 0
+) -> Any:
     """y = relu(x), of four floats."""
-    plan = torch.ops.tensorrt_simulated.relu_plan(prefix, kernels)
-    engine = torch.classes.tensorrt.Engine(plan, ["x"], ["y"])
+    plan = to_tensor(relu_plan(prefix, kernels))
+    engine = engine_of(kind, plan, ["x"], ["y"])
     engine.set_runtime_settings("lazy", "disabled", cache)
     return engine
 
 
-def make_dynamic_engine(kernels: int = 0) -> Any:
+def make_dynamic_engine(kind: str, kernels: int = 0) -> Any:
     """y = relu(x), of 1 to 8 rows of 3 floats."""
-    plan = torch.ops.tensorrt_simulated.dynamic_relu_plan(
-        [1, 3], [4, 3], [8, 3], kernels=kernels
-    )
-    return torch.classes.tensorrt.Engine(plan, ["x"], ["y"])
+    plan = dynamic_relu_plan([1, 3], [4, 3], [8, 3], kernels=kernels)
+    return engine_of(kind, to_tensor(plan), ["x"], ["y"])
 
 
 def execute(engine: Any, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    if isinstance(engine, TRTEngine):
+        return engine.execute(inputs)
     outputs: list[torch.Tensor] = torch.ops.tensorrt.execute_engine(inputs, engine)
     return outputs
 
@@ -55,19 +63,12 @@ def run(engine: Any) -> None:
 
 @pytest.fixture
 def device() -> Iterator[Any]:
-    device = make_device()
-    device.install()
-    yield device
-    device.uninstall()
+    with installed_device() as device:
+        yield device
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.bin"
-
-
-def test_runs(device: Any) -> None:
-    engine = make_engine(kernels=3)
+def test_runs(kind: str, device: Any) -> None:
+    engine = make_engine(kind, kernels=3)
     assert (engine.input_names, engine.output_names) == (["x"], ["y"])
     assert device.counters() == {"compilations": 0, "cache_hits": 0}
     for _ in range(2):
@@ -77,9 +78,9 @@ def test_runs(device: Any) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8])
-def test_runs_with_dynamic_shapes(device: Any, rows: int) -> None:
+def test_runs_with_dynamic_shapes(kind: str, device: Any, rows: int) -> None:
     x = torch.randn(rows, 3)
-    (y,) = execute(make_dynamic_engine(), x)
+    (y,) = execute(make_dynamic_engine(kind), x)
     assert torch.equal(y, torch.relu(x))
 
 
@@ -87,9 +88,9 @@ def test_runs_with_dynamic_shapes(device: Any, rows: int) -> None:
     ("strategy", "compilations"), [("lazy", 4), ("eager", 4), ("none", 0)]
 )
 def test_the_strategy_decides_on_kernels_for_a_shape(
-    device: Any, strategy: str, compilations: int
+    kind: str, device: Any, strategy: str, compilations: int
 ) -> None:
-    engine = make_dynamic_engine(kernels=2)
+    engine = make_dynamic_engine(kind, kernels=2)
     engine.set_runtime_settings(strategy, "disabled", None)
     for rows in (2, 3, 2):
         execute(engine, torch.zeros(rows, 3))
@@ -97,10 +98,10 @@ def test_the_strategy_decides_on_kernels_for_a_shape(
     assert device.counters()["compilations"] == compilations
 
 
-def test_settings_by_name_and_by_number(device: Any, path: Path) -> None:
-    engine = make_engine()
+def test_settings_by_name_and_by_number(kind: str, device: Any, path: Path) -> None:
+    engine = make_engine(kind)
     assert engine.runtime_settings() == ("lazy", "disabled", None)
-    cache = make_cache(path)
+    cache = handle_of(kind, path)
     assert engine.set_runtime_settings("eager", "whole_graph_capture", cache)
     assert not engine.set_runtime_settings(1, 1, cache)
     *strategies, same = engine.runtime_settings()
@@ -118,13 +119,13 @@ def test_settings_by_name_and_by_number(device: Any, path: Path) -> None:
         (3, 0, r"3, expected lazy \(0\), eager \(1\) or none \(2\)"),
         (0, "on", r"'on', expected disabled \(0\) or whole_graph_capture \(1\)"),
         (0, -1, r"-1, expected disabled \(0\) or whole_graph_capture \(1\)"),
-        (0.5, 0, "a string or an integer, got a Double"),
+        (0.5, 0, "a string or an integer, got a "),
     ],
 )
 def test_unknown_settings_change_nothing(
-    device: Any, specialization: Any, cuda_graphs: Any, error: str
+    kind: str, device: Any, specialization: Any, cuda_graphs: Any, error: str
 ) -> None:
-    engine = make_engine()
+    engine = make_engine(kind)
     with pytest.raises(RuntimeError, match=error):
         engine.set_runtime_settings(specialization, cuda_graphs, None)
     assert engine.runtime_settings() == ("lazy", "disabled", None)
@@ -137,11 +138,14 @@ def test_unknown_settings_change_nothing(
         (torch.zeros(2, 3, device="meta"), "got meta"),
         (torch.zeros(3), r"got \[3\]"),
         (torch.zeros(9, 3), r"got \[9, 3\]"),
+        (torch.zeros(2, 3).to_sparse(), "got Sparse"),
     ],
-    ids=["dtype", "device", "rank", "shape"],
+    ids=["dtype", "device", "rank", "shape", "layout"],
 )
-def test_a_wrong_input_is_named(device: Any, x: torch.Tensor, got: str) -> None:
-    engine = make_dynamic_engine()
+def test_a_wrong_input_is_named(
+    kind: str, device: Any, x: torch.Tensor, got: str
+) -> None:
+    engine = make_dynamic_engine(kind)
     wanted = r"'x' wants a dense Float tensor \[1 to 8, 3\] on cpu, "
     with pytest.raises(RuntimeError, match=wanted + got):
         execute(engine, x)
@@ -149,54 +153,115 @@ def test_a_wrong_input_is_named(device: Any, x: torch.Tensor, got: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_wrong_number_of_inputs_is_told(device: Any, number: int) -> None:
+def test_a_wrong_number_of_inputs_is_told(kind: str, device: Any, number: int) -> None:
     with pytest.raises(RuntimeError, match=rf"1 inputs \('x'\), got {number}"):
-        execute(make_engine(), *[torch.zeros(4)] * number)
+        execute(make_engine(kind), *[torch.zeros(4)] * number)
 
 
-def test_wants_the_names_of_the_plan(device: Any) -> None:
-    plan = torch.ops.tensorrt_simulated.relu_plan()
+def test_wants_the_names_of_the_plan(kind: str, device: Any) -> None:
+    plan = to_tensor(relu_plan())
     with pytest.raises(RuntimeError, match="inputs are 'x', got 'z'"):
-        torch.classes.tensorrt.Engine(plan, ["z"], ["y"])
+        engine_of(kind, plan, ["z"], ["y"])
     with pytest.raises(RuntimeError, match="outputs are 'y', got none"):
-        torch.classes.tensorrt.Engine(plan, ["x"], [])
+        engine_of(kind, plan, ["x"], [])
 
 
-def test_wants_a_plan(device: Any) -> None:
+def test_wants_a_plan(kind: str, device: Any) -> None:
     for plan, error in [(torch.zeros(7), "uint8"), (torch.zeros(7).byte(), "7 bytes")]:
         with pytest.raises(RuntimeError, match=error):
-            torch.classes.tensorrt.Engine(plan, ["x"], ["y"])
+            engine_of(kind, plan, ["x"], ["y"])
 
 
-def test_a_failed_inference_is_an_error_and_the_next_one_runs(device: Any) -> None:
-    engine = make_engine()
-    device.fail("IExecutionContext::enqueueV3", 1)
-    with pytest.raises(RuntimeError, match="could not run the engine"):
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("createInferRuntime", "could not be started"),
+        ("IRuntime::deserializeCudaEngine", "could not load a plan"),
+        ("ICudaEngine::createRuntimeConfig", "create the runtime config"),
+        ("ICudaEngine::createExecutionContext", "create an execution context"),
+        ("IExecutionContext::setInputShape", r"shape \[4\] of the input 'x'"),
+        ("IExecutionContext::setTensorAddress", "refused the memory of 'x'"),
+        ("IExecutionContext::inferShapes", "could not infer the shapes"),
+        ("IExecutionContext::enqueueV3", "could not run the engine"),
+    ],
+)
+def test_what_fails_is_an_error_and_works_the_next_time(
+    kind: str, device: Any, call: str, error: str
+) -> None:
+    device.fail(call, 1)
+    engine = None
+    with pytest.raises(RuntimeError, match=error):
+        engine = make_engine(kind)
         run(engine)
+    run(make_engine(kind) if engine is None else engine)
+
+
+def test_an_engine_that_can_not_be_serialized_can_not_be_pickled(
+    kind: str, device: Any
+) -> None:
+    engine = make_engine(kind)
+    device.fail("ICudaEngine::serialize")
+    with pytest.raises(RuntimeError, match="could not serialize the engine"):
+        pickle.dumps(engine)
     run(engine)
 
 
-def test_a_cache_of_another_version_costs_a_warning_and_a_cold_start(
-    device: Any, path: Path, capfd: pytest.CaptureFixture[str]
+def test_an_error_that_is_kept_keeps_no_context_of_the_engine(
+    kind: str, device: Any, path: Path
 ) -> None:
-    run(make_engine(make_cache(path), kernels=2))
-    assert capfd.readouterr().err == ""
+    engine = make_dynamic_engine(kind, kernels=1)
+    engine.set_runtime_settings("lazy", "disabled", handle_of(kind, path))
+    device.set_compile_time(0.3)
+    execute(engine, torch.zeros(2, 3))
+    deadline = time.monotonic() + 120
+    while device.counters()["compilations"] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    device.fail("IExecutionContext::setTensorAddress", 1)
+    with pytest.raises(RuntimeError) as error:
+        execute(engine, torch.zeros(2, 3))
+    # Saves the cache, with the kernel that compiles until the context is gone.
+    assert engine.set_runtime_settings("eager", "disabled", None)
+    device.reset_counters()
+    engine.set_runtime_settings("eager", "disabled", handle_of(kind, path))
+    execute(engine, torch.zeros(2, 3))
+    assert device.counters() == {"compilations": 0, "cache_hits": 1}
+    del engine, error
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        ("IRuntimeConfig::createRuntimeCache", "not create a runtime cache for '{}'"),
+        ("IRuntimeConfig::setRuntimeCache", "refused the runtime cache '{}'"),
+        (
+            "IRuntimeConfig::setCudaGraphStrategy",
+            "refused the CUDA graph strategy whole_graph_capture; the engine runs without",
+        ),
+    ],
+)
+def test_settings_that_can_not_be_had_cost_a_warning(
+    kind: str, device: Any, path: Path, log: Log, call: str, text: str
+) -> None:
+    device.fail(call)
+    engine = make_engine(kind, kernels=2)
+    engine.set_runtime_settings("lazy", "whole_graph_capture", handle_of(kind, path))
+    run(engine)
+    (warning,) = [line for line in log.lines() if line.startswith("WARNING")]
+    assert text.format(path) in warning
+
+
+def test_a_cache_of_another_version_costs_a_warning_and_a_cold_start(
+    kind: str, device: Any, path: Path, log: Log
+) -> None:
+    run(make_engine(kind, handle_of(kind, path), kernels=2))
+    assert log.lines() == []
     device.set_environment(tensorrt_rtx_version="1.7.1.116")
     device.reset_counters()
-    run(make_engine(make_cache(path), kernels=2))
-    log = capfd.readouterr().err
-    assert "WARNING" in log and f"'{path}'" in log
-    assert "another TensorRT-RTX version" in log
+    run(make_engine(kind, handle_of(kind, path), kernels=2))
+    (warning,) = [line for line in log.lines() if line.startswith("WARNING")]
+    assert f"'{path}'" in warning and "another TensorRT-RTX version" in warning
     assert device.counters() == {"compilations": 2, "cache_hits": 0}
-
-
-def test_a_cache_that_can_not_be_made_costs_a_warning(
-    device: Any, path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    device.fail("IRuntimeConfig::createRuntimeCache")
-    run(make_engine(make_cache(path), kernels=2))
-    assert f"could not create a runtime cache for '{path}'" in capfd.readouterr().err
-    assert not path.exists()
 
 
 def unpickled(engine: Any) -> Any:
@@ -205,10 +270,10 @@ def unpickled(engine: Any) -> Any:
 
 @pytest.mark.parametrize("duplicate", [unpickled, copy.deepcopy])
 def test_copies_run_with_the_same_settings(
-    device: Any, path: Path, duplicate: Callable[[Any], Any]
+    kind: str, device: Any, path: Path, duplicate: Callable[[Any], Any]
 ) -> None:
-    engine = make_engine(make_cache(path), kernels=2)
-    engine.set_runtime_settings("none", "whole_graph_capture", make_cache(path))
+    engine = make_engine(kind, handle_of(kind, path), kernels=2)
+    engine.set_runtime_settings("none", "whole_graph_capture", handle_of(kind, path))
     run(engine)
     device.reset_counters()
     other = duplicate(engine)
@@ -225,14 +290,14 @@ def test_copies_run_with_the_same_settings(
 # What follows is for functions that run in a process of their own, which has this state.
 
 child_device: Any = None
+_child_stack = ExitStack()
 child_engine: Any = None
 
 
 def begin_child(mode: str) -> None:
     global child_device
-    child_device = make_device()
+    child_device = _child_stack.enter_context(installed_device())
     child_device.set_deserialize_mode(mode)
-    child_device.install()
 
 
 def child_runs(engine: bytes) -> dict[str, int]:
@@ -242,13 +307,13 @@ def child_runs(engine: bytes) -> dict[str, int]:
     return counters
 
 
-def child_starts(path: Path, *prefixes: str) -> dict[str, int]:
+def child_starts(kind: str, path: Path, *prefixes: str) -> dict[str, int]:
     """Runs an engine for each prefix, five kernels each, on one cache; answers the counters."""
     global child_engine
     child_device.reset_counters()
-    cache = make_cache(path)
+    cache = handle_of(kind, path)
     for prefix in prefixes:
-        child_engine = make_engine(cache, prefix, 5)
+        child_engine = make_engine(kind, cache, prefix, 5)
         run(child_engine)
     counters: dict[str, int] = child_device.counters()
     return counters
@@ -286,9 +351,11 @@ class Child:
         return self._pool.submit(function, *arguments).result(timeout=120)
 
 
-def test_a_pickled_engine_runs_in_another_process(device: Any, path: Path) -> None:
-    cold = pickle.dumps(make_engine(kernels=3))
-    engine = make_engine(make_cache(path), kernels=3)
+def test_a_pickled_engine_runs_in_another_process(
+    kind: str, device: Any, path: Path
+) -> None:
+    cold = pickle.dumps(make_engine(kind, kernels=3))
+    engine = make_engine(kind, handle_of(kind, path), kernels=3)
     run(engine)
     warm = pickle.dumps(engine)
     with Child() as child:
@@ -296,30 +363,68 @@ def test_a_pickled_engine_runs_in_another_process(device: Any, path: Path) -> No
         assert child(child_runs, warm) == {"compilations": 3, "cache_hits": 3}
 
 
-def test_the_second_process_compiles_nothing(path: Path) -> None:
+def test_the_second_process_compiles_nothing(kind: str, path: Path) -> None:
     with Child() as first, Child() as second:
-        assert first(child_starts, path, "a") == {"compilations": 5, "cache_hits": 0}
+        assert first(child_starts, kind, path, "a") == {
+            "compilations": 5,
+            "cache_hits": 0,
+        }
         first(child_ends_its_engine)
-        assert second(child_starts, path, "a") == {"compilations": 0, "cache_hits": 5}
+        assert second(child_starts, kind, path, "a") == {
+            "compilations": 0,
+            "cache_hits": 5,
+        }
 
 
-def test_processes_that_save_in_turn_lose_nothing(path: Path) -> None:
+def test_processes_that_save_in_turn_lose_nothing(kind: str, path: Path) -> None:
     with Child() as first, Child() as second, Child() as third:
         # Both start before there is a file, so neither has the other's kernels.
         for child, prefix in ((first, "a"), (second, "b")):
-            assert child(child_starts, path, prefix)["compilations"] == 5
+            assert child(child_starts, kind, path, prefix)["compilations"] == 5
         for child in (first, second):
             assert child(child_saves) > 0
-        assert third(child_starts, path, "a", "b") == {
+        assert third(child_starts, kind, path, "a", "b") == {
             "compilations": 0,
             "cache_hits": 10,
         }
 
 
-def test_where_kernels_can_not_be_merged_the_last_save_stays(path: Path) -> None:
+def test_where_kernels_can_not_be_merged_the_last_save_stays(
+    kind: str, path: Path
+) -> None:
     with Child("replaces") as first, Child("replaces") as second:
-        first(child_starts, path, "a")
-        second(child_starts, path, "b")
+        first(child_starts, kind, path, "a")
+        second(child_starts, kind, path, "b")
         for child in (first, second):
             assert child(child_saves) > 0
-        assert first(child_starts, path, "b")["compilations"] == 0
+        assert first(child_starts, kind, path, "b")["compilations"] == 0
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+from tests.py.runtime.runtime_cache_testing import handle_of
+from tests.py.runtime.test_engine import make_engine, run
+from tests.util.simulated_device import installed_device
+
+kind, path = sys.argv[1:]
+with installed_device():
+    engine = make_engine(kind, handle_of(kind, path), kernels=2)
+    run(engine)
+    if (child := os.fork()) == 0:
+        del engine
+        os._exit(Path(path).exists())
+    assert os.waitpid(child, 0)[1] == 0
+    del engine
+    assert Path(path).exists()
+"""
+
+
+def test_a_forked_child_does_not_save_for_its_parent(kind: str, path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, kind, path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

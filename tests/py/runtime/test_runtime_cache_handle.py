@@ -1,8 +1,9 @@
-"""The C++ RuntimeCacheHandle as Python sees it, without a GPU: its bytes wait."""
+"""The RuntimeCacheHandle of either runtime, without a GPU: its bytes wait."""
 
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 import threading
 from pathlib import Path
@@ -12,31 +13,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-import torch_tensorrt  # noqa: F401  registers the class
+from tests.py.runtime.runtime_cache_testing import (
+    Log,
+    MakeHandle,
+    handle_of,
+    names_in,
+    to_bytes,
+    to_tensor,
+)
 
 
-def make_handle(path: Path | str) -> Any:
-    return torch.classes.tensorrt.RuntimeCacheHandle(str(path))
-
-
-def to_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def to_bytes(tensor: torch.Tensor) -> bytes:
-    return bytes(tensor.tolist())
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.bin"
-
-
-def names_beside(path: Path) -> set[str]:
-    return {entry.name for entry in path.parent.iterdir()}
-
-
-def test_starts_empty(path: Path) -> None:
+def test_starts_empty(make_handle: MakeHandle, path: Path) -> None:
     handle = make_handle(path)
     assert handle.path == str(path)
     assert not handle.has_cache()
@@ -44,10 +31,10 @@ def test_starts_empty(path: Path) -> None:
     assert (empty.dtype, empty.shape) == (torch.uint8, (0,))
     assert handle.load() == 0
     assert handle.save() == 0
-    assert names_beside(path) == set()
+    assert names_in(path.parent) == set()
 
 
-def test_round_trip(path: Path) -> None:
+def test_round_trip(make_handle: MakeHandle, path: Path) -> None:
     data = bytes(range(256)) * 1000
     handle = make_handle(path)
     handle.deserialize(to_tensor(data))
@@ -58,10 +45,10 @@ def test_round_trip(path: Path) -> None:
     other = make_handle(path)
     assert other.load() == len(data)
     assert to_bytes(other.serialize()) == data
-    assert names_beside(path) == {"cache.bin", "cache.bin.lock"}
+    assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
-def test_another_path(path: Path, tmp_path: Path) -> None:
+def test_another_path(make_handle: MakeHandle, path: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.bin"
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
@@ -71,7 +58,7 @@ def test_another_path(path: Path, tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_tensors_of_the_caller_are_apart(path: Path) -> None:
+def test_tensors_of_the_caller_are_apart(make_handle: MakeHandle, path: Path) -> None:
     handle = make_handle(path)
     given = to_tensor(b"kernels")
     handle.deserialize(given)
@@ -93,7 +80,9 @@ def test_tensors_of_the_caller_are_apart(path: Path) -> None:
     ],
     ids=["float32", "int8", "matrix", "meta", "sparse"],
 )
-def test_refuses_other_tensors(path: Path, wrong: torch.Tensor) -> None:
+def test_refuses_other_tensors(
+    make_handle: MakeHandle, path: Path, wrong: torch.Tensor
+) -> None:
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
     with pytest.raises(RuntimeError, match="one-dimensional uint8 tensor on the CPU"):
@@ -101,7 +90,7 @@ def test_refuses_other_tensors(path: Path, wrong: torch.Tensor) -> None:
     assert to_bytes(handle.serialize()) == b"kernels"
 
 
-def test_takes_a_strided_tensor(path: Path) -> None:
+def test_takes_a_strided_tensor(make_handle: MakeHandle, path: Path) -> None:
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"k-e-r-n-")[::2])
     assert to_bytes(handle.serialize()) == b"kern"
@@ -112,7 +101,9 @@ def test_takes_a_strided_tensor(path: Path) -> None:
     [lambda handle: pickle.loads(pickle.dumps(handle)), copy.copy, copy.deepcopy],
     ids=["pickle", "copy", "deepcopy"],
 )
-def test_copies_carry_path_and_bytes(path: Path, duplicate: Any) -> None:
+def test_copies_carry_path_and_bytes(
+    make_handle: MakeHandle, path: Path, duplicate: Any
+) -> None:
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
     other = duplicate(handle)
@@ -121,7 +112,9 @@ def test_copies_carry_path_and_bytes(path: Path, duplicate: Any) -> None:
     assert other.save() == 7
 
 
-def test_loaded_bytes_do_not_overwrite_a_newer_file(path: Path) -> None:
+def test_loaded_bytes_do_not_overwrite_a_newer_file(
+    make_handle: MakeHandle, path: Path
+) -> None:
     path.write_bytes(b"old")
     handle = make_handle(path)
     assert handle.load() == 3
@@ -132,21 +125,21 @@ def test_loaded_bytes_do_not_overwrite_a_newer_file(path: Path) -> None:
 
 
 def test_given_bytes_replace_an_unread_file_with_a_warning(
-    path: Path, capfd: pytest.CaptureFixture[str]
+    make_handle: MakeHandle, path: Path, log: Log
 ) -> None:
     path.write_bytes(b"theirs")
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
     assert handle.save() == 7
-    log = capfd.readouterr().err
-    assert "WARNING" in log and str(path) in log
-    assert "7 bytes" in log and "6 bytes" in log
+    (warning,) = log.warnings()
+    assert f"'{path}'" in warning
+    assert "7 bytes" in warning and "6 bytes" in warning
     assert path.read_bytes() == b"kernels"
 
 
 @pytest.mark.parametrize("operation", ["load", "save"])
 def test_system_failures_name_path_operation_and_cause(
-    tmp_path: Path, operation: str
+    make_handle: MakeHandle, tmp_path: Path, operation: str
 ) -> None:
     handle = make_handle(tmp_path)
     handle.deserialize(to_tensor(b"kernels"))
@@ -156,7 +149,9 @@ def test_system_failures_name_path_operation_and_cause(
     assert "not a regular file" in str(failure.value)
 
 
-def test_saving_to_a_missing_directory_fails(path: Path) -> None:
+def test_saving_to_a_missing_directory_fails(
+    make_handle: MakeHandle, path: Path
+) -> None:
     missing = path.parent / "missing" / "cache.bin"
     handle = make_handle(missing)
     handle.deserialize(to_tensor(b"kernels"))
@@ -165,7 +160,7 @@ def test_saving_to_a_missing_directory_fails(path: Path) -> None:
     assert handle.load() == 0
 
 
-def test_without_a_path_load_and_save_need_one() -> None:
+def test_without_a_path_load_and_save_need_one(make_handle: MakeHandle) -> None:
     handle = make_handle("")
     handle.deserialize(to_tensor(b"kernels"))
     for operation in (handle.load, handle.save):
@@ -173,7 +168,9 @@ def test_without_a_path_load_and_save_need_one() -> None:
             operation()
 
 
-def test_a_held_filelock_makes_save_time_out(path: Path) -> None:
+def test_a_held_filelock_makes_save_time_out(
+    make_handle: MakeHandle, path: Path
+) -> None:
     path.write_bytes(b"theirs")
     handle = make_handle(path)
     handle.load()
@@ -188,7 +185,9 @@ def test_a_held_filelock_makes_save_time_out(path: Path) -> None:
     assert path.read_bytes() == b"kernels"
 
 
-def test_waiting_for_the_lock_does_not_stop_other_threads(path: Path) -> None:
+def test_waiting_for_the_lock_does_not_stop_other_threads(
+    make_handle: MakeHandle, path: Path
+) -> None:
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
     written: list[int] = []
@@ -203,13 +202,65 @@ def test_waiting_for_the_lock_does_not_stop_other_threads(path: Path) -> None:
     assert written == [7]
 
 
-def test_log_level() -> None:
-    before = torch.ops.tensorrt.get_logging_level()
+def test_other_than_a_tensor_is_refused(make_handle: MakeHandle) -> None:
+    with pytest.raises(RuntimeError):
+        make_handle("").deserialize(b"kernels")
+
+
+def test_handed_out_bytes_outlive_the_handle(make_handle: MakeHandle) -> None:
+    handle = make_handle("")
+    handle.deserialize(to_tensor(b"kernels"))
+    taken = handle.serialize()
+    handle.deserialize(to_tensor(b""))
+    assert to_bytes(taken) == b"kernels"
+    assert not handle.has_cache()
+
+
+def test_handing_bytes_out_copies_none(make_handle: MakeHandle) -> None:
+    handle = make_handle("")
+    handle.deserialize(to_tensor(b"kernels"))
+    addresses = {getattr(handle.serialize(), "const_data_ptr")() for _ in range(3)}
+    assert len(addresses) == 1
+
+
+def test_autosave_is_on_and_copied(make_handle: MakeHandle, path: Path) -> None:
+    handle = make_handle(path)
+    assert handle.autosave
+    handle.autosave = False
+    assert not pickle.loads(pickle.dumps(handle)).autosave
+    assert not copy.deepcopy(handle).autosave
+
+
+def test_an_impossible_path_is_refused(make_handle: MakeHandle) -> None:
+    handle = make_handle("a\0b")
+    with pytest.raises(RuntimeError, match="NUL in it, after 'a'"):
+        handle.load()
+
+
+def test_a_load_or_save_within_another_is_an_error(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Python runtime alone runs Python code within, a log handler's or a finalizer's."""
+    handle = handle_of("python", path)
+    handle.deserialize(to_tensor(b"kernels"))
+    errors = []
+
+    class SavingHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                handle.save()
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    saving = SavingHandler()
+    logger = logging.getLogger("torch_tensorrt.runtime")
+    logger.addHandler(saving)
     try:
-        for level in range(6):
-            torch.ops.tensorrt.set_logging_level(level)
-            assert torch.ops.tensorrt.get_logging_level() == level
-        with pytest.raises(RuntimeError, match="Unknown log level 6"):
-            torch.ops.tensorrt.set_logging_level(6)
+        with caplog.at_level(logging.INFO, logger.name):
+            assert handle.save() == 7
     finally:
-        torch.ops.tensorrt.set_logging_level(before)
+        logger.removeHandler(saving)
+    assert errors == [
+        f"A load or save of the runtime cache '{path}' can't start within another of this thread"
+    ]
+    assert path.read_bytes() == b"kernels"

@@ -1,0 +1,64 @@
+"""What the tests of runtime caches share: the two handles, their bytes and what they log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torch_tensorrt  # noqa: F401  registers the C++ handle
+from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle
+
+# The runtimes, whose handles have one contract.
+KINDS = ("cpp", "python")
+
+MakeHandle = Callable[[Path | str], Any]
+
+
+def handle_of(kind: str, path: Path | str = "") -> Any:
+    if kind == "cpp":
+        return torch.classes.tensorrt.RuntimeCacheHandle(str(path))
+    return RuntimeCacheHandle(str(path))
+
+
+def to_tensor(data: bytes) -> torch.Tensor:
+    if not data:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.tolist())
+
+
+def names_in(directory: Path) -> set[str]:
+    return {entry.name for entry in directory.iterdir()}
+
+
+class Log:
+    """What both runtimes told since the last look, each line as in "WARNING: text"."""
+
+    def __init__(
+        self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self._capfd = capfd
+        self._caplog = caplog
+
+    def lines(self) -> list[str]:
+        lines = [
+            line.replace("[Torch-TensorRT] - ", "", 1)
+            for line in self._capfd.readouterr().err.splitlines()
+            if "Simulated TensorRT-RTX" not in line  # the device's own
+        ]
+        lines += [
+            f"{record.levelname}: {record.getMessage()}"
+            for record in self._caplog.records
+        ]
+        self._caplog.clear()
+        return lines
+
+    def warnings(self) -> list[str]:
+        return [line for line in self.lines() if line.startswith("WARNING:")]

@@ -1,0 +1,72 @@
+"""Loading and saving a large cache needs its memory once, in both runtimes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.py.runtime.runtime_cache_testing import handle_of
+from tests.py.runtime.unprivileged import Child
+
+SIZE = 64 << 20  # bytes
+LITTLE = SIZE // 4
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    """A process of its own, whose memory nobody else changes."""
+    child = Child(print)
+    yield child
+    child.close()
+
+
+def resident(field: str) -> int:
+    """VmRSS is what this process has now, VmHWM the most that it had; in bytes."""
+    status = Path("/proc/self/status").read_text()
+    match = re.search(rf"{field}:\s*(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
+def growth(function: Callable[[], Any]) -> int:
+    """By how many bytes at most this process was larger than before."""
+    Path("/proc/self/clear_refs").write_text("5")  # sets the maximum to what is
+    before = resident("VmRSS")
+    function()
+    return resident("VmHWM") - before
+
+
+def growth_by_use(kind: str, path: Path) -> dict[str, int]:
+    # The first use of each brings code.
+    small = handle_of(kind, path.with_name("small"))
+    small.deserialize(torch.ones(100_000, dtype=torch.uint8))
+    small.save()
+    small.load()
+    handle = handle_of(kind, path)
+    handle.deserialize(torch.randint(256, [SIZE], dtype=torch.uint8))
+    saving = growth(handle.save)
+    saving_again = growth(handle.save)
+    reader = handle_of(kind, path)
+    loading = growth(reader.load)
+    serializing = growth(reader.serialize)
+    return {
+        "save": saving,
+        "save again": saving_again,
+        "load": loading,
+        "serialize": serializing,
+    }
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system can't tell"
+)
+def test_memory(child: Child, kind: str, path: Path) -> None:
+    bytes_of = child(growth_by_use, kind, path)
+    assert SIZE - LITTLE < bytes_of.pop("load") < SIZE + LITTLE
+    assert {use: size for use, size in bytes_of.items() if size > LITTLE} == {}
