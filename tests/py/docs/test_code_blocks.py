@@ -1,0 +1,157 @@
+"""Runs docs/user-guide.md from top to bottom, as a reader would, and compares what it shows.
+
+The blocks in Python share one namespace, those that begin with `# NAME.py` become files, which the
+blocks in shell run; all share a directory. A block of text is what the block before it prints, but
+for its numbers.
+
+There may be no GPU: once the guide has compiled a real engine, a plan of the simulated device takes
+its place in the file, and tensors stay on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torch_tensorrt
+import torch_tensorrt.logging
+from tests.py.docs.markdown_blocks import Block, read_blocks, run_python
+from tests.util.simulated_device import installed_device, relu_plan
+from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
+ENGINE = Path("filter.engine")
+SHAPE = (1, 3, 224, 224)
+DEADLINE = 240  # seconds
+COMPILE_TIME = 0.02  # seconds a kernel
+
+# Gives every Python that the guide starts the simulated device.
+SITE = f"""
+import atexit
+from tests.util.simulated_device import installed_device
+scope = installed_device()
+scope.__enter__().set_compile_time({COMPILE_TIME})
+atexit.register(scope.__exit__, None, None, None)
+"""
+
+
+class Reader:
+    """Somebody who does what the guide says, in the current directory."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._namespace: dict[str, object] = {}
+        self._files_not_run: set[str] = set()
+        self._output = ""
+        self._has_simulated_plan = False
+        self.done: list[str] = []  # what was done about each block
+        Path("bin").mkdir()
+        python = Path("bin", "python")
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        Path("site").mkdir()
+        Path("site", "sitecustomize.py").write_text(SITE)
+
+    def follow(self, block: Block) -> None:
+        text = block.text.replace('"cuda"', '"cpu"')
+        name = re.match(r"# (\w+\.py)\n", text)
+        if block.reason_not_to_run:
+            self.done.append(f"not run: {block.reason_not_to_run}")
+        elif block.language == "python" and name:
+            Path(name[1]).write_text(text)
+            self._files_not_run.add(name[1])
+            self.done.append("written")
+        elif block.language == "python":
+            self._run_python(block, text)
+            self.done.append("run")
+        elif block.language == "sh":
+            self._run_shell(block, text)
+            self.done.append("run")
+        elif block.language == "text":
+            self._compare(block)
+            self.done.append("compared")
+        else:
+            pytest.fail(f"line {block.line}: nobody knows how to run {block.language}")
+
+    def finish(self) -> None:
+        assert not self._files_not_run
+        self._namespace.clear()
+
+    def _run_python(self, block: Block, text: str) -> None:
+        self._capfd.readouterr()
+        run_python(Block(block.language, text, block.line), DOCUMENT, self._namespace)
+        out, err = self._capfd.readouterr()
+        self._output = err + out
+
+    def _run_shell(self, block: Block, text: str) -> None:
+        here = Path.cwd()
+        path = [str(here / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        run = subprocess.run(
+            ["sh", "-e", "-c", text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE,
+            env={
+                **os.environ,
+                "PATH": f"{here / 'bin'}:{os.environ['PATH']}",
+                "PYTHONPATH": os.pathsep.join(path),
+                "PYTHONUNBUFFERED": "1",
+            },
+        )
+        self._output = run.stdout
+        assert run.returncode == 0, f"line {block.line}: {run.stdout}"
+        assert "WARNING" not in run.stdout and "Traceback" not in run.stdout, run.stdout
+        self._files_not_run -= set(re.findall(r"\w+\.py\b", text))
+        if ENGINE.exists() and not self._has_simulated_plan:
+            self._simulate_plan()
+
+    def _simulate_plan(self) -> None:
+        real = torch_tensorrt.load(ENGINE)
+        assert real.serialized_engine is not None
+        plan = relu_plan("filter", kernels=16, dims=SHAPE)
+        module = TorchTensorRTModule(plan, ["x"], ["y"], name=real.name)
+        module.save(ENGINE)
+        self._has_simulated_plan = True
+
+    def _compare(self, block: Block) -> None:
+        rest = self._output
+        for line in block.text.splitlines():
+            pattern = re.sub(r"\d[\d.,:]*", r"\\d[\\d.,:]*", re.escape(line))
+            pattern = pattern.replace("/home/me/\\.cache", r"\S*")
+            # In a container, such as a test's sandbox, there may be others outside.
+            pattern = re.sub(r"(lock.*)free", r"\1(free|no holder found: .*)", pattern)
+            match = re.search(f"^{pattern}$", rest, re.M)
+            assert match, f"line {block.line}: no {line!r} in\n{self._output}"
+            rest = rest[match.end() :]
+
+
+def test_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    blocks = read_blocks(DOCUMENT)
+    with installed_device() as device, torch_tensorrt.logging.warnings():
+        device.set_compile_time(COMPILE_TIME)
+        reader = Reader(capfd)
+        for block in blocks:
+            reader.follow(block)
+        reader.finish()
+
+    assert [done for done in reader.done if done.startswith("not run")] == [
+        "not run: the wheel has a test of its own, in an environment of its own",
+        "not run: there is no container engine here",
+        "not run: it runs engines on a GPU alone",
+    ]
+    assert len(reader.done) == len(blocks)
+    assert [reader.done.count(what) for what in ("run", "written", "compared")] == [
+        15,
+        2,
+        9,
+    ]

@@ -1,0 +1,248 @@
+"""The tables of docs/user-guide.md quote what both runtimes really log, or raise."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+import torch_tensorrt.logging
+from tests.py.docs.closed_directory import closed_directory
+from tests.util.simulated_device import installed_device, relu_plan
+from torch_tensorrt import _library
+from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+from torch_tensorrt.runtime import (
+    RuntimeCache,
+    RuntimeSettings,
+    default_runtime_cache_path,
+)
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
+CACHE = Path("cache.bin")
+LOCK = Path("cache.bin.lock")
+
+
+def quotations() -> list[str]:
+    """The first columns of the tables."""
+    return re.findall(r"^\| `(.+?)` +\|", DOCUMENT.read_text(), re.M)
+
+
+def make_engine(
+    cache: RuntimeCache, prefix: str = "a", kernels: int = 2
+) -> TorchTensorRTModule:
+    return TorchTensorRTModule(
+        relu_plan(prefix, kernels),
+        ["x"],
+        ["y"],
+        runtime_settings=RuntimeSettings(runtime_cache=cache),
+        use_python_runtime=not cache.is_cpp_runtime(),
+    )
+
+
+def run_engine(cache: RuntimeCache) -> None:
+    with installed_device():
+        make_engine(cache)(torch.zeros(4))
+
+
+def save_bytes(cache: RuntimeCache) -> None:
+    cache.load_from_stream(io.BytesIO(b"kernels"))
+    cache.save()
+
+
+def load(cache: RuntimeCache) -> None:
+    cache.load()
+
+
+def save_twice(cache: RuntimeCache) -> None:
+    save_bytes(cache)
+    save_bytes(cache)
+
+
+def save_twice_with_kernels(cache: RuntimeCache) -> None:
+    run_engine(cache)
+    cache.save()
+    cache.save()
+
+
+def load_and_save(cache: RuntimeCache) -> None:
+    save_bytes(cache)
+    cache.load()
+
+
+def merge(cache: RuntimeCache) -> None:
+    other = RuntimeCache(CACHE, use_python_runtime=not cache.is_cpp_runtime())
+    with installed_device():
+        make_engine(cache)(torch.zeros(4))
+        make_engine(other, "b")(torch.zeros(4))
+        other.save()
+        cache.save()
+
+
+def save_no_kernels(cache: RuntimeCache) -> None:
+    with installed_device():
+        make_engine(cache, kernels=0)(torch.zeros(4))
+    cache.save()
+
+
+def load_in_closed_directory(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"kernels")
+    with closed_directory(Path.cwd()):
+        cache.load()
+
+
+def sweep(cache: RuntimeCache) -> None:
+    Path("cache.bin.1-0123456789abcdef.tmp").write_bytes(b"torn")
+    save_bytes(cache)
+
+
+def cannot_read(cache: RuntimeCache) -> None:
+    run_engine(RuntimeCache(use_python_runtime=not cache.is_cpp_runtime()))  # imports
+    CACHE.write_bytes(b"kernels")
+    CACHE.chmod(0)
+    with closed_directory(Path.cwd()):
+        run_engine(cache)
+
+
+def cannot_write(cache: RuntimeCache) -> None:
+    with closed_directory(Path.cwd()):
+        save_bytes(cache)
+
+
+def no_directory(cache: RuntimeCache) -> None:
+    use_python_runtime = not cache.is_cpp_runtime()
+    save_bytes(RuntimeCache("missing/cache", use_python_runtime=use_python_runtime))
+
+
+def lock_is_held(cache: RuntimeCache) -> None:
+    # What the C++ one says after 10 s is the subject of test_000_runtime_cache.py.
+    python_cache = RuntimeCache(CACHE, use_python_runtime=True)
+    python_cache._handle._lock_timeout = 0.1  # type: ignore[attr-defined]
+    with FileLock(LOCK):
+        save_bytes(python_cache)
+
+
+def lock_is_a_link(cache: RuntimeCache) -> None:
+    LOCK.symlink_to("elsewhere")
+    save_bytes(cache)
+
+
+def rejected(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"of another GPU")
+    run_engine(cache)
+
+
+def rejected_at_save(cache: RuntimeCache) -> None:
+    run_engine(cache)
+    CACHE.write_bytes(b"of another GPU")
+    cache.save()
+
+
+def cannot_merge(cache: RuntimeCache) -> None:
+    use_python_runtime = not cache.is_cpp_runtime()
+    other = RuntimeCache(CACHE, use_python_runtime=use_python_runtime)
+    with installed_device() as device:
+        device.set_deserialize_mode("replaces")
+        make_engine(cache)(torch.zeros(4))
+        make_engine(other, "b")(torch.zeros(4))
+        other.save()
+        cache.save()
+
+
+def not_read_before(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"others")
+    save_bytes(cache)
+
+
+def cannot_replace(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"kernels, old")
+    cache.load()  # makes the lock file
+    with closed_directory(Path.cwd()):
+        save_bytes(cache)
+
+
+def no_default(cache: RuntimeCache) -> None:
+    directory = Path("torch_tensorrt")
+    directory.mkdir()
+    directory.chmod(0o777)
+    assert default_runtime_cache_path() is None
+
+
+def no_library(cache: RuntimeCache) -> None:
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(_library, "_load", lambda: ImportError("missing"))
+        assert _library.library_error.__wrapped__() is not None
+
+
+def refused(cache: RuntimeCache) -> None:
+    with installed_device() as device:
+        device.fail("IRuntimeConfig::setRuntimeCache", 1)
+        make_engine(cache)(torch.zeros(4))
+
+
+# By a part of the quotation that no other has.
+PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
+    "no runtime cache at": load,
+    "Loaded": load_and_save,
+    "Saved N bytes": save_bytes,
+    "Merging": merge,
+    "no new kernels": save_twice_with_kernels,
+    "already": save_twice,
+    "no kernels for": save_no_kernels,
+    "without a lock": load_in_closed_directory,
+    "Removed": sweep,
+    "denied. Kernels will be": cannot_read,
+    "Permission denied`": cannot_write,
+    "No such file": no_directory,
+    "No space left": None,  # tests/cpp/test_runtime_cache_file_faults.cpp
+    "another holder": lock_is_held,
+    "symbolic link": lock_is_a_link,
+    "They are not used": rejected,
+    "replaced them": rejected_at_save,
+    "could not be merged": cannot_merge,
+    "had not been read": not_read_before,
+    "in place": cannot_replace,
+    "no default": no_default,
+    "takes the place": no_library,
+    "without a runtime cache": refused,
+}
+
+
+def quotation_of(part: str) -> str:
+    (found,) = [q for q in quotations() if part in q + "`"]
+    return found
+
+
+def test_every_row_is_known() -> None:
+    assert [quotation_of(part) for part in PROVOCATIONS] == quotations()
+
+
+@pytest.mark.parametrize("runtime", ["C++", "Python"])
+@pytest.mark.parametrize("part", [p for p, how in PROVOCATIONS.items() if how])
+def test_quotation(
+    part: str,
+    runtime: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caplog.set_level(logging.INFO)
+    provoke = PROVOCATIONS[part]
+    assert provoke
+    error = ""
+    try:
+        with torch_tensorrt.logging.info():
+            provoke(RuntimeCache(CACHE, use_python_runtime=runtime == "Python"))
+    except RuntimeError as raised:
+        error = str(raised)
+    said = f"{caplog.text}\n{capfd.readouterr().err}\n{error}"
+    words = re.escape(quotation_of(part)).replace(r"\.\.\.", ".+")
+    assert re.search(re.sub(r"\d+|\bN\b", r"\\d+", words), said), said
