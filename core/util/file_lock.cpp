@@ -133,7 +133,7 @@ bool FileLock::LockHandle::lock(const std::string& path, Mode mode, bool wait) {
 }
 
 bool FileLock::LockHandle::is_current(const std::string& path) const {
-  struct stat ours{};
+  struct stat ours = {};
   if (::fstat(static_cast<int>(file_), &ours) != 0) {
     fail("examine", path, errno);
   }
@@ -141,7 +141,7 @@ bool FileLock::LockHandle::is_current(const std::string& path) const {
   if (ours.st_nlink == 0) {
     return false;
   }
-  struct stat named{};
+  struct stat named = {};
   if (::lstat(path.c_str(), &named) != 0) {
     if (errno == ENOENT || errno == ENOTDIR) {
       return false;

@@ -88,7 +88,7 @@ bool contains(const std::string& text, const std::string& part) {
 }
 
 ino_t inode_at(const std::string& path) {
-  struct stat status{};
+  struct stat status = {};
   require(::stat(path.c_str(), &status) == 0, "no file at " + path);
   return status.st_ino;
 }
@@ -224,7 +224,7 @@ TEST_F(FileLockPosixTest, ALeaseOnTheFileIsContention) {
 
 TEST_F(FileLockPosixTest, ANewFileObeysTheUmaskAndAnOldOneKeepsItsMode) {
   const auto mode_of = [](const std::string& path) {
-    struct stat status{};
+    struct stat status = {};
     EXPECT_EQ(::stat(path.c_str(), &status), 0);
     return status.st_mode & 07777U;
   };
@@ -572,7 +572,7 @@ TEST_P(SignalTest, ASignalDoesNotEndTheWait) {
   FileLock holder(path_);
   holder.lock();
   ChildProcess waiter([&](Channel& parent) {
-    struct sigaction action{};
+    struct sigaction action = {};
     action.sa_handler = [](int) {}; // without SA_RESTART: system calls end with EINTR
     require(::sigaction(SIGUSR1, &action, nullptr) == 0, "sigaction failed");
     FileLock lock(path_);
