@@ -10,7 +10,7 @@ import torch
 
 from torch_tensorrt.runtime._default_cache_path import default_runtime_cache_path
 from torch_tensorrt.runtime._engine_file import load_engine_file
-from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
+from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 
 if TYPE_CHECKING:
     from torch_tensorrt.runtime._engine_module import EngineModule
@@ -82,6 +82,8 @@ def compile(
     from torch_tensorrt._onnx_export import export_to_onnx
     from torch_tensorrt._plan_builder import build_plan, parse_compute_capabilities
 
+    if runtime_settings is not None:
+        check_settings(runtime_settings)  # rather than after building an engine
     capabilities = parse_compute_capabilities(compute_capabilities)
     model = export_to_onnx(module, arg_inputs, kwarg_inputs, dynamic_shapes)
     return _make_module(

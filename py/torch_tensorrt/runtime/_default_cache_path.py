@@ -39,9 +39,10 @@ def default_runtime_cache_path() -> str | None:
 
     Thread safety: any thread, and any number of processes at once.
     """
-    directory = Path(platformdirs.user_cache_dir("torch_tensorrt", appauthor=False))
-    path = directory / f"runtime_cache{_version_suffix()}.bin"
+    path = Path("runtime_cache.bin")
     try:
+        directory = _user_cache_directory()
+        path = directory / f"runtime_cache{_version_suffix()}.bin"
         if sys.platform == "win32":
             directory.mkdir(parents=True, exist_ok=True)
         else:
@@ -57,6 +58,16 @@ def default_runtime_cache_path() -> str | None:
         )
         return None
     return str(path)
+
+
+def _user_cache_directory() -> Path:
+    try:
+        directory = Path(platformdirs.user_cache_dir("torch_tensorrt", appauthor=False))
+    except RuntimeError as error:
+        raise _NotPrivateError(str(error)) from error
+    if not directory.is_absolute():  # what other versions of platformdirs answer
+        raise _NotPrivateError(f"'{directory}' is in no home directory")
+    return directory
 
 
 def _version_suffix() -> str:

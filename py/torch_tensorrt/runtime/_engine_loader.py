@@ -71,17 +71,15 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
     """Deserializes with TensorRT-RTX on the current CUDA device.
 
     Raises:
-        RuntimeError: no usable GPU; tensorrt_rtx is missing; a plan of another version, or none.
+        RuntimeError: no usable GPU; a plan of another version, or none.
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
             "A TensorRT-RTX engine needs an NVIDIA GPU, and torch finds none on this machine "
             "(driver missing, CUDA_VISIBLE_DEVICES, or a torch built without CUDA)"
         )
-    try:
-        import tensorrt_rtx as trt
-    except ImportError as error:
-        raise RuntimeError(f"The Python runtime needs tensorrt_rtx: {error}") from error
+    import tensorrt_rtx as trt
+
     device = torch.device("cuda", torch.cuda.current_device())
     logger = tensorrt_logger()
     logger.min_severity = _severity()

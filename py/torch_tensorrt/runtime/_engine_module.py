@@ -15,7 +15,7 @@ from torch._C._profiler import _RecordFunctionFast
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._engine_file import EngineFile, save_engine_file
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
-from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
+from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 
 if TYPE_CHECKING:
     from torch_tensorrt.runtime._trt_engine import TRTEngine
@@ -46,8 +46,9 @@ class EngineModule(torch.nn.Module):
     fixed. It computes no gradients.
 
     Pickling, `torch.save` and `copy.deepcopy` take along the plan, the settings and the kernels of
-    the cache. A `state_dict` has the plan, the names, the strategies and the path of the cache, of
-    types that `torch.load` reads with `weights_only=True`.
+    the cache. A `state_dict` has the plan, the names and the strategies, of types that `torch.load`
+    reads with `weights_only=True`; it has no cache, since a checkpoint must not decide on a file
+    that is written.
 
     Thread safety: `forward` and `setup_engine`, from any thread; settings may be changed while
     other threads run it.
@@ -119,12 +120,14 @@ class EngineModule(torch.nn.Module):
         a warning. The path of the autosaving cache in use stands for that cache.
 
         Raises:
+            TypeError: These are no RuntimeSettings.
             ValueError: The cache is one of the other runtime.
         """
         return self._settings
 
     @runtime_settings.setter
     def runtime_settings(self, settings: RuntimeSettings) -> None:
+        check_settings(settings)
         with self._lock:
             old = self._cache
             settings = self._with_cache(settings)
@@ -197,8 +200,12 @@ class EngineModule(torch.nn.Module):
         engine: TRTEngine | Any
         if self._use_python_runtime:
             # Here, because it needs tensorrt_rtx, and nothing else of a module does.
-            from torch_tensorrt.runtime._trt_engine import TRTEngine
-
+            try:
+                from torch_tensorrt.runtime._trt_engine import TRTEngine
+            except ImportError as error:
+                raise RuntimeError(
+                    f"The Python runtime needs tensorrt_rtx: {error}"
+                ) from error
             engine = TRTEngine(*arguments)
         else:
             engine = torch.classes.tensorrt.Engine(*arguments)
@@ -274,29 +281,40 @@ class EngineModule(torch.nn.Module):
         settings = self._settings
         return {
             "serialized_engine": self._plan,
-            "input_binding_names": self.input_binding_names,
-            "output_binding_names": self.output_binding_names,
+            "input_binding_names": list(self.input_binding_names),
+            "output_binding_names": list(self.output_binding_names),
             "name": self.name,
             "dynamic_shapes_kernel_specialization_strategy": (
                 settings.dynamic_shapes_kernel_specialization_strategy
             ),
             "cuda_graph_strategy": settings.cuda_graph_strategy,
-            "runtime_cache": None if self._cache is None else self._cache.path or None,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `get_extra_state` gave; one without a cache leaves this module's."""
+        """Takes over what `get_extra_state` gave; the cache stays this module's.
+
+        Raises:
+            KeyError: Something is missing in it. The module is as it was, as it is below.
+            ValueError: Its plan or a strategy is none.
+            TypeError: Something in it is of another type.
+        """
+        plan = state["serialized_engine"]
+        if plan is not None:
+            plan = _to_plan(plan.cpu() if isinstance(plan, torch.Tensor) else plan)
+        inputs = list(state["input_binding_names"])
+        outputs = list(state["output_binding_names"])
+        name = state["name"]
         settings = RuntimeSettings(
             state["dynamic_shapes_kernel_specialization_strategy"],
             state["cuda_graph_strategy"],
-            state["runtime_cache"] or self._cache,
+            self._cache,
         )
         with self._lock:
             self._slot.release()
-            self._plan = state["serialized_engine"]
-            self.input_binding_names = list(state["input_binding_names"])
-            self.output_binding_names = list(state["output_binding_names"])
-            self.name = state["name"]
+            self._plan = plan
+            self.input_binding_names = inputs
+            self.output_binding_names = outputs
+            self.name = name
             self.runtime_settings = settings
 
     def __getstate__(self) -> dict[str, Any]:
@@ -306,8 +324,16 @@ class EngineModule(torch.nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # As the cache does that came with it.
         self._use_python_runtime |= library_error() is not None
+        if self._plan is not None:
+            self._plan = self._plan.cpu()  # where torch.load's map_location moved it
         self._prepare()
         self._use_cache(None)
+
+    def _replicate_for_data_parallel(self) -> EngineModule:
+        replica: EngineModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._prepare()  # else its end would be that of this module's engine
+        replica._use_cache(None)
+        return replica
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
         other = type(self).__new__(type(self))

@@ -20,13 +20,13 @@ import torch
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._byte_streams import Reader, Writer, read_all, write_all
 from torch_tensorrt.runtime._file_lock import is_holding_lock
-from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle, _from_state
-from torch_tensorrt.runtime._tensor_memory import memory_of
+from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle, from_state
+from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
 
 logger = logging.getLogger(__name__)
 
 # Of both kinds of handle: path, bytes, the files that these came from or went to, and autosave.
-_State = tuple[str, torch.Tensor, list[str], bool]
+_State = tuple[str, bytes, list[str], bool]
 
 _CPP_HANDLE = "__torch__.torch.classes.tensorrt.RuntimeCacheHandle"
 
@@ -62,7 +62,8 @@ class RuntimeCache:
     Equal to itself alone. A pickled or copied cache carries path, bytes, kind of runtime and
     `autosave_on_del`; unpickled where there is no C++ runtime, it is one of the Python runtime.
 
-    Thread safety: any method from any thread, while engines run too.
+    Thread safety: any method from any thread, while engines run too. A process must not be forked
+    while another thread loads or saves: the child's copy of the cache would stay locked.
 
     Args:
         path: The file, as it is written: relative to the working directory at the time of a load
@@ -73,6 +74,7 @@ class RuntimeCache:
 
     Raises:
         TypeError: The path is neither a str nor an os.PathLike of one.
+        ValueError: The path is not valid UTF-8.
         ImportError: The C++ runtime is asked for and can't be loaded.
     """
 
@@ -279,6 +281,12 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
         raise TypeError(
             f"The path of a runtime cache is a str or an os.PathLike of one, got {path!r}"
         )
+    try:
+        checked.encode()
+    except UnicodeEncodeError as error:  # which the C++ runtime can't take
+        raise ValueError(
+            f"The path of a runtime cache is not valid UTF-8: {path!r}"
+        ) from error
     return checked
 
 
@@ -300,21 +308,27 @@ def _make_handle(path: str, use_python_runtime: bool) -> _Handle:
 
 
 def _state_of(handle: Any) -> _State:
-    """The state alone, without the class, which the process that unpickles it may not have."""
-    state: _State
+    """The state alone, without the class, which the process that unpickles it may not have.
+
+    The bytes are no tensor in it: multiprocessing would share its memory, which is gone before a
+    spawned process opens it, and `torch.load` would move it to where map_location says.
+    """
     if isinstance(handle, RuntimeCacheHandle):
         _, (state,) = handle.__reduce__()
     else:
         state, _ = handle.__getstate__()
-    return state
+    path, data, stored_at, autosave = state
+    return path, memory_of(data).tobytes(), stored_at, autosave
 
 
 def _restore_handle(state: _State, use_python_runtime: bool) -> _Handle:
+    path, data, stored_at, autosave = state
+    handle_state = (path, tensor_of(data), stored_at, autosave)
     handle: _Handle
     if use_python_runtime:
-        handle = _from_state(state)
+        handle = from_state(handle_state)
     else:
         script: Any = torch.ScriptObject.__new__(torch.ScriptObject)
-        script.__setstate__((state, _CPP_HANDLE))
+        script.__setstate__((handle_state, _CPP_HANDLE))
         handle = script
     return handle

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from torch_tensorrt.runtime._runtime_cache_file import RuntimeCacheFile
-from torch_tensorrt.runtime._tensor_memory import memory_of
+from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RuntimeCacheHandle:
         with self._state_lock:
             if self._live is None:
                 return _lazy_clone(self._bytes)
-            return _tensor_of(self._serialize_live())
+            return tensor_of(self._serialize_live())
 
     def deserialize(self, data: torch.Tensor) -> None:
         """Takes over a copy of `data`.
@@ -234,7 +234,7 @@ class RuntimeCacheHandle:
             return live.cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _from_state, (self._state(),)
+        return from_state, (self._state(),)
 
     def _state(self) -> _State:
         with self._state_lock:
@@ -242,7 +242,7 @@ class RuntimeCacheHandle:
             if self._live is None:
                 data = _lazy_clone(self._bytes)
             else:
-                data = _tensor_of(self._serialize_live())
+                data = tensor_of(self._serialize_live())
                 # What the copy may overwrite as long as it is pending: no newer file, since this
                 # cache can still merge with that.
                 stored_at |= {self._path} - {""}
@@ -488,7 +488,7 @@ class _Live:
         return _bytes_view(serialized) if serialized is not None else None
 
 
-def _from_state(state: _State) -> RuntimeCacheHandle:
+def from_state(state: _State) -> RuntimeCacheHandle:
     path, data, stored_at, autosave = state
     handle = RuntimeCacheHandle(path)
     handle._bytes = _copy(data)
@@ -510,13 +510,6 @@ def _bytes_view(data: Any) -> memoryview:
     """Whatever an `IHostMemory` calls its items, they are bytes."""
     view = memoryview(data)
     return view.cast("B") if view.nbytes > 0 else memoryview(b"")
-
-
-def _tensor_of(data: memoryview) -> torch.Tensor:
-    if len(data) == 0:
-        return _allocate(0)
-    writable = bytearray(data) if data.readonly else data
-    return torch.frombuffer(writable, dtype=torch.uint8)
 
 
 def _copy(data: torch.Tensor) -> torch.Tensor:

@@ -68,6 +68,15 @@ class RuntimeSettings:
         return replace(self, **overrides)
 
 
+def check_settings(settings: object) -> None:
+    """Raises TypeError if these are no RuntimeSettings."""
+    if not isinstance(settings, RuntimeSettings):
+        raise TypeError(
+            f"The runtime settings are {settings!r}, of type {type(settings).__name__}; expected "
+            "RuntimeSettings"
+        )
+
+
 def _one_of(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 

@@ -14,7 +14,7 @@ import torch
 
 from torch_tensorrt.runtime._engine_loader import load_engine, native_stream
 from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle
-from torch_tensorrt.runtime._tensor_memory import memory_of
+from torch_tensorrt.runtime._tensor_memory import address_of, memory_of
 from torch_tensorrt.runtime._trt_runtime_config import (
     ConfiguredContext,
     EngineSettings,
@@ -94,8 +94,14 @@ class TRTEngine:
         self._has_dynamic_inputs = any(b.min != b.max for b in self._inputs)
 
     def __del__(self) -> None:
-        if not hasattr(self, "_last_inference"):
-            return  # the constructor failed before there was a context
+        if hasattr(
+            self, "_last_inference"
+        ):  # else it failed before there was a context
+            self._end()
+        # Now, since in a reference cycle the runtime might go before the engine.
+        self.__dict__.pop("_loaded", None)
+
+    def _end(self) -> None:
         try:
             # Before the save: a kernel that compiles in the background lands in the cache by then.
             with self._device_guard():
@@ -357,8 +363,7 @@ def _checked(tensor: torch.Tensor, binding: _Binding) -> torch.Tensor:
 
 
 def _bind(context: ConfiguredContext, binding: _Binding, tensor: torch.Tensor) -> None:
-    # Not data_ptr(), which makes a copy of what lazy clones share.
-    address = getattr(tensor, "const_data_ptr")()
+    address = address_of(tensor)
     if tensor.numel() == 0:
         address = ctypes.addressof(_NOTHING)
     if not context.context.set_tensor_address(binding.name, address):

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from torch_tensorrt.runtime import default_runtime_cache_path
@@ -254,3 +255,22 @@ def test_is_refused_where_the_directory_can_not_be_made(
     cache_home.mkdir(mode=0o500)
     assert default_runtime_cache_path() is None
     assert "Permission denied" in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["~/.cache/torch_tensorrt", RuntimeError("no home")])
+def test_is_refused_without_a_home_directory(
+    answer: str | RuntimeError,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As platformdirs of before 4.14 and later answer."""
+
+    def user_cache_dir(*_: object, **__: object) -> str:
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    monkeypatch.setattr(platformdirs, "user_cache_dir", user_cache_dir)
+    assert default_runtime_cache_path() is None
+    (record,) = caplog.records
+    assert "no home" in record.getMessage()

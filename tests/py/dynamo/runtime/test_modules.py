@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 import threading
 import time
@@ -518,17 +519,81 @@ def test_a_state_dict_restores_it(
     y, y1 = other(X + 1, X)
     assert torch.equal(y, torch.relu(X)) and torch.equal(y1, torch.relu(X + 1))
     assert other.name == "two"
-    assert other.runtime_settings == settings.merge(runtime_cache=cache_of(other))
-    assert cache_of(other).path == str(path)
+    assert other.runtime_settings == RuntimeSettings("none", "whole_graph_capture")
 
 
-def test_a_state_dict_without_a_cache_leaves_the_one_in_use(
-    make: MakeModule, path: Path
-) -> None:
+def test_a_state_dict_leaves_the_cache_in_use(make: MakeModule, path: Path) -> None:
+    """A checkpoint must not decide on a file that is written."""
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
     cache = cache_of(module)
-    module.load_state_dict(make(relu_plan()).state_dict())
+    theirs = RuntimeSettings(runtime_cache=path.with_name("theirs.bin"))
+    module.load_state_dict(make(relu_plan(), runtime_settings=theirs).state_dict())
     assert cache_of(module) is cache
+    run(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"serialized_engine": torch.zeros(3)}, ValueError),
+        ({"serialized_engine": "a plan"}, TypeError),
+        ({"input_binding_names": None}, TypeError),
+        ({"cuda_graph_strategy": "on"}, ValueError),
+        ("name", KeyError),
+    ],
+    ids=["plan", "type", "names", "strategy", "missing"],
+)
+def test_a_wrong_state_changes_nothing(
+    make: MakeModule, change: Any, error: type[Exception]
+) -> None:
+    module = make()
+    state = module.get_extra_state()
+    if isinstance(change, str):
+        del state[change]
+    else:
+        state |= change
+    state["output_binding_names"].append("of the state alone")
+    with pytest.raises(error):
+        module.set_extra_state(state)
+    run(module)
+
+
+def test_torch_load_moves_neither_plan_nor_kernels(
+    make: MakeModule, path: Path, tmp_path: Path
+) -> None:
+    """With map_location="cuda"; "meta" stands for it where there is no GPU."""
+    where = "cuda" if torch.cuda.is_available() else "meta"
+    module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
+    run(module)
+    cache = cache_of(module)
+    torch.save(cache, tmp_path / "cache.pt")
+    loaded = torch.load(tmp_path / "cache.pt", map_location=where, weights_only=False)
+    kernels, loaded_kernels = io.BytesIO(), io.BytesIO()
+    assert cache.save_to_stream(kernels) > 0
+    loaded.save_to_stream(loaded_kernels)
+    assert loaded_kernels.getvalue() == kernels.getvalue()
+    state = module.get_extra_state()
+    if where == "cuda":
+        state["serialized_engine"] = state["serialized_engine"].cuda()
+    module.set_extra_state(state)
+    assert module.serialized_engine is not None and module.serialized_engine.is_cpu
+    run(module)
+
+
+def test_a_replica_leaves_the_engine_alone(make: MakeModule, device: Any) -> None:
+    module = make()
+    run(module)
+    device.reset_counters()
+    replica = module._replicate_for_data_parallel()
+    del replica
+    run(module)
+    assert device.counters() == {"compilations": 0, "cache_hits": 0}
+
+
+def test_settings_of_another_type(make: MakeModule, path: Path) -> None:
+    module = make()
+    with pytest.raises(TypeError, match="expected RuntimeSettings"):
+        module.runtime_settings = str(path)  # type: ignore[assignment]
     run(module)
 
 

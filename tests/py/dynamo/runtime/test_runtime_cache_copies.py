@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -118,6 +119,18 @@ def test_another_process_unpickles(runtime: str, path: Path) -> None:
         capture_output=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert path.read_bytes() == b"kernels"
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_takes_over_bytes(runtime: str, path: Path, method: str) -> None:
+    context = multiprocessing.get_context(method)
+    cache = filled(runtime, path)
+    worker = getattr(context, "Process")(target=RuntimeCache.save, args=(cache,))
+    worker.start()
+    del cache
+    worker.join()
+    assert worker.exitcode == 0
     assert path.read_bytes() == b"kernels"
 
 
