@@ -122,6 +122,16 @@ RuntimeSettings settings_of(const TRTEngine::State& state) {
       .runtime_cache = std::get<5>(state).value_or(c10::intrusive_ptr<RuntimeCacheHandle>())};
 }
 
+// Older versions of torch have no way to tell without CUDA's own headers: to them nothing is captured.
+template <class Guard>
+bool is_stream_capturing([[maybe_unused]] const Guard& device, [[maybe_unused]] const c10::Stream& stream) {
+  if constexpr (requires { device.isStreamCapturing(stream); }) {
+    return device.isStreamCapturing(stream);
+  } else {
+    return false;
+  }
+}
+
 } // namespace
 
 TRTEngine::TRTEngine(
@@ -203,7 +213,7 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const std::lock_guard lock(mutex_);
   const c10::impl::VirtualGuardImpl device(loaded_.device.type());
   const c10::Stream stream = device.getStream(loaded_.device);
-  const bool is_capturing = device.isStreamCapturing(stream);
+  const bool is_capturing = is_stream_capturing(device, stream);
   if (context_ == nullptr) {
     TORCHTRT_CHECK(!is_capturing, "The engine's first inference can't be captured in a CUDA graph; run it once before");
     context_ = config_.create_execution_context(loaded_.engine.get());
