@@ -1,0 +1,49 @@
+"""Plans for the GPU check are built on the CPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tools.gpu.devices import GpuDevice
+from tools.gpu.models import CASES, make_input, make_model, relative_error
+
+
+def test_builds_a_plan_and_keeps_the_weights(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
+            *("--compute-capabilities", "8.6", "--cases", "dynamic_float16"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    device = GpuDevice(tmp_path)
+    assert device.cases() == ["dynamic_float16"]
+    plan = device.plan("dynamic_float16")
+    assert (plan.inputs, plan.outputs) == (["input"], ["output0"])
+    assert 10_000 < plan.engine.numel() < 1_000_000
+    weights = torch.load(tmp_path / "dynamic_float16.weights.pt", weights_only=True)
+    model = make_model(CASES["dynamic_float16"])
+    assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
+
+
+def test_float16_keeps_within_its_bound() -> None:
+    """The bound is no looser than rounding asks for, and no tighter."""
+    case, exact = CASES["mlp_float16"], CASES["mlp_float32"]
+    x = make_input(case)
+    with torch.inference_mode():
+        rounded = make_model(case)(x)
+        error = relative_error(rounded, make_model(exact)(x.float()))
+    assert case.bound / 20 < error < case.bound
+
+
+def test_relative_error() -> None:
+    r = torch.tensor([3.0, 4.0])
+    assert relative_error(r, r) == 0
+    assert relative_error(torch.tensor([3.0, 4.5]), r) == 0.1
+    assert relative_error(torch.tensor([3.0, float("nan")]), r) == float("inf")

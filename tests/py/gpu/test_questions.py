@@ -1,0 +1,251 @@
+"""The questions of tools/gpu, asked of the simulated device, whose answers are known."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from tests.util.simulated_device import relu_plan
+from tools.gpu import engines
+from tools.gpu.ask import ask
+from tools.gpu.bad_blobs import REJECTED, bad_blobs
+from tools.gpu.devices import FIRST, Plan, SimulatedDevice
+from tools.gpu.models import CASES
+from tools.gpu.output_equality import output_equality
+from tools.gpu.questions import (
+    Laboratory,
+    byte_equality,
+    deserialize_adds,
+    merge_of_two_processes,
+    refusal,
+    signs_of_compilation,
+    size_per_kernel,
+)
+from tools.gpu.report import Row, Status
+from tools.gpu.start_times import start_times
+
+
+def laboratory(parent: Path, device: SimulatedDevice | None = None) -> Laboratory:
+    return Laboratory(device or SimulatedDevice(), Path(mkdtemp(dir=parent)))
+
+
+def answers(rows: list[Row]) -> dict[str, str]:
+    return {row.question: row.answer for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [("adds", Status.ANSWER), ("replaces", Status.CONTRADICTION)],
+)
+def test_whether_deserialize_adds(mode: str, status: Status, tmp_path: Path) -> None:
+    (row,) = deserialize_adds(laboratory(tmp_path, SimulatedDevice(mode)))
+    assert (row.answer, row.status) == (mode, status)
+    assert row.details["accepted"] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "statuses"),
+    [
+        ("adds", "yes", {Status.ANSWER}),
+        ("replaces", "no, it lacks mlp_float32's", {Status.CONTRADICTION}),
+    ],
+)
+def test_whether_a_file_holds_the_kernels_of_two_processes(
+    mode: str, answer: str, statuses: set[Status], tmp_path: Path
+) -> None:
+    rows = merge_of_two_processes(laboratory(tmp_path, SimulatedDevice(mode)))
+    assert len(rows) == 3
+    assert {row.answer for row in rows} == {answer}
+    assert {row.status for row in rows} == statuses
+
+
+def test_byte_equality(tmp_path: Path) -> None:
+    rows = byte_equality(laboratory(tmp_path))
+    assert set(answers(rows).values()) == {"yes"}
+
+
+def test_sizes_of_merged_caches_tell_nothing_where_deserialize_replaces(
+    tmp_path: Path,
+) -> None:
+    rows = byte_equality(laboratory(tmp_path, SimulatedDevice("replaces")))
+    bad = [row for row in rows if row.is_bad]
+    assert [row.question for row in bad] == [
+        "does the size of merged caches tell what is in them"
+    ]
+
+
+def test_size_per_kernel(tmp_path: Path) -> None:
+    whole, kernel = size_per_kernel(laboratory(tmp_path))
+    sizes = whole.details["sizes"]
+    assert sizes[FIRST] > 3 * 1000  # three kernels of 1000 bytes
+    # Two kernels for each of five shapes.
+    assert len(kernel.details["growths"]) == 5
+    assert all(2000 < growth < 2200 for growth in kernel.details["growths"])
+
+
+def test_signs_of_compilation(tmp_path: Path) -> None:
+    (row,) = signs_of_compilation(
+        laboratory(tmp_path, SimulatedDevice(compile_time=0.01))
+    )
+    assert row.answer == "the cache's size"
+    assert row.status is Status.ANSWER
+
+
+def test_unusable_files_are_rejected_by_both_runtimes(tmp_path: Path) -> None:
+    other_version = laboratory(tmp_path, SimulatedDevice(version="1.7.1.116"))
+    with other_version.worker() as worker:
+        foreign = worker(engines.raw_run, FIRST, []).after
+    asked = laboratory(tmp_path)
+    asked.foreign_caches = {"of 1.7.1.116": foreign}
+    rows = bad_blobs(asked, flips=5)
+    assert len(rows) == 10
+    for row in rows:
+        assert row.status is Status.ANSWER, row
+        assert set(row.details["outcomes"].values()) == {REJECTED}
+
+
+@dataclass(frozen=True)
+class BrokenDevice(SimulatedDevice):
+    """Expects what the engines do not compute, or gives plans that can't be loaded."""
+
+    has_plans: bool = True
+
+    def plan(self, name: str) -> Plan:
+        plan = super().plan(name)
+        if self.has_plans:
+            return plan
+        return Plan(plan.case, torch.zeros(16, dtype=torch.uint8), ["x"], ["y"])
+
+    def example(
+        self, name: str, batch: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, expected = super().example(name, batch)
+        return x, expected * 1.003
+
+
+@dataclass(frozen=True)
+class CrashingDevice(SimulatedDevice):
+    """Its second use in a process by one of our runtimes ends that."""
+
+    def compilations(self) -> int | None:
+        global _uses
+        _uses += 1
+        if _uses == 3:
+            os.abort()
+        return super().compilations()
+
+
+_uses = 0
+
+
+def test_a_crash_on_an_unusable_file_contradicts_the_design(tmp_path: Path) -> None:
+    rows = bad_blobs(laboratory(tmp_path, CrashingDevice()), flips=1)
+    # No foreign cache was given; six are cut off, each second of which starts crash.
+    skipped, cut, *_ = rows
+    assert skipped.status is Status.SKIPPED
+    assert cut.status is Status.CONTRADICTION
+    assert cut.answer == (
+        "3 rejected with a warning, 3 CRASH (to 7 B: CRASH: killed by SIGABRT)"
+    )
+
+
+def test_files_of_an_earlier_run_are_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "0.cache").touch()
+    with pytest.raises(ValueError, match="must be empty"):
+        Laboratory(SimulatedDevice(), tmp_path)
+
+
+@dataclass(frozen=True)
+class SpoiltDevice(SimulatedDevice):
+    """Its plans have no kernels, so that no start compiles anything."""
+
+    def plan(self, name: str) -> Plan:
+        plan = relu_plan(dims=CASES[name].shape)
+        engine = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        return Plan(CASES[name], engine, ["x"], ["y"])
+
+
+def test_what_can_not_be_told_is_no_answer(tmp_path: Path) -> None:
+    asked = laboratory(tmp_path, SpoiltDevice())
+    rows = [*deserialize_adds(asked), *merge_of_two_processes(asked)]
+    assert len(rows) == 4
+    assert all(row.answer.startswith("can't be told: ") for row in rows)
+    assert all(row.is_bad for row in rows)
+
+
+def test_output_equality(tmp_path: Path) -> None:
+    rows = output_equality(laboratory(tmp_path))
+    assert {row.status for row in rows} == {Status.PASSED}
+    dynamic = [row for row in rows if "dynamic" in row.question]
+    assert [set(row.details["errors"]) for row in dynamic] == [{1, 4, 15, 16}] * 2
+
+
+def test_output_beyond_its_bound_is_a_failure(tmp_path: Path) -> None:
+    rows = output_equality(laboratory(tmp_path, BrokenDevice()))
+    assert {row.status for row in rows} == {Status.FAILED}
+    assert {row.answer for row in rows} == {"relative error 3.0e-03"}
+
+
+def test_start_times(tmp_path: Path) -> None:
+    device = SimulatedDevice(compile_time=0.01)
+    rows = start_times(laboratory(tmp_path, device), repeats=2)
+    assert [row.question for row in rows] == [
+        "cold start, C++",
+        "warm start, C++",
+        "cold start, Python",
+        "warm start, Python",
+    ]
+    for row in rows:
+        assert row.status is Status.PASSED, row
+        assert len(row.details["seconds"]) == 2
+        if row.question.startswith("cold"):
+            assert min(row.details["seconds"]) >= 5 * device.compile_time
+
+
+def test_a_refusal_is_a_result_in_the_words_of_the_device(tmp_path: Path) -> None:
+    rows = refusal(laboratory(tmp_path, BrokenDevice(has_plans=False)))
+    assert [row.status for row in rows] == [Status.REFUSED] * 2
+    assert all("rejects the plan" in row.answer for row in rows)
+
+
+def refused(laboratory: Laboratory) -> list[Row]:
+    return [Row("step", "refused", Status.REFUSED, "in its own words")]
+
+
+def test_after_a_refusal_nothing_else_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.gpu.ask.refusal", refused)
+    rows = ask(laboratory(tmp_path), say=lambda text: None)
+    assert [row.status for row in rows] == [Status.REFUSED, Status.SKIPPED]
+
+
+def broken_question(laboratory: Laboratory) -> list[Row]:
+    """A question that breaks off."""
+    raise RuntimeError("the disk is full")
+
+
+def good_question(laboratory: Laboratory) -> list[Row]:
+    """A good one."""
+    return [Row("step", "good", Status.ANSWER, "yes")]
+
+
+def test_a_question_that_breaks_off_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only: list[Callable[[Laboratory], list[Row]]] = [broken_question, good_question]
+    monkeypatch.setattr("tools.gpu.ask.QUESTIONS", only)
+    for name in ("refusal", "bad_blobs", "output_equality"):
+        monkeypatch.setattr(f"tools.gpu.ask.{name}", good_question)
+    monkeypatch.setattr("tools.gpu.ask.start_times", lambda laboratory, repeats: [])
+    said: list[str] = []
+    rows = ask(laboratory(tmp_path), say=said.append)
+    assert [row.is_bad for row in rows] == [False, True, False, False, False]
+    assert rows[1].answer == "it broke off: RuntimeError: the disk is full"
+    assert said[1].startswith("A question that breaks off.")

@@ -1,0 +1,383 @@
+"""The steps of check.sh, which has the usage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from tools.gpu.ask import OWN_CACHE
+from tools.gpu.build_plans import COMPUTE_CAPABILITIES
+from tools.gpu.builder import (
+    LIBRARY,
+    SIMULATED_LIBRARY,
+    Build,
+    build,
+    probe,
+    python_path,
+    stage_package,
+)
+from tools.gpu.devices import ENGINE_SUFFIX, FIRST
+from tools.gpu.prerequisites import Machine, Options, look
+from tools.gpu.processes import run
+from tools.gpu.report import Row, Status, read_rows, table, write_json
+from tools.gpu.suites import python_tests, run_gtests, run_pytests
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="check.sh",
+        description="Proves this repository on a machine with an NVIDIA GPU.",
+    )
+    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="for the results")
+    parser.add_argument("--pack", type=Path, help="what tools/gpu/pack.py wrote")
+    parser.add_argument("--headers", type=Path, help="TensorRT-RTX's C++ headers")
+    parser.add_argument("--googletest", type=Path, help="GoogleTest's sources")
+    parser.add_argument("--plans", type=Path, help="what build_plans.py wrote")
+    parser.add_argument(
+        "--foreign-cache",
+        type=Path,
+        action="append",
+        default=[],
+        help=f"a runtime cache of another GPU, driver or version, such as {OWN_CACHE} of another "
+        "OUT_DIR",
+    )
+    parser.add_argument(
+        "--without-gpu",
+        action="store_true",
+        help="run what needs none; the questions are asked of the simulated device",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / f"torch_tensorrt_gpu_{os.getuid()}",
+        help="for what is built, which a second run builds on; default: %(default)s",
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=1200,
+        help="seconds after which a command is ended; default: %(default)g",
+    )
+    return parser.parse_args(words)
+
+
+class Check:
+    """One run; its steps append to `rows`, and one that fails does not stop the others."""
+
+    def __init__(self, arguments: argparse.Namespace, machine: Machine) -> None:
+        self.rows: list[Row] = []
+        self._arguments = arguments
+        self._machine = machine
+        self._work: Path = arguments.work
+        self._log_path: Path = arguments.out / "check.log"
+        self._date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._begin = time.monotonic()
+        self._build = Build(self._work / "build", "not built", 0, [])
+        self._plans: Path | None = None
+
+    def run(self) -> None:
+        for step in (
+            self._build_sources,
+            self._run_gtests,
+            self._find_plans,
+            self._ask,
+            self._run_pytests,
+        ):
+            name = step.__name__.strip("_").replace("_", " ")
+            try:
+                step()
+            except Exception as error:
+                self.log(traceback.format_exc())
+                answer = f"it broke off: {type(error).__name__}: {error}"
+                self._add(Row("check", name, Status.FAILED, answer))
+
+    def log(self, text: str) -> None:
+        with self._log_path.open("a") as log:
+            log.write(text if text.endswith("\n") else f"{text}\n")
+
+    def write_results(self) -> str:
+        """Writes the rows so far into OUT_DIR, and answers the table."""
+        about = {
+            "date": self._date,
+            "device": self._machine.gpu or "none: the simulated device",
+            "versions": self._machine.versions,
+            "seconds": round(time.monotonic() - self._begin),
+        }
+        versions = ", ".join(f"{n} {v}" for n, v in self._machine.versions.items())
+        text = f"{self._date}: {versions}; {about['seconds']} s\n\n{table(self.rows)}\n"
+        (self._arguments.out / "results.md").write_text(text)
+        write_json(self._arguments.out / "results.json", self.rows, **about)
+        return text
+
+    def _add(self, *rows: Row) -> None:
+        self.rows += rows
+        self.write_results()  # each time, lest they are lost if this process is ended
+        for row in rows:
+            seconds = time.monotonic() - self._begin
+            print(
+                f"[{seconds:4.0f} s] {row.question}: {row.status.value}, {row.answer}",
+                flush=True,
+            )
+
+    def _run_command(
+        self, command: list[str], environment: dict[str, str] | None = None
+    ) -> int | None:
+        """Runs it into the log; its exit status, None if it took too long."""
+        self.log(f"$ {' '.join(command)}")
+        with self._log_path.open("ab") as log:
+            status = run(command, log, self._arguments.timeout, environment)
+        if status is None:
+            self.log(f"[not ended after {self._arguments.timeout:g} s]")
+        return status
+
+    def _build_sources(self) -> None:
+        begin = time.monotonic()
+        self._build = build(
+            self._machine, self._work / "build", self._arguments.jobs, self._run_command
+        )
+        what = (
+            f"{self._build.objects} objects, {len(self._build.cpp_tests)} test programs"
+        )
+        question = "the C++ sources build"
+        self._add(
+            Row(
+                "build",
+                question,
+                Status.FAILED if self._build.failure else Status.PASSED,
+                (
+                    f"{self._build.failure}: see check.log"
+                    if self._build.failure
+                    else "yes"
+                ),
+                f"{what}, {time.monotonic() - begin:.0f} s with {self._arguments.jobs} jobs",
+                f"{self._machine.generator}, {self._machine.versions['compiler']}",
+            )
+        )
+        for library in (LIBRARY, SIMULATED_LIBRARY):
+            reason = probe(self._environment(library), sys.executable)
+            self._add(
+                Row(
+                    "build",
+                    f"{library} loads",
+                    Status.FAILED if reason else Status.PASSED,
+                    reason or "yes",
+                    how=f"with torch {self._machine.versions['torch']}",
+                )
+            )
+
+    def _environment(self, library: str) -> dict[str, str]:
+        folder = self._work / library.partition(".")[0]
+        package = stage_package(self._build.folder, folder, library)
+        environment = python_path(package)
+        if home := os.environ.get("TENSORRT_RTX_HOME"):
+            path = [f"{home}/lib", os.environ.get("LD_LIBRARY_PATH", "")]
+            environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, path))
+        # A kernel that the driver kept from an earlier start would make a cold one warm.
+        environment["CUDA_CACHE_DISABLE"] = "1"
+        return environment
+
+    def _run_gtests(self) -> None:
+        if self._machine.googletest is None:
+            answer = "no googletest"
+            self._add(Row("tests", "gtest suite", Status.SKIPPED, answer))
+            return
+        self._add(
+            run_gtests(
+                self._build.cpp_tests, self._work, self._arguments.jobs, self.log
+            )
+        )
+
+    def _find_plans(self) -> None:
+        pack = self._work / "pack/plans"
+        if self._arguments.plans or pack.exists():
+            self._plans = self._arguments.plans or pack
+            how = "built elsewhere"
+        elif self._machine.can_build_plans:
+            self._plans = self._work / "plans"
+            self._build_plans(self._plans)
+            how = f"built here for {', '.join(COMPUTE_CAPABILITIES)}"
+        else:
+            answer = "no --plans, and no onnx and onnxscript to build them with"
+            self._add(Row("plans", "engines for the GPU", Status.SKIPPED, answer))
+            return
+        sizes = {
+            path.name.removesuffix(ENGINE_SUFFIX): path.stat().st_size
+            for path in sorted(self._plans.glob(f"*{ENGINE_SUFFIX}"))
+        }
+        status = Status.PASSED if FIRST in sizes else Status.FAILED
+        figure = ", ".join(
+            f"{name} {size / 1e3:.0f} kB" for name, size in sizes.items()
+        )
+        question, answer = "engines for the GPU", f"{len(sizes)} in {self._plans}"
+        self._add(Row("plans", question, status, answer, figure, how))
+
+    def _build_plans(self, folder: Path, *words: str) -> int | None:
+        return self._run_command(
+            [
+                *(sys.executable, "-m", "tools.gpu.build_plans"),
+                *("--out", str(folder), *words),
+            ],
+            self._environment(LIBRARY),
+        )
+
+    def _ask(self) -> None:
+        if self._arguments.without_gpu:
+            self._ask_device("simulated", SIMULATED_LIBRARY)
+            return
+        if self._machine.can_build_plans:
+            self._build_for_this_gpu()
+        if self._plans is not None:
+            self._ask_device("gpu", LIBRARY, "--plans", str(self._plans))
+
+    def _build_for_this_gpu(self) -> None:
+        mark = self._log_path.stat().st_size
+        words = ["--compute-capabilities", "current", "--cases", FIRST]
+        status = self._build_plans(self._work / "own_plans", *words)
+        lines = self._log_path.read_bytes()[mark:].decode(errors="replace").splitlines()
+        question = "an engine is built for this GPU itself"
+        if status == 0:
+            self._add(Row("plans", question, Status.PASSED, "yes"))
+        else:
+            self._add(
+                Row("plans", question, Status.REFUSED, lines[-1] if lines else "")
+            )
+
+    def _ask_device(self, device: str, library: str, *words: str) -> None:
+        report = self._work / "answers.json"
+        report.unlink(missing_ok=True)
+        work = self._work / "questions"
+        command = [
+            *(sys.executable, "-m", "tools.gpu.ask", "--device", device),
+            *("--work", str(work), "--json", str(report), *words),
+        ]
+        for path in self._arguments.foreign_cache:
+            command += ["--foreign-cache", str(path)]
+        status = self._run_command(command, self._environment(library))
+        if report.exists():
+            self._add(*read_rows(report))
+        else:
+            ended = "not ended" if status is None else f"exit status {status}"
+            answer = f"no answers, {ended}: see check.log"
+            self._add(Row("runtime cache", "questions", Status.FAILED, answer))
+        if device == "gpu" and (work / OWN_CACHE).exists():
+            cache = (work / OWN_CACHE).read_bytes()
+            (self._arguments.out / OWN_CACHE).write_bytes(cache)
+
+    def _run_pytests(self) -> None:
+        if not self._machine.has_pytest:
+            self._add(Row("tests", "pytest suite", Status.SKIPPED, "no pytest"))
+            return
+        environment = self._environment(SIMULATED_LIBRARY)
+        del environment["CUDA_CACHE_DISABLE"]
+        environment |= self._test_environment()
+        files = python_tests()
+        if "FILELOCK_3" not in environment:
+            lacking = [file for file in files if "FILELOCK_3" in file.read_text()]
+            files = [file for file in files if file not in lacking]
+            answer = (
+                f"{', '.join(file.name for file in lacking)}: no filelock 3 (set FILELOCK_3 to a "
+                "folder with its package, or give --pack)"
+            )
+            self._add(Row("tests", "pytest suite, locks", Status.SKIPPED, answer))
+        runs = [("simulated", "the simulated device", files)]
+        if not self._arguments.without_gpu:
+            refused = any(row.status is Status.REFUSED for row in self.rows)
+            if refused or not self._machine.can_build_plans:
+                answer = (
+                    "TensorRT-RTX refuses this GPU"
+                    if refused
+                    else "no onnx and onnxscript"
+                )
+                title = "pytest suite on the GPU"
+                self._add(Row("tests", title, Status.SKIPPED, answer))
+            else:
+                on_gpu = [file for file in files if "dynamo" in file.parts]
+                runs.append(("gpu", "the GPU", on_gpu))
+        for device, place, of_device in runs:
+            self._add(
+                run_pytests(
+                    f"pytest suite on {place}",
+                    {**environment, "TORCHTRT_TEST_DEVICE": device},
+                    of_device,
+                    self._work,
+                    self._arguments.jobs,
+                    self.log,
+                )
+            )
+
+    def _test_environment(self) -> dict[str, str]:
+        """What Bazel names to tests by `data_env`."""
+        named = {
+            tool.name.upper(): str(tool) for tool in self._build.folder.glob("*_tool")
+        }
+        old_filelock = self._work / "pack/filelock_3"
+        if old_filelock.exists():
+            named.setdefault("FILELOCK_3", str(old_filelock))
+        return named
+
+
+def unpack(pack: Path, folder: Path) -> None:
+    """Unpacks into `folder` unless it has that very pack, and puts its packages on the path."""
+    status = pack.stat()
+    mark = folder / f"unpacked.{status.st_size}.{status.st_mtime_ns}"
+    if not mark.exists():
+        with tarfile.open(pack) as archive:
+            if hasattr(tarfile, "data_filter"):
+                archive.extractall(folder, filter="data")
+            else:
+                archive.extractall(folder)
+        mark.touch()
+    packages = str(folder / "packages")
+    sys.path.insert(0, packages)
+    inherited = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, inherited]))
+
+
+def say_what_is_missing(
+    machine: Machine, without_gpu: bool, say: Callable[[str], object]
+) -> bool:
+    """A line for each thing; true if the check can't begin."""
+    for line in machine.missing:
+        say(f"check.sh: missing: {line}")
+    if machine.no_gpu and not without_gpu:
+        say(
+            f"check.sh: no NVIDIA GPU: {machine.no_gpu}; --without-gpu runs what needs none"
+        )
+    if machine.missing or (machine.no_gpu and not without_gpu):
+        return True
+    for line in machine.skipped:
+        say(f"check.sh: left out: {line}")
+    return False
+
+
+def main() -> None:
+    arguments = parse()
+    for path in (arguments.out, arguments.work):
+        path.mkdir(parents=True, exist_ok=True)
+    pack = None
+    if arguments.pack:
+        pack = arguments.work / "pack"
+        unpack(arguments.pack, pack)
+    machine = look(Options(arguments.headers, arguments.googletest, pack))
+    if say_what_is_missing(
+        machine, arguments.without_gpu, lambda line: print(line, file=sys.stderr)
+    ):
+        sys.exit(2)
+    (arguments.out / "check.log").write_text("")
+    check = Check(arguments, machine)
+    check.run()
+    print(f"\n{check.write_results()}")
+    sys.exit(any(row.is_bad for row in check.rows))
+
+
+if __name__ == "__main__":
+    main()

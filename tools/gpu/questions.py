@@ -1,0 +1,351 @@
+"""What TensorRT-RTX's documentation leaves open about its runtime cache, asked of a device.
+
+Each question is a function that returns rows; shared/design.md's counterpart of each is what the
+status compares with. An engine's kernels are known by what they add to a cache: TensorRT-RTX puts
+each kernel that it compiles into the cache in use, so a cache that an inference does not change in
+size had all of the kernels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from tools.gpu import engines
+from tools.gpu.devices import DYNAMIC, FIRST, SECOND, Device
+from tools.gpu.engines import RUNTIMES
+from tools.gpu.models import CASES
+from tools.gpu.report import Row, Status
+from tools.gpu.workers import Worker, WorkerDied, WorkerError
+
+STEP = "runtime cache"
+
+
+@dataclass
+class Laboratory:
+    """Where questions are asked.
+
+    Attributes:
+        device: Each worker installs it.
+        folder: For files, which stay there. Empty at first.
+        foreign_caches: Serialized caches of other machines or versions, by what they are.
+    """
+
+    device: Device
+    folder: Path
+    foreign_caches: dict[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(self.folder.iterdir()):
+            # A cache of an earlier run would make a cold start warm.
+            raise ValueError(f"{self.folder} must be empty")
+        self._numbers = count()
+
+    @contextmanager
+    def worker(self, log_level: str = "warning") -> Iterator[Worker]:
+        """A process with the device, before whose first call all is imported."""
+        with self.start_worker(log_level) as worker:
+            yield worker
+
+    def start_worker(self, log_level: str = "warning") -> Worker:
+        """The same for who closes it."""
+        return Worker(self.new_path("log"), engines.begin, self.device, log_level)
+
+    def new_path(self, suffix: str) -> Path:
+        """Of a file that there is not yet."""
+        return self.folder / f"{next(self._numbers)}.{suffix}"
+
+
+Question = Callable[[Laboratory], list[Row]]
+
+
+def row(
+    question: str,
+    answer: str,
+    as_designed: bool,
+    figure: str = "",
+    how: str = "",
+    **details: object,
+) -> Row:
+    status = Status.ANSWER if as_designed else Status.CONTRADICTION
+    return Row(STEP, question, status, answer, figure, how, dict(details))
+
+
+def refusal(laboratory: Laboratory) -> list[Row]:
+    """Does TensorRT-RTX take this GPU? A row for each runtime.
+
+    Refused is what TensorRT-RTX itself gives reasons against; what else breaks off is a failure.
+    """
+    rows = []
+    for runtime in RUNTIMES:
+        with laboratory.worker("info") as worker:
+            question = f"does the {runtime} runtime run the plans"
+            how = "each plan is loaded and run once, without a cache"
+            ran: list[str] = []
+            for name in laboratory.device.cases():
+                try:
+                    worker(engines.start, runtime, name, None)
+                except (WorkerError, WorkerDied) as error:
+                    words = _words_of_tensorrt(worker.stderr())
+                    status = Status.REFUSED if words else Status.FAILED
+                    answer = f"{name}: {words or error}"
+                    details = {"error": str(error), "ran": ran}
+                    rows.append(Row(STEP, question, status, answer, "", how, details))
+                    break
+                ran.append(name)
+            else:
+                rows.append(row(question, f"all {len(ran)}", True, how=how, ran=ran))
+    return rows
+
+
+def _words_of_tensorrt(log: str) -> str:
+    """Its errors, as the C++ runtime's log and tensorrt_rtx's own logger have them."""
+    found = re.findall(
+        r"ERROR.*?TensorRT-RTX: (.*)|\[TRT\] \[E\] (.*)", log, re.MULTILINE
+    )
+    return "; ".join(dict.fromkeys(a or b for a, b in found))
+
+
+def deserialize_adds(laboratory: Laboratory) -> list[Row]:
+    """Does deserialize add to a cache with entries, or replace them?"""
+    with laboratory.worker() as worker:
+        empty = worker(engines.raw_run, FIRST, [])
+        first = empty.after
+        second = worker(engines.raw_run, SECOND, []).after
+        had_first = worker(engines.raw_run, FIRST, [first]).compiled_nothing
+        shares = worker(engines.raw_run, SECOND, [first]).compiled_nothing
+        both = worker(engines.raw_run, FIRST, [first, second])
+        kept = both.compiled_nothing
+        added = worker(engines.raw_run, SECOND, [first, second]).compiled_nothing
+    sizes = {
+        "empty": len(empty.before),
+        "first": len(first),
+        "second": len(second),
+        "second after first": len(both.before),
+    }
+    figure = ", ".join(f"{name} {size} B" for name, size in sizes.items())
+    question = "does deserialize add to a cache with entries, or replace them"
+    how = (
+        f"{FIRST}'s cache, then {SECOND}'s, deserialized into one; then either engine runs on "
+        "it, and the cache grows if a kernel was missing"
+    )
+    if empty.compiled_nothing or not had_first or shares:
+        answer = (
+            f"can't be told: cold start adds to the cache: {not empty.compiled_nothing}; "
+            f"warm start adds nothing: {had_first}; the engines share all kernels: {shares}"
+        )
+        return [Row(STEP, question, Status.FAILED, answer, figure, how)]
+    answers = {
+        (True, True): "adds",
+        (False, True): "replaces",
+        (True, False): "keeps the first alone",
+        (False, False): "drops both",
+    }
+    answer = answers[kept, added]
+    return [
+        row(question, answer, answer == "adds", figure, how, accepted=both.accepted)
+    ]
+
+
+def byte_equality(laboratory: Laboratory) -> list[Row]:
+    """Are serializations byte-equal? What of that does RuntimeCacheHandle rely on?"""
+    with laboratory.worker() as worker, laboratory.worker() as other:
+        first = worker(engines.raw_run, FIRST, []).after
+        second = worker(engines.raw_run, SECOND, []).after
+        elsewhere = other(engines.raw_run, FIRST, []).after
+        once, again = worker(engines.raw_serialized, FIRST, [first], 2)
+        empties = [
+            *worker(engines.raw_serialized, FIRST, [], 2),
+            *worker(engines.raw_serialized, SECOND, []),
+        ]
+        (one_order,) = worker(engines.raw_serialized, FIRST, [first, second])
+        (other_order,) = worker(engines.raw_serialized, FIRST, [second, first])
+        (twice,) = worker(engines.raw_serialized, FIRST, [first, first])
+
+    def equality(question: str, a: bytes, b: bytes, relied_on: bool) -> Row:
+        figure = f"{len(a)} and {len(b)} B"
+        answer = "yes" if a == b else f"no, {_difference(a, b)}"
+        return row(question, answer, a == b or not relied_on, figure)
+
+    sizes_agree = len(one_order) == len(other_order) and len(twice) == len(first)
+    grows = len(one_order) > max(len(first), len(second))
+    return [
+        equality("are two serializations of one cache byte-equal", once, again, True),
+        equality(
+            "is a cache that was deserialized byte-equal again", first, once, True
+        ),
+        equality(
+            "is an empty cache byte-equal to another",
+            empties[0],
+            empties[0] if len(set(empties)) == 1 else empties[-1],
+            True,
+        ),
+        equality(
+            "are the caches of one engine in two processes byte-equal",
+            first,
+            elsewhere,
+            False,
+        ),
+        equality(
+            "are two caches merged in either order byte-equal",
+            one_order,
+            other_order,
+            False,
+        ),
+        row(
+            "does the size of merged caches tell what is in them",
+            "yes" if sizes_agree and grows else "no",
+            sizes_agree and grows,
+            f"{len(first)} and {len(second)} B: {len(one_order)} B in one order, "
+            f"{len(other_order)} B in the other; the first with itself: {len(twice)} B",
+            "a union is larger than either, the same in both orders, and no larger with itself",
+        ),
+    ]
+
+
+def _difference(a: bytes, b: bytes) -> str:
+    if len(a) != len(b):
+        return "of other sizes"
+    places = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    return f"{len(places)} bytes differ, the first at {places[0]}"
+
+
+def size_per_kernel(laboratory: Laboratory) -> list[Row]:
+    """How large is a cache per engine, and per kernel that is specialized for a shape?"""
+    batches = [2, 3, 5, 7, 9]
+    with laboratory.worker() as worker:
+        (empty,) = worker(engines.raw_serialized, FIRST, [])
+        sizes = {
+            name: len(worker(engines.raw_run, name, []).after)
+            for name in laboratory.device.cases()
+        }
+        growths = []
+        blob = empty
+        for batch in batches:
+            run = worker(engines.raw_run, DYNAMIC, [blob], batch)
+            growths.append(len(run.after) - len(run.before))
+            blob = run.after
+    kernels = [growth for growth in growths if growth > 0]
+    return [
+        row(
+            "how large is a cache",
+            f"{len(empty)} B without kernels",
+            True,
+            ", ".join(f"{name} {size} B" for name, size in sizes.items()),
+            "serialized after an engine's first inference on it",
+            sizes=sizes,
+        ),
+        row(
+            "how large is a cache per kernel",
+            (
+                f"{sum(kernels) // len(kernels)} B on average for a shape's kernels"
+                if kernels
+                else "no shape adds to it"
+            ),
+            True,
+            f"{', '.join(map(str, growths))} B",
+            f"what {DYNAMIC} adds for batches of {', '.join(map(str, batches))}, kernels being "
+            "specialized at once (eager)",
+            growths=growths,
+        ),
+    ]
+
+
+def signs_of_compilation(laboratory: Laboratory) -> list[Row]:
+    """How can it be told that a start compiled nothing: by the cache's size, time or the log?"""
+    with laboratory.worker("debug") as worker:
+        worker(engines.raw_serialized, FIRST, [])  # loads the engine
+        begin = len(worker.stderr())
+        cold = worker(engines.raw_run, FIRST, [])
+        cold_log = _lines(worker.stderr()[begin:])
+        begin = len(worker.stderr())
+        warm = worker(engines.raw_run, FIRST, [cold.after])
+        warm_log = _lines(worker.stderr()[begin:])
+    size_tells = len(cold.after) > len(cold.before) and warm.compiled_nothing
+    only_cold = sorted(cold_log - warm_log)
+    signs = ["the cache's size"] * size_tells
+    signs += ["the log"] * bool(only_cold)
+    return [
+        row(
+            "how can it be told that a start compiled nothing",
+            " and ".join(signs) or "by time alone",
+            size_tells,
+            f"cold {_ms(cold.seconds)}, adds {len(cold.after) - len(cold.before)} B, "
+            f"{len(only_cold)} log lines of its own; warm {_ms(warm.seconds)}, adds "
+            f"{len(warm.after) - len(warm.before)} B",
+            "an engine's first inference without a cache, and on that cache in the same process, "
+            "TensorRT-RTX's log being verbose",
+            lines_of_cold_start_alone=only_cold[:20],
+        )
+    ]
+
+
+def _lines(log: str) -> set[str]:
+    """The distinct lines, less numbers, by which lines of one kind differ."""
+    return {re.sub(r"0x[0-9a-fA-F]+|\d+", "#", line) for line in log.splitlines()}
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
+
+
+def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
+    """Does a file that two processes saved hold the kernels of both?"""
+    rows = []
+    for one, two in [("C++", "C++"), ("Python", "Python"), ("C++", "Python")]:
+        path = laboratory.new_path("cache")
+        with laboratory.worker() as a, laboratory.worker() as b:
+            # Both start before there is a file, so neither has the other's kernels.
+            cold = [
+                a(engines.start, one, FIRST, path),
+                b(engines.start, two, SECOND, path),
+            ]
+            written = [a(engines.save), b(engines.save)]
+            log = a.stderr() + b.stderr()
+        with laboratory.worker() as c:
+            warm = [
+                c(engines.start, one, FIRST, path),
+                c(engines.start, two, SECOND, path),
+            ]
+        missing = [
+            name
+            for name, start in zip((FIRST, SECOND), warm, strict=True)
+            if not start.compiled_nothing
+        ]
+        wrong = any(
+            not s.error <= CASES[name].bound
+            for starts in (cold, warm)
+            for name, s in zip((FIRST, SECOND), starts, strict=True)
+        )
+        answer = f"no, it lacks {', '.join(missing)}'s" if missing else "yes"
+        if any(start.compiled_nothing for start in cold):
+            answer = "can't be told: a start on no file compiled nothing"
+        elif wrong:
+            answer += ", but a result is wrong"
+        rows.append(
+            row(
+                f"does a file hold the kernels of both processes ({one} and {two})",
+                answer,
+                answer == "yes",
+                f"saved {written[0]} B, then {written[1]} B; starts "
+                f"{', '.join(_ms(s.seconds) for s in cold)} cold, "
+                f"{', '.join(_ms(s.seconds) for s in warm)} warm",
+                "both start on no file and save in turn; a third starts both engines on the "
+                "file, and its cache does not grow",
+                log=log,
+            )
+        )
+    return rows
+
+
+QUESTIONS: list[Question] = [
+    deserialize_adds,
+    byte_equality,
+    size_per_kernel,
+    signs_of_compilation,
+    merge_of_two_processes,
+]
