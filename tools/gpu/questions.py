@@ -1,9 +1,9 @@
 """What TensorRT-RTX's documentation leaves open about its runtime cache, asked of a device.
 
-Each question is a function that returns rows; shared/design.md's counterpart of each is what the
-status compares with. An engine's kernels are known by what they add to a cache: TensorRT-RTX puts
-each kernel that it compiles into the cache in use, so a cache that an inference does not change in
-size had all of the kernels.
+Each question is a function that returns rows; their status compares the answer with what this
+project assumes, which docs/gpu-results.md lists. An engine's kernels are known by what they add to
+a cache: TensorRT-RTX puts each kernel that it compiles into the cache in use, so a cache that an
+inference does not change in size had all of the kernels.
 """
 
 from __future__ import annotations
