@@ -216,6 +216,10 @@ def test_handed_out_bytes_outlive_the_handle(make_handle: MakeHandle) -> None:
     assert not handle.has_cache()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.Tensor, "const_data_ptr"),
+    reason="this torch can't tell an address without copying what lazy clones share",
+)
 def test_handing_bytes_out_copies_none(make_handle: MakeHandle) -> None:
     handle = make_handle("")
     handle.deserialize(to_tensor(b"kernels"))
