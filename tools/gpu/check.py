@@ -244,12 +244,13 @@ class Check:
         status = self._build_plans(self._work / "own_plans", *words)
         lines = self._log_path.read_bytes()[mark:].decode(errors="replace").splitlines()
         question = "an engine is built for this GPU itself"
+        reason = lines[-1] if lines else "no reason was given"
         if status == 0:
             self._add(Row("plans", question, Status.PASSED, "yes"))
+        elif "TensorRT-RTX" not in reason:
+            self._add(Row("plans", question, Status.FAILED, reason))
         else:
-            self._add(
-                Row("plans", question, Status.REFUSED, lines[-1] if lines else "")
-            )
+            self._add(Row("plans", question, Status.REFUSED, reason))
 
     def _ask_device(self, device: str, library: str, *words: str) -> None:
         report = self._work / "answers.json"
