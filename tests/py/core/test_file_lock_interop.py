@@ -7,87 +7,38 @@ is the one of this interpreter.
 
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import pytest
+
+from tests.util.line_process import LineProcess, file_lock_tool
 
 KINDS = ["cpp-exclusive", "cpp-shared", "filelock-4", "filelock-3"]
 ORDERED_PAIRS = list(itertools.product(KINDS, KINDS))
 
 
-def required_path(variable: str) -> Path:
-    path = os.environ.get(variable)
-    if not path:
-        pytest.fail(f"the environment variable {variable} is not set")
-    if not Path(path).exists():
-        pytest.fail(f"{variable}={path} does not exist")
-    return Path(path).absolute()
-
-
-class Peer:
-    """A process with a lock on the path: see tests/util/file_lock_tool.cpp for its commands."""
-
-    def __init__(self, kind: str, path: Path) -> None:
-        environment = dict(os.environ)
-        implementation, variant = kind.split("-")
-        if implementation == "cpp":
-            command = [str(required_path("FILE_LOCK_TOOL")), variant, str(path)]
-        else:
-            script = Path(__file__).with_name("filelock_peer.py")
-            command = [sys.executable, str(script), str(path)]
-            if variant == "3":
-                old = str(required_path("FILELOCK_3"))
-                paths = [old, environment.get("PYTHONPATH", "")]
-                environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        if implementation == "filelock":
-            version = self.hear()
-            assert version.startswith(f"{variant}."), f"{kind} runs {version}"
-
-    def __enter__(self) -> "Peer":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.kill()
-
-    def tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-
-    def hear(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def ask(self, command: str) -> str:
-        self.tell(command)
-        return self.hear()
-
-    def kill(self) -> None:
-        """SIGKILL, so that nothing in the process releases the lock; idempotent."""
-        self._process.kill()
-        self._process.communicate()
+def start_peer(kind: str, path: Path) -> LineProcess:
+    """A process with a lock on the path, under the commands of tests/util/file_lock_tool.cpp."""
+    implementation, variant = kind.split("-")
+    if implementation == "cpp":
+        return file_lock_tool(variant, path)
+    environment = dict(os.environ)
+    if variant == "3":
+        paths = [os.environ["FILELOCK_3"], environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    script = Path(__file__).with_name("filelock_peer.py")
+    peer = LineProcess(sys.executable, script, path, env=environment)
+    version = peer.hear()
+    assert version.startswith(f"{variant}."), f"{kind} runs {version}"
+    return peer
 
 
 class StartPeer(Protocol):
-    def __call__(self, kind: str) -> Peer: ...
+    def __call__(self, kind: str) -> LineProcess: ...
 
 
 @pytest.fixture
@@ -98,7 +49,7 @@ def lock_path(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(lock_path: Path) -> Iterator[StartPeer]:
     with ExitStack() as stack:
-        yield lambda kind: stack.enter_context(Peer(kind, lock_path))
+        yield lambda kind: stack.enter_context(start_peer(kind, lock_path))
 
 
 def go_together(holder: str, other: str) -> bool:

@@ -9,12 +9,13 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.util.line_process import LineProcess, file_lock_tool
 from torch_tensorrt.runtime import cache_info
 from torch_tensorrt.runtime._lock_holders import find_lock_holders
 
@@ -37,35 +38,12 @@ def lock_path(path: Path) -> Path:
     return lock_path
 
 
-class Child:
-    """A process that prints a line when it has done what the test needs, then waits."""
-
-    def __init__(self, *command: str, told: str = "") -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(told)
-        self.process.stdin.flush()
-        self.answer = self.process.stdout.readline().strip()
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+def python(code: str, *arguments: str | Path) -> LineProcess:
+    return LineProcess(sys.executable, "-c", code, *arguments)
 
 
-def python(code: str, *arguments: object) -> Child:
-    return Child(sys.executable, "-c", code, *map(str, arguments))
-
-
-def filelock_holder(lock_path: Path) -> Child:
+@contextmanager
+def filelock_holder(lock_path: Path) -> Iterator[LineProcess]:
     code = """
 import filelock, sys
 lock = filelock.FileLock(sys.argv[1])
@@ -73,18 +51,23 @@ lock.acquire()
 print("acquired", flush=True)
 sys.stdin.read()
 """
-    return python(code, lock_path)
+    with python(code, lock_path) as holder:
+        assert holder.hear() == "acquired"
+        yield holder
 
 
-def cpp_holder(mode: str, lock_path: Path) -> Child:
-    return Child(os.environ["FILE_LOCK_TOOL"], mode, str(lock_path), told="lock\n")
+@contextmanager
+def cpp_holder(mode: str, lock_path: Path) -> Iterator[LineProcess]:
+    with file_lock_tool(mode, lock_path) as holder:
+        assert holder.ask("lock") == "acquired"
+        yield holder
 
 
-def cpp_shared(lock_path: Path) -> Child:
+def cpp_shared(lock_path: Path) -> AbstractContextManager[LineProcess]:
     return cpp_holder("shared", lock_path)
 
 
-def cpp_exclusive(lock_path: Path) -> Child:
+def cpp_exclusive(lock_path: Path) -> AbstractContextManager[LineProcess]:
     return cpp_holder("exclusive", lock_path)
 
 
@@ -161,17 +144,16 @@ def test_an_empty_file_is_no_cache(
     ],
 )
 def test_tells_who_holds_the_lock(
-    holder: Callable[[Path], Child],
+    holder: Callable[[Path], AbstractContextManager[LineProcess]],
     mode: str,
     path: Path,
     lock_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with holder(lock_path) as child:
-        assert child.answer == "acquired"
         lock = info_of(path, capsys)["lock"]
         text = text_of(path, capsys)
-    command = shlex.join(map(str, child.process.args))  # type: ignore[arg-type]
+    command = shlex.join(child.command)
     expected = {"pid": child.pid, "command": command, "mode": mode}
     assert lock["path"] == str(lock_path)
     assert (lock["state"], lock["holders"]) == (mode, [expected])
@@ -183,7 +165,6 @@ def test_tells_of_each_reader(
     path: Path, lock_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with cpp_shared(lock_path) as one, cpp_shared(lock_path) as other:
-        assert one.answer == other.answer == "acquired"
         lock = info_of(path, capsys)["lock"]
     assert lock["state"] == "shared"
     assert {holder["pid"] for holder in lock["holders"]} == {one.pid, other.pid}
@@ -204,8 +185,8 @@ sys.stdin.read()
     with python(code, lock_path) as parent:
         parent.process.wait(60)
         lock = info_of(path, capsys)["lock"]
-    (holder,) = lock["holders"]
-    assert str(holder["pid"]) == parent.answer
+        (holder,) = lock["holders"]
+        assert str(holder["pid"]) == parent.hear()
     assert holder["mode"] == "exclusive"
 
 
@@ -278,7 +259,7 @@ os.fsync = fsync
 RuntimeCacheFile(sys.argv[1]).save(memoryview(b"new" * 100), lambda disk, ours: ours)
 """
     with python(code, path) as child:
-        assert child.answer == "written"
+        assert child.hear() == "written"
         info = info_of(path, capsys)
         (file,) = info["temporary_files"]
         (holder,) = file["holders"]

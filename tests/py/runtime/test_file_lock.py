@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.util.line_process import file_lock_tool
 from torch_tensorrt.runtime._file_lock import FileLockError, file_lock, lock_path_of
 
 
@@ -25,44 +26,9 @@ def lock_path(tmp_path: Path) -> Path:
     return tmp_path / "cache.bin.lock"
 
 
-class Tool:
-    """A process with a C++ FileLock; see tests/util/file_lock_tool.cpp for its commands."""
-
-    def __init__(self, mode: str, path: Path) -> None:
-        self._process = subprocess.Popen(
-            [os.environ["FILE_LOCK_TOOL"], mode, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Tool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        print(command, file=self._process.stdin, flush=True)
-
-    def hear(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def ask(self, command: str) -> str:
-        self.tell(command)
-        return self.hear()
-
-    def kill(self) -> None:
-        """SIGKILL, so that nothing in the process releases the lock; idempotent."""
-        self._process.kill()
-        self._process.communicate()
-
-
 @contextmanager
 def cpp_lock(path: Path, mode: str) -> Iterator[None]:
-    with Tool(mode, path) as tool:
+    with file_lock_tool(mode, path) as tool:
         assert tool.ask("try") == "acquired"
         yield
         assert tool.ask("unlock") == "released"
@@ -104,7 +70,7 @@ def test_a_holder_excludes_until_it_releases(
 @pytest.mark.parametrize("holds", ["exclusive", "shared"])
 @pytest.mark.parametrize("tries", ["exclusive", "shared"])
 def test_excludes_the_cpp_runtime(lock_path: Path, holds: str, tries: str) -> None:
-    with Tool(tries, lock_path) as tool:
+    with file_lock_tool(tries, lock_path) as tool:
         with file_lock(str(lock_path), 0, shared=holds == "shared"):
             together = holds == tries == "shared"
             assert tool.ask("try") == ("acquired" if together else "busy")
@@ -114,7 +80,7 @@ def test_excludes_the_cpp_runtime(lock_path: Path, holds: str, tries: str) -> No
 
 @pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
 def test_gets_the_lock_of_a_killed_holder(lock_path: Path, shared: bool) -> None:
-    with Tool("exclusive", lock_path) as tool:
+    with file_lock_tool("exclusive", lock_path) as tool:
         assert tool.ask("try") == "acquired"
         tool.kill()
         with file_lock(str(lock_path), 0, shared=shared):
@@ -130,7 +96,7 @@ def test_waits_for_a_release(lock_path: Path, shared: bool) -> None:
             taken.set()
 
     waiter = threading.Thread(target=take)
-    with Tool("exclusive", lock_path) as tool:
+    with file_lock_tool("exclusive", lock_path) as tool:
         assert tool.ask("try") == "acquired"
         waiter.start()
         assert not taken.wait(0.1)
@@ -235,7 +201,7 @@ def test_processes_with_any_filelock_exclude_each_other(
     for process in counting:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-    with Tool("exclusive", lock_path) as tool:
+    with file_lock_tool("exclusive", lock_path) as tool:
         for process in counting:
             assert process.stdin is not None
             process.stdin.write(b"go\n")
