@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from torch_tensorrt.runtime._checked_path import checked_path
 from torch_tensorrt.runtime._engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
-from torch_tensorrt.runtime._runtime_settings import checked_path
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +83,9 @@ def runtime_cache(
         The cache. It may be used after the block.
 
     Raises:
-        ValueError: there is no engine under a target, the engines are of both runtimes, the path is
-            empty or has a NUL in it, or the stream is closed or, with `autosave`, can't be written
-            to.
+        ValueError: there is no engine under a target, the engines are of both runtimes, the path
+            can be no file's or is not valid UTF-8, or the stream is closed or, with `autosave`,
+            can't be written to.
         TypeError: a target is no module, or `path_or_stream` neither a path nor a binary stream.
         RuntimeError: the file could not be saved, after a block that did not raise.
         OSError: the stream could not be read, before the block, or written, after it.

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
+from torch_tensorrt.runtime._checked_path import checked_path
+
 logger = logging.getLogger(__name__)
 
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -34,8 +36,8 @@ def default_runtime_cache_path() -> str | None:
     owners' rights, nothing is refused.
 
     Returns:
-        The path; None, after a warning that says why and what to do, where it is refused or its
-        directory can't be made.
+        The path; None, after a warning that says why and what to do, where it is refused, is not
+        valid UTF-8, or its directory can't be made.
 
     Thread safety: any thread, and any number of processes at once.
     """
@@ -43,13 +45,14 @@ def default_runtime_cache_path() -> str | None:
     try:
         directory = _user_cache_directory()
         path = directory / f"runtime_cache{_version_suffix()}.bin"
+        checked_path(path)
         if sys.platform == "win32":
             directory.mkdir(parents=True, exist_ok=True)
         else:
             _make_private_directory(directory)
             for file in (path, Path(f"{path}.lock")):
                 _check_file(file)
-    except (OSError, _NotPrivateError) as error:
+    except (OSError, ValueError, _NotPrivateError) as error:
         logger.warning(
             "There is no default runtime cache, since '%s' can't be trusted or made: %s. Mend "
             "that, let XDG_CACHE_HOME name a directory that is yours alone, or pass a path.",

@@ -19,6 +19,7 @@ import torch
 
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._byte_streams import Reader, Writer, read_all, write_all
+from torch_tensorrt.runtime._checked_path import checked_path
 from torch_tensorrt.runtime._file_lock import is_holding_lock
 from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle, from_state
 from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
@@ -74,7 +75,7 @@ class RuntimeCache:
 
     Raises:
         TypeError: The path is neither a str nor an os.PathLike of one.
-        ValueError: The path is not valid UTF-8.
+        ValueError: The path has a NUL in it or is not valid UTF-8.
         ImportError: The C++ runtime is asked for and can't be loaded.
     """
 
@@ -93,7 +94,9 @@ class RuntimeCache:
         self._engines: set[_Engine] = set()
         if use_python_runtime is None:
             use_python_runtime = library_error() is not None
-        self._handle = _make_handle(_checked_path(path), use_python_runtime)
+        self._handle = _make_handle(
+            checked_path(path, may_be_empty=True), use_python_runtime
+        )
         self.autosave_on_del = autosave_on_del
 
     @property
@@ -137,6 +140,7 @@ class RuntimeCache:
 
         Raises:
             RuntimeError: The file can't be read or locked; there is no path.
+            TypeError, ValueError: As for the constructor.
         """
         return self._handle.load(_path_or_default(path))
 
@@ -153,6 +157,7 @@ class RuntimeCache:
         Raises:
             RuntimeError: The file can't be written, or locked within 10 s, and is as it was; there
                 is no path.
+            TypeError, ValueError: As for the constructor.
         """
         return self._handle.save(_path_or_default(path))
 
@@ -275,23 +280,8 @@ def _warn(error: BaseException) -> None:
         logger.warning("%s", message)
 
 
-def _checked_path(path: str | os.PathLike[str]) -> str:
-    checked = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(checked, str):
-        raise TypeError(
-            f"The path of a runtime cache is a str or an os.PathLike of one, got {path!r}"
-        )
-    try:
-        checked.encode()
-    except UnicodeEncodeError as error:  # which the C++ runtime can't take
-        raise ValueError(
-            f"The path of a runtime cache is not valid UTF-8: {path!r}"
-        ) from error
-    return checked
-
-
 def _path_or_default(path: str | os.PathLike[str] | None) -> str:
-    return "" if path is None else _checked_path(path)
+    return "" if path is None else checked_path(path, may_be_empty=True)
 
 
 def _make_handle(path: str, use_python_runtime: bool) -> _Handle:

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from torch_tensorrt.runtime._checked_path import checked_path
+
 if TYPE_CHECKING:
     from torch_tensorrt.runtime._runtime_cache import RuntimeCache
 
@@ -33,7 +35,7 @@ class RuntimeSettings:
 
     Raises:
         ValueError: a strategy that there is not, naming those there are, or a path that can be no
-            file's.
+            file's or is not valid UTF-8.
         TypeError: a value of another type than these.
     """
 
@@ -106,13 +108,3 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
         f"The runtime setting runtime_cache is {value!r}, of type {type(value).__name__}; "
         "expected a RuntimeCache, a path or None"
     )
-
-
-def checked_path(path: str | os.PathLike[str]) -> str:
-    """`path` as a str. Raises ValueError if it can be no file's."""
-    decoded = os.fsdecode(path)
-    if not decoded:
-        raise ValueError("The path of a runtime cache is empty")
-    if "\0" in decoded:
-        raise ValueError(f"The path of a runtime cache has a NUL in it: {decoded!r}")
-    return decoded

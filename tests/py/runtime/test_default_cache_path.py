@@ -257,6 +257,15 @@ def test_is_refused_where_the_directory_can_not_be_made(
     assert "Permission denied" in caplog.text
 
 
+def test_is_refused_if_it_is_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache\udcff"))
+    assert default_runtime_cache_path() is None
+    assert "not valid UTF-8" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("answer", ["~/.cache/torch_tensorrt", RuntimeError("no home")])
 def test_is_refused_without_a_home_directory(
     answer: str | RuntimeError,

@@ -554,6 +554,7 @@ def unwritable() -> io.BufferedReader:
         (None, TypeError, "of type NoneType; expected a path"),
         ("", ValueError, "path of a runtime cache is empty"),
         ("cache\0.bin", ValueError, "has a NUL in it"),
+        ("cache\udcff.bin", ValueError, "is not valid UTF-8"),
         (closed(), ValueError, "closed file"),
         (unwritable(), ValueError, "can't be written to"),
     ],

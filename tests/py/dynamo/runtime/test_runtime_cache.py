@@ -78,6 +78,21 @@ def test_a_path_is_a_str_or_a_path(runtime: str, wrong: Any) -> None:
             make_cache(runtime).save(wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [("cache\0.bin", "has a NUL in it"), ("cache\udcff.bin", "is not valid UTF-8")],
+)
+def test_a_path_that_can_be_no_files_is_refused(
+    runtime: str, wrong: str, text: str
+) -> None:
+    message = f"path of a runtime cache {text}"
+    cache = filled(runtime)
+    for use in (lambda path: make_cache(runtime, path), cache.load, cache.save):
+        for path in (wrong, Path(wrong)):
+            with pytest.raises(ValueError, match=message):
+                use(path)
+
+
 def test_a_tilde_is_no_home(
     runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,7 @@ def test_a_cache_of_a_wrong_type_is_named(value: Any) -> None:
         RuntimeSettings(runtime_cache=value)
 
 
-@pytest.mark.parametrize("value", ["", "cache\0.bin"])
+@pytest.mark.parametrize("value", ["", "cache\0.bin", "cache\udcff.bin"])
 def test_a_path_that_can_be_no_files_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="path of a runtime cache"):
         RuntimeSettings(runtime_cache=value)
