@@ -13,6 +13,7 @@ import os
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -33,7 +34,9 @@ _Release = Callable[[], None]
 
 
 class _OfThisThread(threading.local):
-    blocks = 0  # of file_lock() that it is in
+    def __init__(self) -> None:
+        self.blocks = 0  # of file_lock() that it is in
+        self.deferred: deque[Callable[[], object]] = deque()
 
 
 _of_this_thread = _OfThisThread()
@@ -65,30 +68,36 @@ def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[No
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
-    deadline = time.monotonic() + timeout
-    try:
-        if shared:
-            release = _flock(path, fcntl.LOCK_SH, deadline)
-        else:
-            release = _lock_exclusively(path, deadline)
-    except OSError as error:
-        raise FileLockError(_reason(error, path)) from error
-    if release is None:
-        raise FileLockError(
-            f"another holder kept the lock '{path}' for {round(timeout * 1000)} ms"
-        )
     _of_this_thread.blocks += 1
     try:
-        yield
+        release = _lock(path, timeout, shared)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # then the end of its descriptor releases it
+                release()
     finally:
         _of_this_thread.blocks -= 1
-        with suppress(OSError):  # then the end of its descriptor releases it
-            release()
+        _call_deferred()
 
 
-def is_holding_lock() -> bool:
-    """Whether this thread is in a block of `file_lock`: finalizers may run there."""
+def call_without_lock(function: Callable[[], object]) -> None:
+    """Calls the function: at once, or when this thread has left its blocks of `file_lock`.
+
+    For what the garbage collector runs anywhere, and for what waits for other threads.
+    """
+    _of_this_thread.deferred.append(function)
+    _call_deferred()
+
+
+def is_in_block() -> bool:
+    """Whether this thread is in a block of `file_lock`, or waits for one."""
     return _of_this_thread.blocks > 0
+
+
+def _call_deferred() -> None:
+    while _of_this_thread.deferred and not is_in_block():
+        _of_this_thread.deferred.popleft()()
 
 
 def hold(file: int) -> None:
@@ -104,6 +113,22 @@ def is_held(file: int) -> bool:
     except OSError:
         return True
     return False
+
+
+def _lock(path: str, timeout: float, shared: bool) -> _Release:
+    deadline = time.monotonic() + timeout
+    try:
+        if shared:
+            release = _flock(path, fcntl.LOCK_SH, deadline)
+        else:
+            release = _lock_exclusively(path, deadline)
+    except OSError as error:
+        raise FileLockError(_reason(error, path)) from error
+    if release is None:
+        raise FileLockError(
+            f"another holder kept the lock '{path}' for {round(timeout * 1000)} ms"
+        )
+    return release
 
 
 def _reason(error: OSError, path: str) -> str:

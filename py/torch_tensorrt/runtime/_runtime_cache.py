@@ -10,7 +10,6 @@ import multiprocessing
 import multiprocessing.util
 import os
 import re
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ import torch
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._byte_streams import Reader, Writer, read_all, write_all
 from torch_tensorrt.runtime._checked_path import checked_path
-from torch_tensorrt.runtime._file_lock import is_holding_lock
+from torch_tensorrt.runtime._file_lock import call_without_lock
 from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle, from_state
 from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
 
@@ -239,23 +238,20 @@ class RuntimeCache:
         """Saves as `autosave_on_del` says, for `__del__` and for the exit. Raises nothing."""
         if self._autosave_on_del:
             self._autosave_on_del = False
-            try:
-                if is_holding_lock():
-                    # The garbage collector runs this within another cache's save, which may be to
-                    # the same file, and would never go on while this waits for its lock.
-                    threading.Thread(target=self._autosave).start()
-                else:
-                    self._autosave()
-            except BaseException as error:  # of a signal, which nobody above could take
-                _warn(error)
+            # The garbage collector may run this within another cache's save to the same file,
+            # which would never go on while this waits for its lock.
+            call_without_lock(self._autosave)
 
     def _autosave(self) -> None:
-        if self._process == os.getpid():
-            # First, so that what compiles in their background is saved too. In a reference cycle
-            # they may outlive this object's finalizer.
-            for engine in tuple(self._engines):
-                engine.release()
-        self._save_or_warn()
+        try:
+            if self._process == os.getpid():
+                # First, so that what compiles in their background is saved too. In a reference
+                # cycle they may outlive this object's finalizer.
+                for engine in tuple(self._engines):
+                    engine.release()
+            self._save_or_warn()
+        except BaseException as error:  # of a signal, which nobody above could take
+            _warn(error)
 
     def _save_or_warn(self) -> None:
         """Saves a cache that has a path, in the process that owns it. An error is a warning."""

@@ -22,8 +22,9 @@ from torch_tensorrt.runtime._file_lock import (
     is_held,
     lock_path_of,
 )
+from torch_tensorrt.runtime._unlocked_logger import UnlockedLogger
 
-_LOGGER = logging.getLogger(__name__)
+_LOGGER = UnlockedLogger(logging.getLogger(__name__))
 
 # More would let many savers at once spend their time on merges that are thrown away.
 _MERGES_WITHOUT_LOCK = 1

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.py.runtime.runtime_cache_testing import KINDS, Log, MakeHandle, handle_of
+from torch_tensorrt.runtime._file_lock import is_in_block
 
 
 @pytest.fixture(params=KINDS)
@@ -31,3 +34,21 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Log:
     return Log(capfd, caplog)
+
+
+@pytest.fixture(autouse=True)
+def logs_without_the_lock() -> Iterator[None]:
+    """Fails the test if the Python runtime logs while it has the lock of a file."""
+    under_the_lock: list[str] = []
+
+    class LockObserver(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if is_in_block():
+                under_the_lock.append(record.getMessage())
+
+    observer = LockObserver()
+    logger = logging.getLogger("torch_tensorrt")
+    logger.addHandler(observer)
+    yield
+    logger.removeHandler(observer)
+    assert under_the_lock == []

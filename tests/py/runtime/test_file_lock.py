@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,7 +19,12 @@ import pytest
 from filelock import FileLock
 
 from tests.util.line_process import file_lock_tool
-from torch_tensorrt.runtime._file_lock import FileLockError, file_lock, lock_path_of
+from torch_tensorrt.runtime._file_lock import (
+    FileLockError,
+    call_without_lock,
+    file_lock,
+    lock_path_of,
+)
 
 
 @pytest.fixture
@@ -111,6 +117,60 @@ def test_an_error_within_the_block_releases(lock_path: Path) -> None:
             raise KeyError
     with FileLock(lock_path, timeout=0):
         pass
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
+def test_what_wants_no_lock_is_called_once_it_is_released(
+    lock_path: Path, shared: bool
+) -> None:
+    called: list[str] = []
+
+    def call(name: str) -> None:
+        with FileLock(lock_path, timeout=0):
+            called.append(name)
+
+    call_without_lock(lambda: call("before"))
+    other_lock_path = f"{lock_path}.other"
+    with pytest.raises(KeyError):
+        with file_lock(str(lock_path), 0, shared=shared):
+            call_without_lock(lambda: call_without_lock(lambda: call("in a call")))
+            with file_lock(other_lock_path, 0):
+                call_without_lock(lambda: call("within two"))
+            call_without_lock(lambda: call("within one"))
+            assert called == ["before"]
+        raise KeyError
+    assert called == ["before", "within two", "within one", "in a call"]
+
+
+def test_what_wants_no_lock_does_not_wait_for_other_threads(lock_path: Path) -> None:
+    called = threading.Event()
+    with file_lock(str(lock_path), 0):
+        thread = threading.Thread(target=lambda: call_without_lock(called.set))
+        thread.start()
+        assert called.wait(60)
+        thread.join()
+
+
+def test_what_wants_no_lock_is_called_after_a_lock_that_was_not_taken(
+    lock_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def collect_garbage(_: float) -> None:
+        call_without_lock(lambda: events.append("called"))
+        events.append("slept")
+
+    with file_lock_tool("exclusive", lock_path) as holder:
+        assert holder.ask("try") == "acquired"
+        monkeypatch.setattr(time, "sleep", collect_garbage)
+        with (
+            pytest.raises(FileLockError, match="another holder"),
+            file_lock(str(lock_path), 0.001, shared=True),
+        ):
+            pass
+    sleeps = events.count("slept")
+    assert sleeps > 0
+    assert events == sleeps * ["slept"] + sleeps * ["called"]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])

@@ -9,7 +9,6 @@ import io
 import multiprocessing.util
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -362,9 +361,6 @@ def test_a_cache_that_is_collected_in_a_save_is_saved_after_it(
         gc.collect()
         sync(file)
 
-    before = threading.enumerate()
     monkeypatch.setattr(os, "fsync", collect_and_sync)
     assert cache.save() > 0
-    for thread in set(threading.enumerate()) - set(before):
-        thread.join()
     assert kernels_missing(runtime, path, *plans) == 0
