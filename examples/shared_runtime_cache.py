@@ -5,8 +5,8 @@ one cache file. Each has one engine that all have and one of its own. At first t
 so they compile every kernel, and each saves its own into the file. Then the same processes start
 again: what has to be compiled then was lost.
 
-They run on the GPU, or, where there is none that TensorRT-RTX supports, on a simulated device,
-whose kernels take a set time to compile.
+They run on the GPU, or, where there is none that TensorRT-RTX has engines for, on a simulated
+device, whose kernels take a set time to compile.
 """
 
 from __future__ import annotations
@@ -49,12 +49,6 @@ class Start:
     compiled: int = 0
     reused: int = 0
     seconds: float = 0.0  # from the engines being loaded to their first results
-
-
-def find_gpu() -> str | None:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def make_engines(folder: Path, on_gpu: bool) -> None:
@@ -232,11 +226,12 @@ def main() -> None:
     parser.add_argument("--simulated", action="store_true", help="even on a GPU")
     arguments = parser.parse_args()
 
-    gpu = None if arguments.simulated else find_gpu()
+    # Here, because it imports torch, for which --help should not wait.
+    from tests.util.supported_gpu import supported_gpu
+
+    gpu = None if arguments.simulated else supported_gpu()
     where = gpu or "a simulated device"
-    print(
-        f"Running on {where}." if gpu else "No GPU here: running on a simulated device."
-    )
+    print(f"Running on {where}.")
     cold, warm = (
         [Start(i, runtime, is_warm) for i, runtime in enumerate(RUNTIMES)]
         for is_warm in (False, True)

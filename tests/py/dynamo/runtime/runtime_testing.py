@@ -1,7 +1,7 @@
 """What the tests of this folder share: engines of either runtime, and processes that run them.
 
 They run on the simulated device, or on a GPU: TORCHTRT_TEST_DEVICE says "simulated" or "gpu", and
-without it a GPU is taken that TensorRT-RTX supports.
+without it a GPU is taken that engines can be built for.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 import torch_tensorrt
 from tests.util.simulated_device import installed_device, relu_plan
+from tests.util.supported_gpu import supported_gpu
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
 
@@ -32,8 +33,6 @@ T = TypeVar("T")
 RUNTIMES = ["cpp", "python"]
 KERNELS = 5  # of each plan, on the simulated device
 DEADLINE = 240  # seconds: against hanging alone
-
-_SUPPORTED = [(7, 5), (8, 6), (8, 9), (12, 0), (12, 1)]  # compute capabilities
 
 
 @cache
@@ -45,9 +44,7 @@ def uses_gpu() -> bool:
         )
     if choice:
         return choice == "gpu"
-    return (
-        torch.cuda.is_available() and torch.cuda.get_device_capability() in _SUPPORTED
-    )
+    return supported_gpu() is not None
 
 
 @dataclass(frozen=True)
