@@ -156,7 +156,7 @@ def _find_tensorrt_rtx(machine: Machine, options: Options) -> None:
     )
     if version:
         machine.versions["tensorrt_rtx"] = version
-    _find_headers(machine, options, home, "" if home else version)
+    _find_headers(machine, options, home, version)
 
 
 def _find_headers(
@@ -185,8 +185,8 @@ def _find_headers(
     )
     if version and not version.startswith(f"{found}."):
         machine.missing.append(
-            f"headers of TensorRT-RTX {version}, which is the library's version; {include} has "
-            f"those of {found}"
+            f"headers of TensorRT-RTX {version}, which is the Python package's version; {include} "
+            f"has those of {found}"
         )
         return
     machine.tensorrt_rtx_include = include

@@ -77,11 +77,33 @@ def test_names_a_python_that_is_too_old(tmp_path: Path) -> None:
     assert f"{old} is Python 3.9.2" in done.stderr
 
 
-def test_headers_must_be_of_the_library_s_version(tmp_path: Path) -> None:
+def test_headers_must_be_of_the_python_package_s_version(tmp_path: Path) -> None:
     machine = look(Options(headers=make_headers(tmp_path / "a", (1, 5, 0))))
     assert machine.tensorrt_rtx_include is None
     (line,) = [line for line in machine.missing if "headers" in line]
     assert machine.versions["tensorrt_rtx"] in line and "1.5.0" in line
+
+
+def test_finds_an_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = make_headers(tmp_path / "include", (1, 6, 1))
+    (tmp_path / "lib").mkdir()
+    library = tmp_path / "lib/libtensorrt_rtx.so"
+    library.touch()
+    monkeypatch.setenv("TENSORRT_RTX_HOME", str(tmp_path))
+    machine = look(Options())
+    assert machine.tensorrt_rtx_library == library
+    assert machine.tensorrt_rtx_include == headers
+
+
+def test_an_sdk_must_be_of_the_python_package_s_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = make_headers(tmp_path / "include", (1, 7, 0))
+    monkeypatch.setenv("TENSORRT_RTX_HOME", str(tmp_path))
+    machine = look(Options())
+    assert machine.tensorrt_rtx_include is None
+    (line,) = [line for line in machine.missing if "headers" in line]
+    assert line.endswith(f"Python package's version; {headers} has those of 1.7.0")
 
 
 def test_finds_what_this_environment_has(tmp_path: Path) -> None:
