@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import secrets
@@ -22,9 +21,9 @@ from torch_tensorrt.runtime._file_lock import (
     is_held,
     lock_path_of,
 )
-from torch_tensorrt.runtime._unlocked_logger import UnlockedLogger
+from torch_tensorrt.runtime._unlocked_logger import unlocked_logger
 
-_LOGGER = UnlockedLogger(logging.getLogger(__name__))
+_LOGGER = unlocked_logger(__name__)
 
 # More would let many savers at once spend their time on merges that are thrown away.
 _MERGES_WITHOUT_LOCK = 1

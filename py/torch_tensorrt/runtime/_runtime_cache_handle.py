@@ -15,9 +15,9 @@ import torch
 
 from torch_tensorrt.runtime._runtime_cache_file import RuntimeCacheFile
 from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
-from torch_tensorrt.runtime._unlocked_logger import UnlockedLogger
+from torch_tensorrt.runtime._unlocked_logger import unlocked_logger
 
-_LOGGER = UnlockedLogger(logging.getLogger(__name__))
+_LOGGER = unlocked_logger(__name__)
 
 _State = tuple[str, torch.Tensor, list[str], bool]
 
