@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,7 @@ def test_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     blocks = read_blocks(DOCUMENT)
     with installed_device() as device, torch_tensorrt.logging.warnings():
@@ -142,6 +144,9 @@ def test_guide(
         reader = Reader(capfd)
         for block in blocks:
             reader.follow(block)
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, on_sigterm)
         reader.finish()
 
     assert [done for done in reader.done if done.startswith("not run")] == [
@@ -151,7 +156,7 @@ def test_guide(
     ]
     assert len(reader.done) == len(blocks)
     assert [reader.done.count(what) for what in ("run", "written", "compared")] == [
-        15,
+        16,
         2,
         9,
     ]

@@ -75,6 +75,14 @@ def main():
 main()
 """
 
+SIGTERM = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+module = begin()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
 UNHANDLED_EXCEPTION = """
 module = begin()
 def main(argument):
@@ -118,6 +126,7 @@ def plan() -> Plan:
         pytest.param(IN_A_THREAD_THAT_NEVER_ENDS, 0, id="endless-thread"),
         pytest.param(IN_A_CACHE_OF_ITS_OWN, 0, id="cache"),
         pytest.param(EXIT_IN_A_FUNCTION, 3, id="sys.exit"),
+        pytest.param(SIGTERM, 0, id="sigterm"),
     ],
 )
 def test_an_interpreter_that_ends_saves(
