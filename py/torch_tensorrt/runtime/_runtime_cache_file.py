@@ -12,7 +12,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch_tensorrt.runtime._file_lock import (
     FileLockError,
@@ -213,15 +213,14 @@ class RuntimeCacheFile:
                     )
                 return _write_in_place(file, data, target, previous)
 
-    @contextmanager
-    def _context(self, operation: str) -> Iterator[None]:
+    def _context(self, operation: str) -> _Translation:
         """Says, in whatever error comes out of the block, what was not done to which file."""
-        try:
-            yield
-        except (_DiskError, FileLockError) as error:
-            raise RuntimeError(
+        return _Translation(
+            (_DiskError, FileLockError),
+            lambda error: RuntimeError(
                 f"Can't {operation} the runtime cache '{self._path}': {error}"
-            ) from error
+            ),
+        )
 
     @contextmanager
     def _lock(self, *, shared: bool = False) -> Iterator[None]:
@@ -247,6 +246,29 @@ class RuntimeCacheFile:
             yield
 
 
+class _Translation:
+    """A block out of which some errors come as others.
+
+    This is no generator, because CPython 3.12 and later leave one that raises another error than
+    its block's in a reference cycle, with all its callers' variables.
+    """
+
+    def __init__(
+        self,
+        errors: type[Exception] | tuple[type[Exception], ...],
+        translate: Callable[[Any], Exception],
+    ) -> None:
+        self._errors = errors
+        self._translate = translate
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, self._errors):
+            raise self._translate(error) from error
+
+
 class _DiskError(Exception):
     """Reads like "open '/path': Permission denied"; what goes before it says `_context`."""
 
@@ -259,13 +281,13 @@ class _CannotReplaceError(_DiskError):
     """The file can't be replaced by a rename, whatever is done about its contents."""
 
 
-@contextmanager
-def _doing(action: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = f"{action} '{path}': {error.strerror or error}"
-        raise _DiskError(reason, error.errno) from error
+def _doing(action: str, path: str) -> _Translation:
+    return _Translation(
+        OSError,
+        lambda error: _DiskError(
+            f"{action} '{path}': {error.strerror or error}", error.errno
+        ),
+    )
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from tests.py.dynamo.runtime.runtime_testing import (
 )
 
 # The child drops one of its parent's caches and exits with the other.
-FORK = """
+# CPython 3.12 and later warn of forks beside threads, such as torch's.
+FORKS = """
+import warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+"""
+
+FORK = f"""{FORKS}
 import io
 use_device()
 runtime, path, other_path, plan = sys.argv[1:]
@@ -28,7 +34,7 @@ _, status = os.wait()
 print(os.waitstatus_to_exitcode(status), os.path.exists(path), os.path.exists(other_path))
 """
 
-FORK_THAT_TAKES_OVER = """
+FORK_THAT_TAKES_OVER = f"""{FORKS}
 import io
 runtime, path = sys.argv[1:]
 cache = make_cache(runtime, path, autosave=True)
