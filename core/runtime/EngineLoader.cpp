@@ -72,12 +72,4 @@ EngineLoader set_engine_loader(EngineLoader loader) {
   return std::exchange(installed().loader, std::move(loader));
 }
 
-cudaStream_t native_stream(c10::Device device) {
-  if (device.is_cpu()) {
-    return nullptr;
-  }
-  const c10::impl::VirtualGuardImpl guard(device.type());
-  return static_cast<cudaStream_t>(guard.getStreamNativeHandle(guard.getStream(device)));
-}
-
 } // namespace torch_tensorrt::core::runtime

@@ -14,7 +14,7 @@ struct LoadedEngine {
   // Owns, besides the engine, whatever the engine must not outlive (its IRuntime). Never null.
   std::shared_ptr<nvinfer1::ICudaEngine> engine;
   // Where every tensor lives whose address the engine's contexts are given. A CUDA device always has its index, and the
-  // engine is to be used with that device current (c10::DeviceGuard); enqueueV3 takes native_stream(device).
+  // engine is to be used with that device current (c10::DeviceGuard); enqueueV3 takes a stream of it, on a CPU null.
   c10::Device device;
 };
 
@@ -33,8 +33,4 @@ LoadedEngine load_engine(std::string_view plan);
 // The loader for engines made from now on, also those that get unpickled; an empty one means the default. Returns the
 // one before it, so that it can be put back. Thread-safe.
 EngineLoader set_engine_loader(EngineLoader loader);
-
-// torch's current stream on `device` as enqueueV3 takes it; null on a device without streams, the CPU.
-cudaStream_t native_stream(c10::Device device);
-
 } // namespace torch_tensorrt::core::runtime

@@ -9,7 +9,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/util/prelude.h"
 
@@ -122,16 +121,6 @@ RuntimeSettings settings_of(const TRTEngine::State& state) {
       .runtime_cache = std::get<5>(state).value_or(c10::intrusive_ptr<RuntimeCacheHandle>())};
 }
 
-// Older versions of torch have no way to tell without CUDA's own headers: to them nothing is captured.
-template <class Guard>
-bool is_stream_capturing([[maybe_unused]] const Guard& device, [[maybe_unused]] const c10::Stream& stream) {
-  if constexpr (requires { device.isStreamCapturing(stream); }) {
-    return device.isStreamCapturing(stream);
-  } else {
-    return false;
-  }
-}
-
 } // namespace
 
 TRTEngine::TRTEngine(
@@ -150,7 +139,8 @@ TRTEngine::TRTEngine(
       inputs_(describe_all(input_names, TensorIOMode::kINPUT)),
       outputs_(describe_all(output_names, TensorIOMode::kOUTPUT)),
       has_dynamic_inputs_(any_dynamic(inputs_)),
-      config_(std::move(settings)) {}
+      config_(std::move(settings)),
+      stream_(loaded_.device) {}
 
 TRTEngine::TRTEngine(const LoadedEngine& engine, RuntimeSettings settings)
     : TRTEngine(
@@ -211,30 +201,20 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   }
 
   const std::lock_guard lock(mutex_);
-  const c10::impl::VirtualGuardImpl device(loaded_.device.type());
-  const c10::Stream stream = device.getStream(loaded_.device);
-  const bool is_capturing = is_stream_capturing(device, stream);
+  const bool is_capturing = stream_.is_capturing();
   if (context_ == nullptr) {
     TORCHTRT_CHECK(!is_capturing, "The engine's first inference can't be captured in a CUDA graph; run it once before");
     context_ = config_.create_execution_context(loaded_.engine.get());
   }
   bind_inputs(checked_inputs);
   std::vector<at::Tensor> outputs = bind_outputs();
-  if (is_capturing) {
-    // Waits and events would tie the graph to what is outside of it.
-    TORCHTRT_CHECK(
-        config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, native_stream(loaded_.device)),
-        "This inference can't be captured in a CUDA graph, with " << config_.settings());
-  } else if (loaded_.device.is_cuda()) {
-    wait_for_last_inference(stream);
-  }
+  const cudaStream_t stream = stream_.begin();
   TORCHTRT_CHECK(
-      context_->enqueueV3(native_stream(loaded_.device)),
-      "TensorRT-RTX could not run the engine; the log has its reasons");
-  if (loaded_.device.is_cuda() && !is_capturing) {
-    last_inference_->record(stream);
-    last_stream_ = stream;
-  }
+      !is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream),
+      "This inference can't be captured in a CUDA graph, with " << config_.settings());
+  const bool is_enqueued = context_->enqueueV3(stream);
+  stream_.end();
+  TORCHTRT_CHECK(is_enqueued, "TensorRT-RTX could not run the engine; the log has its reasons");
   return outputs;
 }
 
@@ -356,21 +336,8 @@ std::vector<at::Tensor> TRTEngine::bind_outputs() {
   return outputs;
 }
 
-// Before the context is used on `stream`, or destroyed.
-void TRTEngine::wait_for_last_inference(const c10::Stream& stream) {
-  if (!last_inference_.has_value()) {
-    last_inference_.emplace(loaded_.device.type());
-  } else if (last_stream_ != stream) {
-    last_inference_->block(stream);
-  }
-}
-
 void TRTEngine::release_context() {
-  if (last_inference_.has_value()) {
-    last_inference_->synchronize();
-    last_inference_.reset();
-    last_stream_.reset();
-  }
+  stream_.synchronize();
   context_.reset();
 }
 

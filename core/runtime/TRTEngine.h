@@ -11,11 +11,10 @@
 #include <ATen/core/Tensor.h>
 #include <NvInferRuntime.h>
 #include <c10/core/Device.h>
-#include <c10/core/Event.h>
-#include <c10/core/Stream.h>
 #include <torch/custom_class.h>
 
 #include "core/runtime/EngineLoader.h"
+#include "core/runtime/EngineStream.h"
 #include "core/runtime/RuntimeSettings.h"
 #include "core/runtime/TRTRuntimeConfig.h"
 
@@ -80,8 +79,9 @@ class TRTEngine : public torch::CustomClassHolder {
   // Inputs that execute() takes, all ones, of the shapes that the optimization profile was tuned for: to warm up with.
   std::vector<at::Tensor> example_inputs() const;
 
-  // Enqueues one inference on the current stream of the engine's device and returns the outputs, which that stream
-  // fills. Throws, naming the binding and what it wants, for an input of another number, dtype, device, rank or shape.
+  // Enqueues one inference, in order with the current stream of the engine's device, and returns the outputs, which are
+  // filled when that stream gets there. Throws, naming the binding and what it wants, for an input of another number,
+  // dtype, device, rank or shape.
   std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs);
 
   // Serializes the engine anew, so that no engine has to keep its plan in memory.
@@ -106,7 +106,6 @@ class TRTEngine : public torch::CustomClassHolder {
   void bind_inputs(const std::vector<at::Tensor>& inputs);
   std::vector<at::Tensor> bind_outputs();
   void release_context();
-  void wait_for_last_inference(const c10::Stream& stream);
 
   const LoadedEngine loaded_;
   const std::vector<Binding> inputs_;
@@ -116,8 +115,7 @@ class TRTEngine : public torch::CustomClassHolder {
 
   std::mutex mutex_; // guards the rest
   std::shared_ptr<nvinfer1::IExecutionContext> context_;
-  std::optional<c10::Stream> last_stream_; // of the last inference, whose end this is; none on the CPU
-  std::optional<c10::Event> last_inference_;
+  EngineStream stream_;
 };
 
 } // namespace torch_tensorrt::core::runtime

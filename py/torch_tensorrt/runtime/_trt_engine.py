@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import tensorrt_rtx as trt
 import torch
 
-from torch_tensorrt.runtime._engine_loader import load_engine, native_stream
+from torch_tensorrt.runtime._engine_loader import load_engine
+from torch_tensorrt.runtime._engine_stream import EngineStream
 from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._tensor_memory import address_of, memory_of
 from torch_tensorrt.runtime._trt_runtime_config import (
@@ -86,17 +87,14 @@ class TRTEngine:
         self._config = TRTRuntimeConfig(settings or EngineSettings())
         self._lock = threading.Lock()  # guards the rest
         self._context: ConfiguredContext | None = None
-        self._last_stream: torch.cuda.Stream | None = None  # None on the CPU
-        self._last_inference: torch.cuda.Event | None = None  # its end
+        self._stream = EngineStream(self._loaded.device)
 
         self._inputs = self._describe_all(input_names, trt.TensorIOMode.INPUT)
         self._outputs = self._describe_all(output_names, trt.TensorIOMode.OUTPUT)
         self._has_dynamic_inputs = any(b.min != b.max for b in self._inputs)
 
     def __del__(self) -> None:
-        if hasattr(
-            self, "_last_inference"
-        ):  # else it failed before there was a context
+        if hasattr(self, "_stream"):  # else it failed before there was a context
             self._end()
         # Now, since in a reference cycle the runtime might go before the engine.
         self.__dict__.pop("_loaded", None)
@@ -157,10 +155,10 @@ class TRTEngine:
                 return self._config.set_settings(settings)
 
     def execute(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Enqueues one inference on the current stream of the engine's device.
+        """Enqueues one inference, in order with the current stream of the engine's device.
 
         Returns:
-            The outputs, which that stream fills.
+            The outputs, which are filled when that stream gets there.
 
         Raises:
             RuntimeError: an input of another number, dtype, device, rank or shape, naming the
@@ -179,9 +177,7 @@ class TRTEngine:
                 return self._execute_locked(checked)
 
     def _execute_locked(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        device = self._loaded.device
-        is_cuda = device.type == "cuda"
-        is_capturing = is_cuda and torch.cuda.is_current_stream_capturing()
+        is_capturing = self._stream.is_capturing()
         if self._context is None:
             if is_capturing:
                 raise RuntimeError(
@@ -191,25 +187,20 @@ class TRTEngine:
             self._context = self._config.create_execution_context(self._loaded)
         self._bind_inputs(self._context, inputs)
         outputs = self._bind_outputs(self._context)
-        handle = native_stream(device)
-        if is_capturing:
-            # Waits and events would tie the graph to what is outside of it.
-            if not self._config.is_monolithic_capturable(
-                self._has_dynamic_inputs, self._context, handle
-            ):
-                raise RuntimeError(
-                    "This inference can't be captured in a CUDA graph, with "
-                    f"{self._config.settings}"
-                )
-        elif is_cuda:
-            self._wait_for_last_inference(torch.cuda.current_stream(device))
-        if not self._context.context.execute_async_v3(handle):
+        handle = self._stream.begin()
+        if is_capturing and not self._config.is_monolithic_capturable(
+            self._has_dynamic_inputs, self._context, handle
+        ):
+            raise RuntimeError(
+                "This inference can't be captured in a CUDA graph, with "
+                f"{self._config.settings}"
+            )
+        is_enqueued = self._context.context.execute_async_v3(handle)
+        self._stream.end()
+        if not is_enqueued:
             raise RuntimeError(
                 "TensorRT-RTX could not run the engine; the log has its reasons"
             )
-        if self._last_inference is not None and not is_capturing:
-            self._last_stream = torch.cuda.current_stream(device)
-            self._last_inference.record(self._last_stream)
         return outputs
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -302,17 +293,8 @@ class TRTEngine:
             _bind(context, binding, outputs[-1])
         return outputs
 
-    def _wait_for_last_inference(self, stream: torch.cuda.Stream) -> None:
-        """Before the context is used on `stream`."""
-        if self._last_inference is None:
-            self._last_inference = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        elif self._last_stream != stream:
-            self._last_inference.wait(stream)
-
     def _release_context(self) -> None:
-        if self._last_inference is not None:
-            self._last_inference.synchronize()
-            self._last_inference = self._last_stream = None
+        self._stream.synchronize()
         self._close_context()
 
     def _close_context(self) -> None:
