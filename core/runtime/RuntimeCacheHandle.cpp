@@ -15,6 +15,7 @@
 #include <ATen/ops/from_blob.h>
 #include <NvInferRuntime.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/util/prelude.h"
@@ -31,8 +32,7 @@ struct RuntimeCacheHandle::Live {
   // Used under disk_mutex_ alone.
   std::shared_ptr<IRuntimeCache> scratch;
   std::shared_ptr<IHostMemory> empty; // how a cache without kernels serializes; null if that is not known
-  // Current when TensorRT-RTX validates bytes, since it compares them to the current CUDA context; none without CUDA.
-  std::optional<c10::Device> device;
+  std::optional<c10::Device> device;  // none without CUDA
 };
 
 namespace {
@@ -89,6 +89,28 @@ std::optional<c10::Device> current_cuda_device() {
   }
   return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
 }
+
+// While it lives, the device of a live cache is the current one, with a CUDA context. TensorRT-RTX compares the bytes
+// that it serializes or deserializes to the context of the calling thread.
+class OnDevice {
+ public:
+  explicit OnDevice(std::optional<c10::Device> device) : guard_(device) {
+    if (!device.has_value()) {
+      return;
+    }
+    try {
+      // A new thread has no context until it calls CUDA, which the guard does not where the device is the current one
+      // already.
+      const c10::impl::VirtualGuardImpl cuda(device->type());
+      c10::Event(device->type()).record(cuda.getStreamFromGlobalPool(*device));
+    } catch (const c10::Error& error) {
+      LOG_DEBUG("Can't make a CUDA context current: " << error.what_without_backtrace());
+    }
+  }
+
+ private:
+  const c10::OptionalDeviceGuard guard_;
+};
 
 bool file_has_bytes(const std::string& path) {
   std::error_code error;
@@ -248,6 +270,8 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(nvinfer1:
     }
   }
   const auto live = std::make_shared<Live>();
+  live->device = current_cuda_device();
+  const OnDevice on_device(live->device);
   live->cache = util::make_trt(config->createRuntimeCache());
   if (live->cache == nullptr) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not create a runtime cache for '" << path_ << "'");
@@ -256,7 +280,6 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(nvinfer1:
   if (live->scratch != nullptr) {
     live->empty = util::make_trt(live->scratch->serialize());
   }
-  live->device = current_cuda_device();
   if (!path_.empty() && !has_cache()) {
     try {
       load();
@@ -291,6 +314,7 @@ RuntimeCacheFile& RuntimeCacheHandle::file(const std::string& path) {
 
 // Requires state_mutex_ and a live cache.
 std::shared_ptr<IHostMemory> RuntimeCacheHandle::serialize_live() const {
+  const OnDevice on_device(live_->device);
   auto bytes = util::make_trt(live_->cache->serialize());
   if (bytes == nullptr) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the runtime cache '" << path_ << "'");
@@ -301,7 +325,7 @@ std::shared_ptr<IHostMemory> RuntimeCacheHandle::serialize_live() const {
 // Gives bytes to the live cache; false, with a warning, if it rejects them. `source` is the file that they are from, or
 // empty. Requires state_mutex_.
 bool RuntimeCacheHandle::feed(View bytes, const std::string& source) {
-  const c10::OptionalDeviceGuard guard(live_->device);
+  const OnDevice on_device(live_->device);
   generations_are_stale_ = true; // either the file's kernels are not here, or perhaps those of others no longer
   saved_contents_.clear();
   if (!deserialize_into(*live_->cache, bytes)) {
@@ -370,7 +394,7 @@ int64_t RuntimeCacheHandle::save_live(const std::string& to, const std::shared_p
     LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
     return 0;
   }
-  const c10::OptionalDeviceGuard guard(live->device);
+  const OnDevice on_device(live->device);
   size_t lost = 0;
   bool was_rejected = false;
   const char* reason = nullptr;

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -280,7 +280,8 @@ class RuntimeCacheHandle:
     def _serialize_live(self) -> memoryview:
         """Requires _state_lock and a live cache."""
         assert self._live is not None
-        data = self._live.cache.serialize()
+        with self._live.on_device():
+            data = self._live.cache.serialize()
         if data is None:
             raise RuntimeError(
                 f"TensorRT-RTX could not serialize the runtime cache '{self._path}'"
@@ -399,6 +400,27 @@ class RuntimeCacheHandle:
         return size
 
 
+@contextmanager
+def _on_device(device: int | None) -> Iterator[None]:
+    """Makes the device of a live cache the current one, with a CUDA context.
+
+    TensorRT-RTX compares the bytes that it serializes or deserializes to the context of the calling
+    thread.
+    """
+    if device is None:
+        yield
+        return
+    with torch.cuda.device(device):
+        # A new thread has no context until it calls CUDA, which the line above does not where the
+        # device is the current one already.
+        try:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            torch.cuda.Event().record(stream)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            _LOGGER.debug("Can't make a CUDA context current: %s", error)
+        yield
+
+
 @dataclass(frozen=True)
 class _Merged:
     data: memoryview | None  # the kernels of both; None if they can't be had
@@ -415,26 +437,26 @@ class _Live:
     # could not be created. Used under _disk_lock alone.
     scratch: Any
     empty: bytes | None  # digest of a cache without kernels; None if that is not known
-    # Current when TensorRT-RTX validates bytes, since it compares them to the current CUDA context;
-    # None without CUDA.
-    device: int | None
+    device: int | None  # None without CUDA
 
     @classmethod
     def create(cls, config: Any) -> _Live | None:
-        cache = config.create_runtime_cache()
-        if cache is None:
-            return None
-        scratch = config.create_runtime_cache()
-        empty = scratch.serialize() if scratch is not None else None
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        with _on_device(device):
+            cache = config.create_runtime_cache()
+            if cache is None:
+                return None
+            scratch = config.create_runtime_cache()
+            empty = scratch.serialize() if scratch is not None else None
         return cls(
             cache,
             scratch,
             _digest(_bytes_view(empty)) if empty is not None else None,
-            torch.cuda.current_device() if torch.cuda.is_available() else None,
+            device,
         )
 
-    def on_device(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.device is None else torch.cuda.device(self.device)
+    def on_device(self) -> AbstractContextManager[None]:
+        return _on_device(self.device)
 
     def merge(self, disk: memoryview, ours: memoryview) -> _Merged:
         """What a cache has that deserialized both.
