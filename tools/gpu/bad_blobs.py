@@ -7,29 +7,40 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 
 from tools.gpu import engines
-from tools.gpu.devices import FIRST
 from tools.gpu.engines import RUNTIMES
 from tools.gpu.models import CASES
-from tools.gpu.questions import STEP, Laboratory, row
+from tools.gpu.names import CACHE_STEP, FIRST
+from tools.gpu.questions import Laboratory, row
 from tools.gpu.report import Row, Status
-from tools.gpu.workers import Worker, WorkerDied, WorkerError
+from tools.gpu.workers import Worker, WorkerDied, WorkerError, WorkerHung
 
-# How a start may come out; the first two are what the design promises.
+# How a start may come out; the first three are what the design promises.
 REJECTED = "rejected with a warning"
 ACCEPTED = "accepted, right result"
 UNUSED = "accepted without a warning, but compiled anew"
 WRONG = "WRONG RESULT"
 ERROR = "ERROR"
 CRASH = "CRASH"
+HANG = "HANG"
 AS_DESIGNED = frozenset({REJECTED, ACCEPTED, UNUSED})
+
+# After so many starts of a kind that broke off, its others are left out: each costs a new process,
+# and one that hangs its time limit besides.
+MOST_BROKEN = 3
+LEFT_OUT = f"left out after {MOST_BROKEN} that broke off"
 
 _HEADER = 256  # bytes: where a format has its version and its device
 
 
-def bad_blobs(laboratory: Laboratory, flips: int = 32) -> list[Row]:
-    """What does each kind of unusable cache file do, on each runtime?"""
-    with laboratory.worker() as worker:
-        good = worker(engines.raw_run, FIRST, []).after
+def bad_blobs(
+    laboratory: Laboratory, flips: int = 32, timeout: float = 20
+) -> list[Row]:
+    """What does each kind of unusable cache file do, on each runtime?
+
+    Args:
+        timeout: Seconds after which a start hangs.
+    """
+    good = laboratory.raw_run(FIRST).after
     kinds = {
         "of another version or device": laboratory.foreign_caches,
         "cut off": _cut(good),
@@ -46,7 +57,7 @@ def bad_blobs(laboratory: Laboratory, flips: int = 32) -> list[Row]:
         blobs = {
             (kind, name): kinds[kind][name] for kind in kinds for name in kinds[kind]
         }
-        outcomes = dict(_starts(laboratory, runtime, blobs))
+        outcomes = dict(_starts(laboratory, runtime, blobs, timeout))
         for kind in kinds:
             of_kind = {name: outcomes[kind, name] for name in kinds[kind]}
             rows.append(_row(kind, runtime, of_kind, len(good)))
@@ -57,13 +68,13 @@ def _row(kind: str, runtime: str, outcomes: dict[str, str], size: int) -> Row:
     question = f"what does a cache file {kind} do ({runtime})"
     if not outcomes:
         answer = "none was given (--foreign-cache FILE)"
-        return Row(STEP, question, Status.SKIPPED, answer)
+        return Row(CACHE_STEP, question, Status.SKIPPED, answer)
     counts = Counter(outcome.partition(":")[0] for outcome in outcomes.values())
     answer = ", ".join(f"{number} {what}" for what, number in counts.items())
     bad = [
         f"{name}: {outcome}"
         for name, outcome in outcomes.items()
-        if outcome not in AS_DESIGNED
+        if outcome not in AS_DESIGNED | {LEFT_OUT}
     ]
     return row(
         question,
@@ -96,28 +107,40 @@ def _flipped(good: bytes, places: Iterable[int]) -> dict[str, bytes]:
 
 
 def _starts(
-    laboratory: Laboratory, runtime: str, blobs: dict[tuple[str, str], bytes]
+    laboratory: Laboratory,
+    runtime: str,
+    blobs: dict[tuple[str, str], bytes],
+    timeout: float,
 ) -> Iterable[tuple[tuple[str, str], str]]:
     """How a start on each came out, in one process for as long as that is sound."""
     with ExitStack() as stack:
         worker = None
-        for key, blob in blobs.items():
+        broken: Counter[str] = Counter()
+        for (kind, name), blob in blobs.items():
+            if broken[kind] == MOST_BROKEN:
+                yield (kind, name), LEFT_OUT
+                continue
             if worker is None:
                 worker = stack.enter_context(laboratory.worker())
                 worker.wait_until_ready()
-            outcome = _outcome(laboratory, worker, runtime, blob)
-            if outcome.startswith((CRASH, ERROR)):
+            outcome = _outcome(laboratory, worker, runtime, blob, timeout)
+            if outcome.startswith((CRASH, ERROR, HANG)):
                 worker = None  # after an error of CUDA nothing works in a process
-            yield key, outcome
+                broken[kind] += 1
+            yield (kind, name), outcome
 
 
-def _outcome(laboratory: Laboratory, worker: Worker, runtime: str, blob: bytes) -> str:
+def _outcome(
+    laboratory: Laboratory, worker: Worker, runtime: str, blob: bytes, timeout: float
+) -> str:
     path = laboratory.new_path("cache")
     path.write_bytes(blob)
-    begin = len(worker.stderr())
+    begin = len(worker.output())
     try:
-        start = worker(engines.start, runtime, FIRST, path)
-        worker(engines.end)
+        start = worker(engines.start, runtime, FIRST, path, timeout=timeout)
+        worker(engines.end, timeout=timeout)
+    except WorkerHung as error:
+        return f"{HANG}: {error}"
     except WorkerDied as error:
         return f"{CRASH}: {error}"
     except WorkerError as error:
@@ -126,6 +149,6 @@ def _outcome(laboratory: Laboratory, worker: Worker, runtime: str, blob: bytes) 
         path.unlink()
     if not start.error <= CASES[FIRST].bound:
         return f"{WRONG}: relative error {start.error:.2g}"
-    if "rejected the" in worker.stderr()[begin:]:
+    if "rejected the" in worker.output()[begin:]:
         return REJECTED
     return ACCEPTED if start.compiled_nothing else UNUSED

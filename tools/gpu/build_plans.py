@@ -2,7 +2,8 @@
 
     python3 tools/gpu/build_plans.py --out DIR [--compute-capabilities 8.6 12.0 ...]
 
-DIR gets an engine file and the model's weights for each case of models.py. Needs torch, onnx,
+DIR gets an engine file and the model's weights for each case of models.py, and `relu`, a folder of
+engine files for tests that can't compile any. Needs torch, onnx,
 onnxscript, tensorrt_rtx, and this repository's py/ on the PYTHONPATH:
 `./bazelw run //tools/gpu:build_plans -- --out DIR` has them all.
 """
@@ -16,11 +17,15 @@ from pathlib import Path
 
 import torch
 
-from tools.gpu.devices import ENGINE_SUFFIX, WEIGHTS_SUFFIX
 from tools.gpu.models import CASES, Case, make_input, make_model
+from tools.gpu.names import (
+    COMPUTE_CAPABILITIES,
+    ENGINE_SUFFIX,
+    TEST_PLANS,
+    WEIGHTS_SUFFIX,
+)
 
-# All that TensorRT-RTX 1.6 knows.
-COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+TEST_PLAN_WIDTHS = range(64, 192, 8)
 
 
 def build(case: Case, folder: Path, capabilities: Sequence[str] | None) -> int:
@@ -51,6 +56,28 @@ def build(case: Case, folder: Path, capabilities: Sequence[str] | None) -> int:
     return path.stat().st_size
 
 
+def build_test_plans(folder: Path, capabilities: Sequence[str] | None) -> int:
+    """Writes the engines of TEST_PLANS, and answers their files' bytes in all."""
+    import torch_tensorrt
+    from torch_tensorrt.runtime import RuntimeSettings
+
+    (folder / TEST_PLANS).mkdir(exist_ok=True)
+    size = 0
+    for width in TEST_PLAN_WIDTHS:
+        linear = torch.nn.Linear(width, width, bias=False)
+        torch.nn.init.eye_(linear.weight)
+        module = torch_tensorrt.compile(
+            torch.nn.Sequential(linear, torch.nn.ReLU()).eval(),
+            arg_inputs=(torch.zeros(1, width),),
+            compute_capabilities=capabilities,
+            runtime_settings=RuntimeSettings(),
+        )
+        path = folder / TEST_PLANS / f"{width}{ENGINE_SUFFIX}"
+        module.save(path)
+        size += path.stat().st_size
+    return size
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="made if missing")
@@ -63,18 +90,25 @@ def main() -> None:
         "'current' is this machine's",
     )
     parser.add_argument(
-        "--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE"
+        "--cases",
+        nargs="+",
+        choices=[*CASES, TEST_PLANS],
+        default=[*CASES, TEST_PLANS],
+        metavar="CASE",
     )
     arguments = parser.parse_args()
     # `bazel run` starts programs elsewhere than where it was called.
     folder = Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), arguments.out)
     folder.mkdir(parents=True, exist_ok=True)
     capabilities = arguments.compute_capabilities
+    if capabilities == ["current"]:
+        capabilities = None
     for name in arguments.cases:
-        size = build(
-            CASES[name], folder, None if capabilities == ["current"] else capabilities
-        )
-        print(f"{folder / name}{ENGINE_SUFFIX}: {size / 1e3:.0f} kB", flush=True)
+        if name == TEST_PLANS:
+            size = build_test_plans(folder, capabilities)
+        else:
+            size = build(CASES[name], folder, capabilities)
+        print(f"{folder / name}: {size / 1e3:.0f} kB", flush=True)
 
 
 if __name__ == "__main__":

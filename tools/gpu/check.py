@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tools.gpu.ask import OWN_CACHE
-from tools.gpu.build_plans import COMPUTE_CAPABILITIES
 from tools.gpu.builder import (
     LIBRARY,
     SIMULATED_LIBRARY,
@@ -24,11 +22,25 @@ from tools.gpu.builder import (
     python_path,
     stage_package,
 )
-from tools.gpu.devices import ENGINE_SUFFIX, FIRST
+from tools.gpu.names import (
+    CACHE_STEP,
+    COMPUTE_CAPABILITIES,
+    ENGINE_SUFFIX,
+    FIRST,
+    OWN_CACHE,
+    TEST_PLANS,
+)
 from tools.gpu.prerequisites import Machine, Options, look
 from tools.gpu.processes import run
 from tools.gpu.report import Row, Status, read_rows, table, write_json
 from tools.gpu.suites import python_tests, run_gtests, run_pytests
+
+_COMPILES = "onnx"  # a word in each file of tests that calls torch_tensorrt.compile
+
+
+def _absolute(word: str) -> Path:
+    """Commands run in the repository's root, not where check.sh was called."""
+    return Path(word).absolute()
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,14 +48,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         prog="check.sh",
         description="Proves this repository on a machine with an NVIDIA GPU.",
     )
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="for the results")
-    parser.add_argument("--pack", type=Path, help="what tools/gpu/pack.py wrote")
-    parser.add_argument("--headers", type=Path, help="TensorRT-RTX's C++ headers")
-    parser.add_argument("--googletest", type=Path, help="GoogleTest's sources")
-    parser.add_argument("--plans", type=Path, help="what build_plans.py wrote")
+    parser.add_argument(
+        "out", type=_absolute, metavar="OUT_DIR", help="for the results"
+    )
+    parser.add_argument("--pack", type=_absolute, help="what tools/gpu/pack.py wrote")
+    parser.add_argument("--headers", type=_absolute, help="TensorRT-RTX's C++ headers")
+    parser.add_argument("--googletest", type=_absolute, help="GoogleTest's sources")
+    parser.add_argument("--plans", type=_absolute, help="what build_plans.py wrote")
     parser.add_argument(
         "--foreign-cache",
-        type=Path,
+        type=_absolute,
         action="append",
         default=[],
         help=f"a runtime cache of another GPU, driver or version, such as {OWN_CACHE} of another "
@@ -56,7 +70,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--work",
-        type=Path,
+        type=_absolute,
         default=Path(tempfile.gettempdir()) / f"torch_tensorrt_gpu_{os.getuid()}",
         help="for what is built, which a second run builds on; default: %(default)s",
     )
@@ -247,15 +261,17 @@ class Check:
         reason = lines[-1] if lines else "no reason was given"
         if status == 0:
             self._add(Row("plans", question, Status.PASSED, "yes"))
-        elif "TensorRT-RTX" not in reason:
-            self._add(Row("plans", question, Status.FAILED, reason))
         else:
-            self._add(Row("plans", question, Status.REFUSED, reason))
+            known = self._machine.versions["compute capability"] in COMPUTE_CAPABILITIES
+            refused = "TensorRT-RTX" in reason and not known
+            refusal = Status.REFUSED if refused else Status.FAILED
+            self._add(Row("plans", question, refusal, reason))
 
     def _ask_device(self, device: str, library: str, *words: str) -> None:
         report = self._work / "answers.json"
         report.unlink(missing_ok=True)
         work = self._work / "questions"
+        (work / OWN_CACHE).unlink(missing_ok=True)
         command = [
             *(sys.executable, "-m", "tools.gpu.ask", "--device", device),
             *("--work", str(work), "--json", str(report), *words),
@@ -265,10 +281,14 @@ class Check:
         status = self._run_command(command, self._environment(library))
         if report.exists():
             self._add(*read_rows(report))
-        else:
-            ended = "not ended" if status is None else f"exit status {status}"
-            answer = f"no answers, {ended}: see check.log"
-            self._add(Row("runtime cache", "questions", Status.FAILED, answer))
+        if status != 0:
+            ended = (
+                f"not ended after {self._arguments.timeout:g} s"
+                if status is None
+                else f"exit status {status}"
+            )
+            answer = f"broke off before the last answer, {ended}: see check.log"
+            self._add(Row(CACHE_STEP, "all questions", Status.FAILED, answer))
         if device == "gpu" and (work / OWN_CACHE).exists():
             cache = (work / OWN_CACHE).read_bytes()
             (self._arguments.out / OWN_CACHE).write_bytes(cache)
@@ -282,26 +302,25 @@ class Check:
         environment |= self._test_environment()
         files = python_tests()
         if "FILELOCK_3" not in environment:
-            lacking = [file for file in files if "FILELOCK_3" in file.read_text()]
-            files = [file for file in files if file not in lacking]
-            answer = (
-                f"{', '.join(file.name for file in lacking)}: no filelock 3 (set FILELOCK_3 to a "
-                "folder with its package, or give --pack)"
-            )
-            self._add(Row("tests", "pytest suite, locks", Status.SKIPPED, answer))
+            reason = "no filelock 3 (set FILELOCK_3 to a folder with its package, or give --pack)"
+            files = self._without("FILELOCK_3", files, "locks", reason)
+        if not self._machine.can_build_plans:
+            reason = "no onnx and onnxscript"
+            files = self._without(_COMPILES, files, "compilation", reason)
         runs = [("simulated", "the simulated device", files)]
         if not self._arguments.without_gpu:
-            refused = any(row.status is Status.REFUSED for row in self.rows)
-            if refused or not self._machine.can_build_plans:
-                answer = (
-                    "TensorRT-RTX refuses this GPU"
-                    if refused
-                    else "no onnx and onnxscript"
-                )
+            if self._plans and (self._plans / TEST_PLANS).is_dir():
+                environment["TORCHTRT_TEST_PLANS"] = str(self._plans / TEST_PLANS)
+            refused = {row.step for row in self.rows if row.status is Status.REFUSED}
+            if reason := self._no_tests_on_gpu(environment, refused):
                 title = "pytest suite on the GPU"
-                self._add(Row("tests", title, Status.SKIPPED, answer))
+                self._add(Row("tests", title, Status.SKIPPED, reason))
             else:
                 on_gpu = [file for file in files if "dynamo" in file.parts]
+                if "plans" in refused:
+                    reason = "TensorRT-RTX does not build for this GPU"
+                    title = "compilation on the GPU"
+                    on_gpu = self._without(_COMPILES, on_gpu, title, reason)
                 runs.append(("gpu", "the GPU", on_gpu))
         for device, place, of_device in runs:
             self._add(
@@ -314,6 +333,26 @@ class Check:
                     self.log,
                 )
             )
+
+    def _without(
+        self, word: str, files: list[Path], what: str, reason: str
+    ) -> list[Path]:
+        """The files in which that word is not; a row tells which those are, and why."""
+        left_out = [file for file in files if word in file.read_text()]
+        if left_out:
+            answer = f"{', '.join(file.name for file in left_out)}: {reason}"
+            self._add(Row("tests", f"pytest suite, {what}", Status.SKIPPED, answer))
+        return [file for file in files if file not in left_out]
+
+    def _no_tests_on_gpu(self, environment: dict[str, str], refused: set[str]) -> str:
+        """Why the pytest suite can't run on the GPU, empty if it can."""
+        if CACHE_STEP in refused:
+            return "TensorRT-RTX refuses this GPU"
+        if "TORCHTRT_TEST_PLANS" in environment:
+            return ""
+        if not self._machine.can_build_plans:
+            return f"no onnx and onnxscript, and no folder {TEST_PLANS} in --plans"
+        return "TensorRT-RTX does not build for this GPU" if "plans" in refused else ""
 
     def _test_environment(self) -> dict[str, str]:
         """What Bazel names to tests by `data_env`."""

@@ -12,12 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from tools.gpu.models import CASES, Case, make_input, make_model
-
-ENGINE_SUFFIX = ".engine"  # of torch_tensorrt's engine files
-WEIGHTS_SUFFIX = ".weights.pt"
-
-# The two engines and the dynamic one of the questions about caches.
-FIRST, SECOND, DYNAMIC = "mlp_float32", "convolution_float32", "dynamic_float32"
+from tools.gpu.names import ENGINE_SUFFIX, WEIGHTS_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,11 @@ class Device(Protocol):
         self, name: str, batch: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """An input on the device, and the output to expect of it."""
+
+    def is_known(self) -> bool:
+        """Whether TensorRT-RTX has its compute capability among those it builds for."""
+
+    def has_cuda(self) -> bool: ...
 
     def synchronize(self) -> None:
         """Until all that was enqueued is done."""
@@ -96,6 +96,14 @@ class GpuDevice:
         with torch.inference_mode():
             return x, _model_on_gpu(self.plans, name)(x)
 
+    def is_known(self) -> bool:
+        from tests.util.supported_gpu import supported_gpu
+
+        return supported_gpu() is not None
+
+    def has_cuda(self) -> bool:
+        return True
+
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
@@ -120,11 +128,13 @@ class SimulatedDevice:
         deserialize_mode: "adds" or "replaces", as IRuntimeCache::deserialize.
         version: Of TensorRT-RTX.
         compile_time: In seconds a kernel.
+        known: As `is_known`.
     """
 
     deserialize_mode: str = "adds"
     version: str = "1.6.1.120"
     compile_time: float = 0.0
+    known: bool = True
 
     def install(self) -> None:
         from tests.util.simulated_device import installed_device
@@ -163,6 +173,12 @@ class SimulatedDevice:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x = make_input(CASES[name], batch)
         return x, torch.relu(x)
+
+    def is_known(self) -> bool:
+        return self.known
+
+    def has_cuda(self) -> bool:
+        return False
 
     def synchronize(self) -> None:
         pass

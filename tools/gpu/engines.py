@@ -6,14 +6,19 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tools.gpu.devices import Device, Plan
 from tools.gpu.models import relative_error
+
+if TYPE_CHECKING:  # `begin` imports them, when the log's level is set
+    from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+    from torch_tensorrt.runtime import RuntimeSettings
 
 RUNTIMES = ["C++", "Python"]
 
@@ -62,6 +67,50 @@ class Start:
         return self.cached == self.loaded and not self.compilations
 
 
+def _module(
+    runtime: str, plan: Plan, settings: RuntimeSettings | None = None
+) -> TorchTensorRTModule:
+    from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+
+    return TorchTensorRTModule(
+        plan.engine,
+        plan.inputs,
+        plan.outputs,
+        runtime_settings=settings,
+        use_python_runtime=runtime == "Python",
+    )
+
+
+def load(runtime: str, name: str) -> None:
+    """Deserializes the plan, and runs nothing."""
+    _module(runtime, current_device().plan(name)).setup_engine()
+
+
+def device_is_known() -> bool:
+    """As Device.is_known."""
+    return current_device().is_known()
+
+
+def replay(runtime: str, name: str) -> float:
+    """The relative error of a replayed CUDA graph, whose input differs from the captured one."""
+    x, expected = current_device().example(name, None)
+    module = _module(runtime, current_device().plan(name))
+    held = torch.zeros_like(x)
+    warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        for _ in range(3):
+            module(held)
+    torch.cuda.current_stream().wait_stream(warm_up)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = module(held)
+    held.copy_(x)
+    graph.replay()
+    current_device().synchronize()
+    return relative_error(y, expected)
+
+
 def start(
     runtime: str,
     name: str,
@@ -70,7 +119,6 @@ def start(
     strategy: str = "lazy",
 ) -> Start:
     """Starts an engine with a cache of its own, loaded from that path, and keeps both."""
-    from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
     from torch_tensorrt.runtime._runtime_cache import RuntimeCache
     from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
 
@@ -84,15 +132,10 @@ def start(
     cache = None
     if cache_path is not None:
         cache = RuntimeCache(cache_path, use_python_runtime=use_python_runtime)
-    module = TorchTensorRTModule(
-        plan.engine,
-        plan.inputs,
-        plan.outputs,
-        runtime_settings=RuntimeSettings(
-            dynamic_shapes_kernel_specialization_strategy=strategy, runtime_cache=cache
-        ),
-        use_python_runtime=use_python_runtime,
+    settings = RuntimeSettings(
+        dynamic_shapes_kernel_specialization_strategy=strategy, runtime_cache=cache
     )
+    module = _module(runtime, plan, settings)
     y = module(x).cpu()
     first = time.perf_counter()
     y2 = module(x).cpu()
@@ -123,9 +166,13 @@ def cache_bytes() -> bytes:
 
 
 def save() -> int:
-    """Saves the newest engine's cache, as `RuntimeCache.save` does."""
+    """Saves the newest engine's cache, as `RuntimeCache.save` does, in a new thread.
+
+    Such a thread has no CUDA context, which TensorRT-RTX needs to serialize and deserialize.
+    """
     _, cache = _state["modules"][-1]
-    written: int = cache.save()
+    with ThreadPoolExecutor(1) as thread:
+        written: int = thread.submit(cache.save).result()
     return written
 
 
@@ -162,7 +209,7 @@ class RawEngine:
         """
         import tensorrt_rtx as trt
 
-        from torch_tensorrt.runtime._engine_loader import native_stream
+        from torch_tensorrt.runtime._engine_stream import EngineStream
 
         device = current_device()
         x, expected = device.example(self._plan.case.name, batch)
@@ -179,12 +226,14 @@ class RawEngine:
         if context is None:
             raise RuntimeError("createExecutionContext failed")
         (x_name,), (y_name,) = self._plan.inputs, self._plan.outputs
+        stream = EngineStream(self._loaded.device)
         ok = (
             context.set_input_shape(x_name, tuple(x.shape))
             and context.set_tensor_address(x_name, x.data_ptr())
             and context.set_tensor_address(y_name, y.data_ptr())
-            and context.execute_async_v3(native_stream(self._loaded.device))
+            and context.execute_async_v3(stream.begin())
         )
+        stream.end()
         device.synchronize()
         seconds = time.perf_counter() - begin
         del context  # before what it uses

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tools.gpu import engines
 from tools.gpu.engines import RUNTIMES
 from tools.gpu.models import CASES
+from tools.gpu.names import FIRST
 from tools.gpu.questions import Laboratory
 from tools.gpu.report import Row, Status
 from tools.gpu.workers import WorkerDied, WorkerError
@@ -44,3 +45,27 @@ def output_equality(laboratory: Laboratory) -> list[Row]:
                     )
                 )
     return rows
+
+
+def graph_capture(laboratory: Laboratory) -> list[Row]:
+    """Does a CUDA graph that torch captures compute the same? A row for each runtime."""
+    return [_graph_capture(laboratory, runtime) for runtime in RUNTIMES]
+
+
+def _graph_capture(laboratory: Laboratory, runtime: str) -> Row:
+    question = f"CUDA graph capture of {FIRST} on the {runtime} runtime"
+    if not laboratory.device.has_cuda():
+        return Row(STEP, question, Status.SKIPPED, "this device has no CUDA")
+    bound = CASES[FIRST].bound
+    figure = f"at most {bound:.0e}"
+    how = "warmed up on another stream, captured, and replayed with another input"
+    try:
+        with laboratory.worker() as worker:
+            error = worker(engines.replay, runtime, FIRST)
+    except (WorkerError, WorkerDied) as failure:
+        # The words of either runtime; so it is to be where TensorRT-RTX or torch can't.
+        declined = "can't be captured in a CUDA graph" in str(failure)
+        status = Status.ANSWER if declined else Status.FAILED
+        return Row(STEP, question, status, f"no: {failure}", figure, how)
+    status = Status.PASSED if error <= bound else Status.FAILED
+    return Row(STEP, question, status, f"relative error {error:.1e}", figure, how)

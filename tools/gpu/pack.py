@@ -21,8 +21,9 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools.gpu.build_plans import COMPUTE_CAPABILITIES, build
+from tools.gpu.build_plans import build, build_test_plans
 from tools.gpu.models import CASES
+from tools.gpu.names import COMPUTE_CAPABILITIES
 from tools.gpu.prerequisites import Options, look
 
 _PYTHON_PACKAGES = ["filelock", "platformdirs", "pytest"]
@@ -61,6 +62,7 @@ def stage(folder: Path, options: Options, python: str, plans: Path | None) -> No
     (folder / "plans").mkdir()
     for case in CASES.values():
         build(case, folder / "plans", COMPUTE_CAPABILITIES)
+    build_test_plans(folder / "plans", COMPUTE_CAPABILITIES)
 
 
 def _copy_packages(folder: Path, python: str) -> None:

@@ -9,20 +9,19 @@ inference does not change in size had all of the kernels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from tools.gpu import engines
-from tools.gpu.devices import DYNAMIC, FIRST, SECOND, Device
+from tools.gpu.devices import Device
 from tools.gpu.engines import RUNTIMES
 from tools.gpu.models import CASES
+from tools.gpu.names import CACHE_STEP, DYNAMIC, FIRST, OWN_CACHE, SECOND
 from tools.gpu.report import Row, Status
 from tools.gpu.workers import Worker, WorkerDied, WorkerError
-
-STEP = "runtime cache"
 
 
 @dataclass
@@ -55,6 +54,14 @@ class Laboratory:
         """The same for who closes it."""
         return Worker(self.new_path("log"), engines.begin, self.device, log_level)
 
+    def raw_run(self, name: str, blobs: Sequence[bytes] = ()) -> engines.RawRun:
+        """engines.raw_run in a process of its own.
+
+        Whether TensorRT-RTX keeps compiled kernels in an engine or a process is not documented.
+        """
+        with self.worker() as worker:
+            return worker(engines.raw_run, name, blobs)
+
     def new_path(self, suffix: str) -> Path:
         """Of a file that there is not yet."""
         return self.folder / f"{next(self._numbers)}.{suffix}"
@@ -72,13 +79,14 @@ def row(
     **details: object,
 ) -> Row:
     status = Status.ANSWER if as_designed else Status.CONTRADICTION
-    return Row(STEP, question, status, answer, figure, how, dict(details))
+    return Row(CACHE_STEP, question, status, answer, figure, how, dict(details))
 
 
 def refusal(laboratory: Laboratory) -> list[Row]:
     """Does TensorRT-RTX take this GPU? A row for each runtime.
 
-    Refused is what TensorRT-RTX itself gives reasons against; what else breaks off is a failure.
+    Refused is a plan that TensorRT-RTX gives reasons not to load, on a GPU of a compute capability
+    that it does not name; what else breaks off is a failure.
     """
     rows = []
     for runtime in RUNTIMES:
@@ -87,14 +95,21 @@ def refusal(laboratory: Laboratory) -> list[Row]:
             how = "each plan is loaded and run once, without a cache"
             ran: list[str] = []
             for name in laboratory.device.cases():
+                known = loads = False
                 try:
+                    known = worker(engines.device_is_known)
+                    worker(engines.load, runtime, name)
+                    loads = True
                     worker(engines.start, runtime, name, None)
                 except (WorkerError, WorkerDied) as error:
-                    words = _words_of_tensorrt(worker.stderr())
-                    status = Status.REFUSED if words else Status.FAILED
+                    words = words_of_tensorrt(worker.output())
+                    refused = words and not loads and not known
+                    status = Status.REFUSED if refused else Status.FAILED
                     answer = f"{name}: {words or error}"
                     details = {"error": str(error), "ran": ran}
-                    rows.append(Row(STEP, question, status, answer, "", how, details))
+                    rows.append(
+                        Row(CACHE_STEP, question, status, answer, "", how, details)
+                    )
                     break
                 ran.append(name)
             else:
@@ -102,7 +117,7 @@ def refusal(laboratory: Laboratory) -> list[Row]:
     return rows
 
 
-def _words_of_tensorrt(log: str) -> str:
+def words_of_tensorrt(log: str) -> str:
     """Its errors, as the C++ runtime's log and tensorrt_rtx's own logger have them."""
     found = re.findall(
         r"ERROR.*?TensorRT-RTX: (.*)|\[TRT\] \[E\] (.*)", log, re.MULTILINE
@@ -110,17 +125,24 @@ def _words_of_tensorrt(log: str) -> str:
     return "; ".join(dict.fromkeys(a or b for a, b in found))
 
 
+def own_cache(laboratory: Laboratory) -> list[Row]:
+    """What is the cache of this machine, for --foreign-cache of another?"""
+    data = laboratory.raw_run(FIRST).after
+    (laboratory.folder / OWN_CACHE).write_bytes(data)
+    question = "what is the cache of this machine, for --foreign-cache of another"
+    return [row(question, OWN_CACHE, True, f"{len(data)} B", f"of {FIRST}")]
+
+
 def deserialize_adds(laboratory: Laboratory) -> list[Row]:
     """Does deserialize add to a cache with entries, or replace them?"""
-    with laboratory.worker() as worker:
-        empty = worker(engines.raw_run, FIRST, [])
-        first = empty.after
-        second = worker(engines.raw_run, SECOND, []).after
-        had_first = worker(engines.raw_run, FIRST, [first]).compiled_nothing
-        shares = worker(engines.raw_run, SECOND, [first]).compiled_nothing
-        both = worker(engines.raw_run, FIRST, [first, second])
-        kept = both.compiled_nothing
-        added = worker(engines.raw_run, SECOND, [first, second]).compiled_nothing
+    empty = laboratory.raw_run(FIRST)
+    first = empty.after
+    second = laboratory.raw_run(SECOND).after
+    had_first = laboratory.raw_run(FIRST, [first]).compiled_nothing
+    shares = laboratory.raw_run(SECOND, [first]).compiled_nothing
+    both = laboratory.raw_run(FIRST, [first, second])
+    kept = both.compiled_nothing
+    added = laboratory.raw_run(SECOND, [first, second]).compiled_nothing
     sizes = {
         "empty": len(empty.before),
         "first": len(first),
@@ -138,7 +160,7 @@ def deserialize_adds(laboratory: Laboratory) -> list[Row]:
             f"can't be told: cold start adds to the cache: {not empty.compiled_nothing}; "
             f"warm start adds nothing: {had_first}; the engines share all kernels: {shares}"
         )
-        return [Row(STEP, question, Status.FAILED, answer, figure, how)]
+        return [Row(CACHE_STEP, question, Status.FAILED, answer, figure, how)]
     answers = {
         (True, True): "adds",
         (False, True): "replaces",
@@ -153,10 +175,10 @@ def deserialize_adds(laboratory: Laboratory) -> list[Row]:
 
 def byte_equality(laboratory: Laboratory) -> list[Row]:
     """Are serializations byte-equal? What of that does RuntimeCacheHandle rely on?"""
-    with laboratory.worker() as worker, laboratory.worker() as other:
-        first = worker(engines.raw_run, FIRST, []).after
-        second = worker(engines.raw_run, SECOND, []).after
-        elsewhere = other(engines.raw_run, FIRST, []).after
+    first = laboratory.raw_run(FIRST).after
+    second = laboratory.raw_run(SECOND).after
+    elsewhere = laboratory.raw_run(FIRST).after
+    with laboratory.worker() as worker:
         once, again = worker(engines.raw_serialized, FIRST, [first], 2)
         empties = [
             *worker(engines.raw_serialized, FIRST, [], 2),
@@ -223,7 +245,8 @@ def size_per_kernel(laboratory: Laboratory) -> list[Row]:
             name: len(worker(engines.raw_run, name, []).after)
             for name in laboratory.device.cases()
         }
-        growths = []
+    growths = []
+    with laboratory.worker() as worker:  # another, which has no kernels of DYNAMIC
         blob = empty
         for batch in batches:
             run = worker(engines.raw_run, DYNAMIC, [blob], batch)
@@ -257,14 +280,8 @@ def size_per_kernel(laboratory: Laboratory) -> list[Row]:
 
 def signs_of_compilation(laboratory: Laboratory) -> list[Row]:
     """How can it be told that a start compiled nothing: by the cache's size, time or the log?"""
-    with laboratory.worker("debug") as worker:
-        worker(engines.raw_serialized, FIRST, [])  # loads the engine
-        begin = len(worker.stderr())
-        cold = worker(engines.raw_run, FIRST, [])
-        cold_log = _lines(worker.stderr()[begin:])
-        begin = len(worker.stderr())
-        warm = worker(engines.raw_run, FIRST, [cold.after])
-        warm_log = _lines(worker.stderr()[begin:])
+    cold, cold_log = _logged_run(laboratory, [])
+    warm, warm_log = _logged_run(laboratory, [cold.after])
     size_tells = len(cold.after) > len(cold.before) and warm.compiled_nothing
     only_cold = sorted(cold_log - warm_log)
     signs = ["the cache's size"] * size_tells
@@ -277,11 +294,22 @@ def signs_of_compilation(laboratory: Laboratory) -> list[Row]:
             f"cold {_ms(cold.seconds)}, adds {len(cold.after) - len(cold.before)} B, "
             f"{len(only_cold)} log lines of its own; warm {_ms(warm.seconds)}, adds "
             f"{len(warm.after) - len(warm.before)} B",
-            "an engine's first inference without a cache, and on that cache in the same process, "
+            "an engine's first inference without a cache, and on that cache in another process, "
             "TensorRT-RTX's log being verbose",
             lines_of_cold_start_alone=only_cold[:20],
         )
     ]
+
+
+def _logged_run(
+    laboratory: Laboratory, blobs: list[bytes]
+) -> tuple[engines.RawRun, set[str]]:
+    """A run of FIRST in a process of its own, and the lines of its log."""
+    with laboratory.worker("debug") as worker:
+        worker(engines.raw_serialized, FIRST, [])  # loads the engine
+        begin = len(worker.output())
+        run = worker(engines.raw_run, FIRST, blobs)
+        return run, _lines(worker.output()[begin:])
 
 
 def _lines(log: str) -> set[str]:
@@ -305,7 +333,7 @@ def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
                 b(engines.start, two, SECOND, path),
             ]
             written = [a(engines.save), b(engines.save)]
-            log = a.stderr() + b.stderr()
+            log = a.output() + b.output()
         with laboratory.worker() as c:
             warm = [
                 c(engines.start, one, FIRST, path),
@@ -334,8 +362,8 @@ def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
                 f"saved {written[0]} B, then {written[1]} B; starts "
                 f"{', '.join(_ms(s.seconds) for s in cold)} cold, "
                 f"{', '.join(_ms(s.seconds) for s in warm)} warm",
-                "both start on no file and save in turn; a third starts both engines on the "
-                "file, and its cache does not grow",
+                "both start on no file and save in turn, each in a new thread; a third starts "
+                "both engines on the file, and its cache does not grow",
                 log=log,
             )
         )
@@ -343,6 +371,7 @@ def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
 
 
 QUESTIONS: list[Question] = [
+    own_cache,
     deserialize_adds,
     byte_equality,
     size_per_kernel,

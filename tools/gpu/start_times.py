@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 
 from tools.gpu import engines
-from tools.gpu.devices import SECOND
 from tools.gpu.engines import RUNTIMES, Start
 from tools.gpu.models import CASES
+from tools.gpu.names import SECOND
 from tools.gpu.questions import Laboratory
 from tools.gpu.report import Row, Status
 

@@ -17,7 +17,7 @@ from tools.gpu.prerequisites import ROOT
 from tools.gpu.processes import run
 from tools.gpu.report import Row, Status
 
-TIMEOUT = 240  # seconds for one program or file of tests
+TIMEOUT = 900  # seconds for one program or file of tests, against hanging alone
 
 # Folders of tests/py, and why they are not run here.
 NOT_HERE = {

@@ -28,10 +28,14 @@ class WorkerDied(Exception):
     """The process ended, or had to be ended, before it answered; the text says how."""
 
 
+class WorkerHung(WorkerDied):
+    """It was ended because it did not answer in time."""
+
+
 class Worker:
     """A fresh interpreter that calls module-level functions for this process, one at a time.
 
-    What it writes to stderr goes to the file `log`. One object in one thread at a time.
+    What it writes to stdout and stderr goes to the file `log`. One object in one thread at a time.
 
     Args:
         log: The file, which is appended to.
@@ -85,7 +89,8 @@ class Worker:
 
         Raises:
             WorkerError: The function raised.
-            WorkerDied: The process ended, or did not answer in time.
+            WorkerDied: The process ended.
+            WorkerHung: It did not answer in time.
         """
         self.wait_until_ready(timeout)
         try:
@@ -95,8 +100,8 @@ class Worker:
         result: Result = self._answer(timeout)
         return result
 
-    def stderr(self) -> str:
-        """What it wrote there so far, C++ libraries included."""
+    def output(self) -> str:
+        """What it wrote to stdout and stderr so far, C++ libraries included."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def close(self) -> int | None:
@@ -115,7 +120,7 @@ class Worker:
             if not self._connection.poll(timeout):
                 self._process.kill()
                 self._process.join()
-                raise WorkerDied(f"no answer within {timeout:g} s")
+                raise WorkerHung(f"no answer within {timeout:g} s")
             is_result, value = self._connection.recv()
         except (EOFError, ConnectionError) as error:
             raise self._died() from error
@@ -133,6 +138,7 @@ class Worker:
 
 def _serve(connection: Connection, log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)  # where TensorRT-RTX's Python package logs
     os.dup2(file, 2)
     os.close(file)
     # EOF: the parent is gone.

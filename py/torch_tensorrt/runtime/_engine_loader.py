@@ -43,7 +43,7 @@ several at once.
 def tensorrt_logger() -> Any:
     """The `tensorrt_rtx.Logger` for everything of tensorrt_rtx that this package makes.
 
-    It writes to stderr, from the severity on that the logger "torch_tensorrt" had at the last call
+    It writes to stdout, from the severity on that the logger "torch_tensorrt" had at the last call
     of `load_engine`. There is one, never destroyed, since TensorRT-RTX uses the first that it is
     given for all its objects, as long as any of them lives. It is none that is written in Python,
     for a kernel that compiles in the background would then need the interpreter's lock to log,
@@ -90,7 +90,7 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise RuntimeError(
-            f"TensorRT-RTX could not load a plan of {plan.nbytes} bytes on {device}; stderr has "
+            f"TensorRT-RTX could not load a plan of {plan.nbytes} bytes on {device}; stdout has "
             "its reasons (another version, another GPU, or no plan)"
         )
     return LoadedEngine(engine, device, runtime)
@@ -121,8 +121,3 @@ def set_engine_loader(loader: EngineLoader | None) -> EngineLoader | None:
     with _lock:
         previous, _loader = _loader, loader
     return previous
-
-
-def native_stream(device: torch.device) -> int:
-    """Torch's current stream on `device` as `execute_async_v3` takes it; 0 on the CPU."""
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from tools.gpu.devices import GpuDevice
 from tools.gpu.models import CASES, make_input, make_model, relative_error
+from tools.gpu.names import TEST_PLANS
 
 
 def test_builds_a_plan_and_keeps_the_weights(tmp_path: Path) -> None:
@@ -30,6 +32,38 @@ def test_builds_a_plan_and_keeps_the_weights(tmp_path: Path) -> None:
     weights = torch.load(tmp_path / "dynamic_float16.weights.pt", weights_only=True)
     model = make_model(CASES["dynamic_float16"])
     assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
+
+
+def test_tests_find_the_plans_that_were_built_for_them(tmp_path: Path) -> None:
+    words = ["--compute-capabilities", "8.6", "--cases", TEST_PLANS]
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
+            *words,
+        ],
+        check=True,
+    )
+    program = (
+        "from tests.py.dynamo.runtime.runtime_testing import make_plan\n"
+        "plans = [make_plan(name) for name in ('a', 'b', 'c', 'p0')]\n"
+        "print(*(len(plan.engine) > 10_000 for plan in plans))\n"
+        "print(*(plan.shape for plan in plans))\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **os.environ,
+            "TORCHTRT_TEST_DEVICE": "gpu",
+            "TORCHTRT_TEST_PLANS": str(tmp_path / TEST_PLANS),
+        },
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.splitlines() == [
+        "True True True True",
+        "(1, 72) (1, 80) (1, 88) (1, 64)",
+    ]
 
 
 def test_float16_keeps_within_its_bound() -> None:

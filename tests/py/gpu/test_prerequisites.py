@@ -61,6 +61,18 @@ def test_names_what_is_missing_a_line_each_and_runs_nothing(tmp_path: Path) -> N
     assert list(out.iterdir()) == []
 
 
+def test_names_torch_where_it_is_missing(tmp_path: Path) -> None:
+    bare = tmp_path / "python3"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    work = ["--work", str(tmp_path / "work")]
+    done = check(str(tmp_path / "out"), "--without-gpu", *work, PYTHON=str(bare))
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("check.sh: missing: ") for line in lines)
+    assert "torch 2.11 or newer" in lines[0]
+
+
 def test_names_a_python_that_is_not_there(tmp_path: Path) -> None:
     done = check(str(tmp_path / "out"), PYTHON="/nowhere/python3")
     assert done.returncode == 2

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -14,21 +17,25 @@ import torch
 from tests.util.simulated_device import relu_plan
 from tools.gpu import engines
 from tools.gpu.ask import ask
-from tools.gpu.bad_blobs import REJECTED, bad_blobs
-from tools.gpu.devices import FIRST, Plan, SimulatedDevice
+from tools.gpu.bad_blobs import LEFT_OUT, REJECTED, bad_blobs
+from tools.gpu.devices import Plan, SimulatedDevice
 from tools.gpu.models import CASES
-from tools.gpu.output_equality import output_equality
+from tools.gpu.names import FIRST, OWN_CACHE
+from tools.gpu.output_equality import graph_capture, output_equality
 from tools.gpu.questions import (
     Laboratory,
     byte_equality,
     deserialize_adds,
     merge_of_two_processes,
+    own_cache,
     refusal,
     signs_of_compilation,
     size_per_kernel,
+    words_of_tensorrt,
 )
 from tools.gpu.report import Row, Status
 from tools.gpu.start_times import start_times
+from tools.gpu.workers import WorkerDied, WorkerError
 
 
 def laboratory(parent: Path, device: SimulatedDevice | None = None) -> Laboratory:
@@ -155,6 +162,25 @@ def test_a_crash_on_an_unusable_file_contradicts_the_design(tmp_path: Path) -> N
     )
 
 
+@dataclass(frozen=True)
+class HangingDevice(SimulatedDevice):
+    """No start on a file comes to its end; those on none do."""
+
+    def compilations(self) -> int | None:
+        if any(frame.function == engines.start.__name__ for frame in inspect.stack()):
+            time.sleep(600)
+        return super().compilations()
+
+
+def test_files_on_which_starts_hang_do_not_use_up_the_time(tmp_path: Path) -> None:
+    rows = bad_blobs(laboratory(tmp_path, HangingDevice()), flips=1, timeout=0.5)
+    _, cut, *_ = rows
+    assert cut.status is Status.CONTRADICTION
+    assert cut.answer == (
+        f"3 HANG, 3 {LEFT_OUT} (to 1 B: HANG: no answer within 0.5 s)"
+    )
+
+
 def test_files_of_an_earlier_run_are_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "0.cache").touch()
     with pytest.raises(ValueError, match="must be empty"):
@@ -208,10 +234,107 @@ def test_start_times(tmp_path: Path) -> None:
             assert min(row.details["seconds"]) >= 5 * device.compile_time
 
 
-def test_a_refusal_is_a_result_in_the_words_of_the_device(tmp_path: Path) -> None:
-    rows = refusal(laboratory(tmp_path, BrokenDevice(has_plans=False)))
-    assert [row.status for row in rows] == [Status.REFUSED] * 2
+@pytest.mark.parametrize(
+    ("known", "status"), [(False, Status.REFUSED), (True, Status.FAILED)]
+)
+def test_only_an_unknown_device_may_refuse_the_plans(
+    known: bool, status: Status, tmp_path: Path
+) -> None:
+    device = BrokenDevice(has_plans=False, known=known)
+    rows = refusal(laboratory(tmp_path, device))
+    assert [row.status for row in rows] == [status] * 2
     assert all("rejects the plan" in row.answer for row in rows)
+
+
+@dataclass(frozen=True)
+class ComplainingDevice(SimulatedDevice):
+    """Loads plans, and has TensorRT-RTX complain of how they are run."""
+
+    def synchronize(self) -> None:
+        os.write(1, b"[TRT] [E] enqueueV3: Parameter check failed\n")
+        raise RuntimeError("could not run the engine")
+
+
+def test_a_plan_that_loads_is_not_refused(tmp_path: Path) -> None:
+    rows = refusal(laboratory(tmp_path, ComplainingDevice(known=False)))
+    assert [row.status for row in rows] == [Status.FAILED] * 2
+    assert all("Parameter check failed" in row.answer for row in rows)
+
+
+def log_as_tensorrt_does() -> None:
+    import tensorrt_rtx as trt
+
+    logger = trt.Logger(trt.Logger.INFO)
+    logger.log(trt.Logger.INFO, "some plan")
+    logger.log(trt.Logger.ERROR, "no such GPU")
+
+
+def test_the_words_of_tensorrt_s_python_package_are_heard(tmp_path: Path) -> None:
+    with laboratory(tmp_path).worker() as worker:
+        worker(log_as_tensorrt_does)
+        assert "some plan" in worker.output()
+        assert words_of_tensorrt(worker.output()) == "no such GPU"
+
+
+def test_own_cache_is_one_that_a_start_accepts(tmp_path: Path) -> None:
+    asked = laboratory(tmp_path)
+    (row,) = own_cache(asked)
+    data = (asked.folder / OWN_CACHE).read_bytes()
+    assert row.figure == f"{len(data)} B"
+    assert asked.raw_run(FIRST, [data]).compiled_nothing
+
+
+def test_graph_capture_is_skipped_without_cuda(tmp_path: Path) -> None:
+    rows = graph_capture(laboratory(tmp_path))
+    assert [row.status for row in rows] == [Status.SKIPPED] * 2
+
+
+class CudaDevice(SimulatedDevice):
+    def has_cuda(self) -> bool:
+        return True
+
+
+class AnsweringWorker:
+    """Its process is left out: it answers, or raises, the same each time."""
+
+    def __init__(self, answer: float | Exception) -> None:
+        self.answer = answer
+
+    def __call__(self, function: Callable[..., float], *arguments: str) -> float:
+        assert function is engines.replay
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (1e-4, Status.PASSED),
+        (3e-3, Status.FAILED),
+        (
+            WorkerError("This inference can't be captured in a CUDA graph, so", ""),
+            Status.ANSWER,
+        ),
+        (
+            WorkerError("operation not permitted when stream is capturing", ""),
+            Status.FAILED,
+        ),
+        (WorkerDied("killed by SIGSEGV"), Status.FAILED),
+    ],
+)
+def test_graph_capture(
+    answer: float | Exception,
+    status: Status,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = laboratory(tmp_path, CudaDevice())
+    worker = AnsweringWorker(answer)
+    monkeypatch.setattr(asked, "worker", lambda: nullcontext(worker))
+    rows = graph_capture(asked)
+    assert [row.status for row in rows] == [status] * 2
+    assert all(str(answer) in row.answer or status is not Status.ANSWER for row in rows)
 
 
 def refused(laboratory: Laboratory) -> list[Row]:
@@ -241,11 +364,15 @@ def test_a_question_that_breaks_off_stops_no_other(
 ) -> None:
     only: list[Callable[[Laboratory], list[Row]]] = [broken_question, good_question]
     monkeypatch.setattr("tools.gpu.ask.QUESTIONS", only)
-    for name in ("refusal", "bad_blobs", "output_equality"):
+    for name in ("refusal", "bad_blobs", "output_equality", "graph_capture"):
         monkeypatch.setattr(f"tools.gpu.ask.{name}", good_question)
     monkeypatch.setattr("tools.gpu.ask.start_times", lambda laboratory, repeats: [])
     said: list[str] = []
-    rows = ask(laboratory(tmp_path), say=said.append)
-    assert [row.is_bad for row in rows] == [False, True, False, False, False]
+    kept: list[int] = []
+    rows = ask(
+        laboratory(tmp_path), 1, said.append, lambda rows: kept.append(len(rows))
+    )
+    assert [row.is_bad for row in rows] == [False, True, False, False, False, False]
+    assert kept == [1, 2, 3, 4, 5, 5, 6]  # after each question, which may be the last
     assert rows[1].answer == "it broke off: RuntimeError: the disk is full"
     assert said[1].startswith("A question that breaks off.")

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.workers import Worker, WorkerDied, WorkerError
+from tools.gpu.workers import Worker, WorkerDied, WorkerError, WorkerHung
 
 _calls: list[str] = []
 
 
 def begin(text: str) -> None:
+    os.write(1, b"begun, ")
     os.write(2, b"ready\n")
     _calls.append(text)
 
@@ -45,7 +46,7 @@ def test_calls_follow_one_another_in_one_process(log: Path) -> None:
     with Worker(log, begin, "hello") as worker:
         assert worker(calls) == ["hello"]
         assert worker(os.getpid) == worker(os.getpid) != os.getpid()
-        assert worker.stderr() == "ready\n"
+        assert worker.output() == "begun, ready\n"
         assert worker.close() == 0
 
 
@@ -77,5 +78,5 @@ def test_an_end_before_the_first_call_is_told(log: Path) -> None:
 def test_a_call_that_does_not_answer_is_killed(log: Path) -> None:
     with Worker(log, begin, "") as worker:
         worker.wait_until_ready()
-        with pytest.raises(WorkerDied, match=r"no answer within 0\.1 s"):
+        with pytest.raises(WorkerHung, match=r"no answer within 0\.1 s"):
             worker(time.sleep, 600, timeout=0.1)
