@@ -14,7 +14,7 @@ _MAGIC = "torch_tensorrt engine"
 _VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality of their own
 class EngineFile:
     """What an engine file holds.
 
