@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from tests.py.runtime.runtime_cache_testing import Log, names_in
@@ -144,7 +145,8 @@ def test_a_save_that_fails_anywhere_leaves_the_old_file_and_no_litter(
         expected = b"theirs," if message and not was_last_step else b"theirs,ours"
         assert loaded(path) == expected, where
         assert names_in(path.parent) <= {"cache.bin", "cache.bin.lock"}, where
-    assert failed == CALLS.keys() - {"ftruncate"}
+    # filelock before 4.2 truncates its lock file.
+    assert failed - {"ftruncate"} == CALLS.keys() - {"ftruncate"}
 
 
 def test_a_load_that_fails_anywhere_says_so(
@@ -221,6 +223,10 @@ def test_a_write_in_place_that_finds_no_space_leaves_the_old_contents(
     assert path.read_bytes() == b"theirs,"
 
 
+@pytest.mark.skipif(
+    tuple(map(int, filelock.__version__.split(".")[:2])) < (4, 2),
+    reason="filelock before 4.2 fails first: it truncates its lock file",
+)
 def test_contents_that_can_not_be_restored_are_an_error_in_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
