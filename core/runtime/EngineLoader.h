@@ -33,4 +33,5 @@ LoadedEngine load_engine(std::string_view plan);
 // The loader for engines made from now on, also those that get unpickled; an empty one means the default. Returns the
 // one before it, so that it can be put back. Thread-safe.
 EngineLoader set_engine_loader(EngineLoader loader);
+
 } // namespace torch_tensorrt::core::runtime

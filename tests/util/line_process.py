@@ -51,6 +51,12 @@ class LineProcess:
         self.process.communicate()
 
 
+def environment_with_old_filelock() -> dict[str, str]:
+    """This process's, but `import filelock` gives what FILELOCK_3 has."""
+    paths = [os.environ["FILELOCK_3"], os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def file_lock_tool(mode: str, path: Path) -> LineProcess:
     """A process with a C++ FileLock on the path, "shared" or "exclusive".
 

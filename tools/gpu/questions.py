@@ -20,7 +20,7 @@ from tools.gpu.devices import Device
 from tools.gpu.engines import RUNTIMES
 from tools.gpu.models import CASES
 from tools.gpu.names import CACHE_STEP, DYNAMIC, FIRST, OWN_CACHE, SECOND
-from tools.gpu.report import Row, Status
+from tools.gpu.report import Row, Status, in_ms
 from tools.gpu.workers import Worker, WorkerDied, WorkerError
 
 
@@ -291,8 +291,8 @@ def signs_of_compilation(laboratory: Laboratory) -> list[Row]:
             "how can it be told that a start compiled nothing",
             " and ".join(signs) or "by time alone",
             size_tells,
-            f"cold {_ms(cold.seconds)}, adds {len(cold.after) - len(cold.before)} B, "
-            f"{len(only_cold)} log lines of its own; warm {_ms(warm.seconds)}, adds "
+            f"cold {in_ms(cold.seconds)}, adds {len(cold.after) - len(cold.before)} B, "
+            f"{len(only_cold)} log lines of its own; warm {in_ms(warm.seconds)}, adds "
             f"{len(warm.after) - len(warm.before)} B",
             "an engine's first inference without a cache, and on that cache in another process, "
             "TensorRT-RTX's log being verbose",
@@ -315,10 +315,6 @@ def _logged_run(
 def _lines(log: str) -> set[str]:
     """The distinct lines, less numbers, by which lines of one kind differ."""
     return {re.sub(r"0x[0-9a-fA-F]+|\d+", "#", line) for line in log.splitlines()}
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"
 
 
 def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
@@ -360,8 +356,8 @@ def merge_of_two_processes(laboratory: Laboratory) -> list[Row]:
                 answer,
                 answer == "yes",
                 f"saved {written[0]} B, then {written[1]} B; starts "
-                f"{', '.join(_ms(s.seconds) for s in cold)} cold, "
-                f"{', '.join(_ms(s.seconds) for s in warm)} warm",
+                f"{', '.join(in_ms(s.seconds) for s in cold)} cold, "
+                f"{', '.join(in_ms(s.seconds) for s in warm)} warm",
                 "both start on no file and save in turn, each in a new thread; a third starts "
                 "both engines on the file, and its cache does not grow",
                 log=log,

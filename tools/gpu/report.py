@@ -93,3 +93,8 @@ def table(rows: Iterable[Row]) -> str:
 
 def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", r"\|").strip()
+
+
+def in_ms(seconds: float) -> str:
+    """Reads like "1.5 ms"."""
+    return f"{seconds * 1e3:.1f} ms"

@@ -12,7 +12,7 @@ from tools.gpu.engines import RUNTIMES, Start
 from tools.gpu.models import CASES
 from tools.gpu.names import SECOND
 from tools.gpu.questions import Laboratory
-from tools.gpu.report import Row, Status
+from tools.gpu.report import Row, Status, in_ms
 
 STEP = "time to first result"
 REPEATS = 10
@@ -67,12 +67,12 @@ def _rows(
                 f"{temperature} start, {runtime}",
                 Status.PASSED if expected and right else Status.FAILED,
                 (
-                    f"{_ms(median(seconds))}, {compiled}"
+                    f"{in_ms(median(seconds))}, {compiled}"
                     if expected
                     else f"not every start {compiled}"
                 ),
-                f"{_ms(min(seconds))} to {_ms(max(seconds))}; the inference after it "
-                f"{_ms(median(s.next_seconds for s in of_kind))}",
+                f"{in_ms(min(seconds))} to {in_ms(max(seconds))}; the inference after it "
+                f"{in_ms(median(s.next_seconds for s in of_kind))}",
                 f"{name}, median of {len(seconds)} processes, from the plan's bytes in memory to "
                 "the result on the host"
                 + (
@@ -83,7 +83,3 @@ def _rows(
             )
         )
     return rows
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.1f} ms"

@@ -6,7 +6,6 @@ is the one of this interpreter.
 """
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +14,11 @@ from typing import Protocol
 
 import pytest
 
-from tests.util.line_process import LineProcess, file_lock_tool
+from tests.util.line_process import (
+    LineProcess,
+    environment_with_old_filelock,
+    file_lock_tool,
+)
 
 KINDS = ["cpp-exclusive", "cpp-shared", "filelock-4", "filelock-3"]
 ORDERED_PAIRS = list(itertools.product(KINDS, KINDS))
@@ -26,10 +29,7 @@ def start_peer(kind: str, path: Path) -> LineProcess:
     implementation, variant = kind.split("-")
     if implementation == "cpp":
         return file_lock_tool(variant, path)
-    environment = dict(os.environ)
-    if variant == "3":
-        paths = [os.environ["FILELOCK_3"], environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    environment = environment_with_old_filelock() if variant == "3" else None
     script = Path(__file__).with_name("filelock_peer.py")
     peer = LineProcess(sys.executable, script, path, env=environment)
     version = peer.hear()

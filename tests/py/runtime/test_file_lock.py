@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.util.line_process import file_lock_tool
+from tests.util.line_process import environment_with_old_filelock, file_lock_tool
 from torch_tensorrt.runtime._file_lock import (
     FileLockError,
     call_without_lock,
@@ -235,11 +235,6 @@ other = handle_of("python", path)
 assert other.load() == 7
 assert to_bytes(other.serialize()) == b"kernels"
 """
-
-
-def environment_with_old_filelock() -> dict[str, str]:
-    paths = [os.environ["FILELOCK_3"], os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def test_processes_with_any_filelock_exclude_each_other(
