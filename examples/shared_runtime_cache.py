@@ -56,7 +56,7 @@ def make_engines(folder: Path, on_gpu: bool) -> None:
     import torch
 
     import torch_tensorrt
-    from tests.util.simulated_device import relu_plan
+    from tests.util.simulation.simulated_device import relu_plan
     from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 
     for i, name in enumerate(["all", *map(str, range(len(RUNTIMES)))]):
@@ -80,7 +80,7 @@ def run_engines(folder: Path, process: int, runtime: str, on_gpu: bool) -> None:
     import torch
 
     import torch_tensorrt
-    from tests.util.simulated_device import installed_device
+    from tests.util.simulation.simulated_device import installed_device
     from torch_tensorrt.runtime import RuntimeSettings, runtime_cache
 
     with ExitStack() as stack:
@@ -227,7 +227,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # Here, because it imports torch, for which --help should not wait.
-    from tests.util.supported_gpu import supported_gpu
+    from tests.util.simulation.supported_gpu import supported_gpu
 
     gpu = None if arguments.simulated else supported_gpu()
     where = gpu or "a simulated device"

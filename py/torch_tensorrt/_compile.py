@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torch_tensorrt.runtime._default_cache_path import default_runtime_cache_path
-from torch_tensorrt.runtime._engine_file import load_engine_file
+from torch_tensorrt.runtime._cache.default_cache_path import default_runtime_cache_path
+from torch_tensorrt.runtime._engine.engine_file import load_engine_file
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 
 if TYPE_CHECKING:
-    from torch_tensorrt.runtime._engine_module import EngineModule
+    from torch_tensorrt.runtime._engine.engine_module import EngineModule
 
 
 class UnsupportedOperatorError(RuntimeError):

@@ -15,10 +15,10 @@
 #include "core/runtime/TRTRuntimeConfig.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_cache_testing.h"
-#include "tests/util/ByteStream.h"
-#include "tests/util/SimulatedDevice.h"
-#include "tests/util/SimulatedEngineLoader.h"
-#include "tests/util/SimulatedPlan.h"
+#include "tests/util/simulation/ByteStream.h"
+#include "tests/util/simulation/SimulatedDevice.h"
+#include "tests/util/simulation/SimulatedEngineLoader.h"
+#include "tests/util/simulation/SimulatedPlan.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {

@@ -11,9 +11,9 @@
 #include "core/util/prelude.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/util/SimulatedDevice.h"
-#include "tests/util/SimulatedEngineLoader.h"
-#include "tests/util/SimulatedPlan.h"
+#include "tests/util/simulation/SimulatedDevice.h"
+#include "tests/util/simulation/SimulatedEngineLoader.h"
+#include "tests/util/simulation/SimulatedPlan.h"
 
 namespace torch_tensorrt::core::runtime {
 namespace {

@@ -20,7 +20,7 @@
 #include <vector>
 
 #include "core/util/Exception.h"
-#include "tests/util/run_program.h"
+#include "tests/util/processes/run_program.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::core::util {

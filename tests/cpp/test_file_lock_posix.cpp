@@ -28,7 +28,7 @@
 
 #include "core/util/Exception.h"
 #include "core/util/file_lock.h"
-#include "tests/util/child_process.h"
+#include "tests/util/processes/child_process.h"
 #include "tests/util/temporary_directory.h"
 
 #ifdef __linux__

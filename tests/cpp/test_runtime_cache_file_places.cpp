@@ -20,7 +20,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_cache_testing.h"
-#include "tests/util/child_process.h"
+#include "tests/util/processes/child_process.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {

@@ -15,7 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_testing.h"
-#include "tests/util/engine_process.h"
+#include "tests/util/processes/engine_process.h"
 
 namespace torch_tensorrt::tests {
 namespace {

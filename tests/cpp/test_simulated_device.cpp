@@ -16,10 +16,10 @@
 #include "core/util/prelude.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/util/SimulatedDevice.h"
-#include "tests/util/SimulatedPlan.h"
-#include "tests/util/SimulatedRuntime.h"
-#include "tests/util/run_program.h"
+#include "tests/util/processes/run_program.h"
+#include "tests/util/simulation/SimulatedDevice.h"
+#include "tests/util/simulation/SimulatedPlan.h"
+#include "tests/util/simulation/SimulatedRuntime.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {

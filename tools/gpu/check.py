@@ -316,7 +316,13 @@ class Check:
                 title = "pytest suite on the GPU"
                 self._add(Row("tests", title, Status.SKIPPED, reason))
             else:
-                on_gpu = [file for file in files if "dynamo" in file.parts]
+                # Of tests/py/runtime, those that take the device which they are told.
+                on_gpu = [
+                    file
+                    for file in files
+                    if {"compile", "dynamo"} & {*file.parts}
+                    or "runtime_testing" in file.read_text()
+                ]
                 if "plans" in refused:
                     reason = "TensorRT-RTX does not build for this GPU"
                     title = "compilation on the GPU"

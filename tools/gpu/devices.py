@@ -79,7 +79,7 @@ class GpuDevice:
         ]
 
     def plan(self, name: str) -> Plan:
-        from torch_tensorrt.runtime._engine_file import load_engine_file
+        from torch_tensorrt.runtime._engine.engine_file import load_engine_file
 
         file = load_engine_file(self.plans / f"{name}{ENGINE_SUFFIX}")
         return Plan(
@@ -97,7 +97,7 @@ class GpuDevice:
             return x, _model_on_gpu(self.plans, name)(x)
 
     def is_known(self) -> bool:
-        from tests.util.supported_gpu import supported_gpu
+        from tests.util.simulation.supported_gpu import supported_gpu
 
         return supported_gpu() is not None
 
@@ -122,7 +122,7 @@ def _model_on_gpu(plans: Path, name: str) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class SimulatedDevice:
-    """tests/util/SimulatedDevice.h; each plan is a ReLU with the shapes of its case.
+    """tests/util/simulation/SimulatedDevice.h; each plan is a ReLU with the shapes of its case.
 
     Attributes:
         deserialize_mode: "adds" or "replaces", as IRuntimeCache::deserialize.
@@ -137,7 +137,7 @@ class SimulatedDevice:
     known: bool = True
 
     def install(self) -> None:
-        from tests.util.simulated_device import installed_device
+        from tests.util.simulation.simulated_device import installed_device
 
         process = ExitStack()
         device = process.enter_context(installed_device())
@@ -151,7 +151,7 @@ class SimulatedDevice:
         return [name for name, case in CASES.items() if case.dtype == torch.float32]
 
     def plan(self, name: str) -> Plan:
-        from tests.util.simulated_device import dynamic_relu_plan, relu_plan
+        from tests.util.simulation.simulated_device import dynamic_relu_plan, relu_plan
 
         case = CASES[name]
         kernels = {"mlp": 3, "convolution": 5, "dynamic": 2}[case.architecture]

@@ -190,7 +190,7 @@ class RawEngine:
     """An engine on TensorRT-RTX's interface, past our caches and engines."""
 
     def __init__(self, plan: Plan) -> None:
-        from torch_tensorrt.runtime._engine_loader import load_engine
+        from torch_tensorrt.runtime._engine.engine_loader import load_engine
 
         self._plan = plan
         self._loaded = load_engine(memoryview(plan.engine.numpy().tobytes()))
@@ -209,7 +209,7 @@ class RawEngine:
         """
         import tensorrt_rtx as trt
 
-        from torch_tensorrt.runtime._engine_stream import EngineStream
+        from torch_tensorrt.runtime._engine.engine_stream import EngineStream
 
         device = current_device()
         x, expected = device.example(self._plan.case.name, batch)

@@ -25,9 +25,9 @@
 #include "core/runtime/RuntimeCacheHandle.h"
 #include "core/runtime/TRTEngine.h"
 #include "core/util/macros.h"
-#include "tests/util/SimulatedDevice.h"
-#include "tests/util/SimulatedEngineLoader.h"
-#include "tests/util/SimulatedPlan.h"
+#include "tests/util/simulation/SimulatedDevice.h"
+#include "tests/util/simulation/SimulatedEngineLoader.h"
+#include "tests/util/simulation/SimulatedPlan.h"
 #include "tools/perf/plain_file.h"
 
 namespace torch_tensorrt::perf {

@@ -7,8 +7,8 @@
 
 namespace torch_tensorrt::perf {
 
-// Processes with engines on the simulated device (tests/util), 200 kernels of 64 KiB at 5 ms each, that share a cache
-// file in `directory`.
+// Processes with engines on the simulated device (tests/util/simulation), 200 kernels of 64 KiB at 5 ms each, that
+// share a cache file in `directory`.
 //
 // First result: the time from before a process is spawned until an engine in it has returned its first output. The
 // baseline of a warm start is the same process with the cache's bytes in a pending handle from the outset: what it

@@ -16,7 +16,7 @@
 
 #include "core/util/file_lock.h"
 #include "core/util/macros.h"
-#include "tests/util/child_process.h"
+#include "tests/util/processes/child_process.h"
 
 namespace {
 

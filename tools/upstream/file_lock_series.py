@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
 from tools.upstream import cmake, cpp_cache_io, file_lock_targets, starlark
 from tools.upstream.errors import Missing, Problem
@@ -12,10 +13,10 @@ LIBRARY = ["core/util/file_lock.cpp", "core/util/file_lock.h"]
 TESTS = [
     "tests/cpp/test_file_lock.cpp",
     "tests/cpp/test_file_lock_posix.cpp",
-    "tests/util/child_process.cpp",
-    "tests/util/child_process.h",
-    "tests/util/run_program.cpp",
-    "tests/util/run_program.h",
+    "tests/util/processes/child_process.cpp",
+    "tests/util/processes/child_process.h",
+    "tests/util/processes/run_program.cpp",
+    "tests/util/processes/run_program.h",
     "tests/util/temporary_directory.h",
 ]
 PAGE = "docsrc/contributors/runtime_cache_lock.rst"
@@ -129,15 +130,18 @@ def _add_feature(ours: Callable[[str], str], tree: Tree, series: Series) -> None
     tree.change(
         "core/util/CMakeLists.txt", "the entry of the lock", _add_to_cmake, left_out
     )
-    helpers = tree.build_file("tests/util")
-    if tree.read(helpers) is None:
-        tree.write(helpers, 'package(default_visibility = ["//visibility:public"])\n')
-    tree.change(
-        helpers,
-        "the targets of the tests' helpers",
-        file_lock_targets.add_helpers,
-        left_out,
-    )
+    for folder, targets in file_lock_targets.HELPERS.items():
+        helpers = tree.build_file(folder)
+        if tree.read(helpers) is None:
+            tree.write(
+                helpers, 'package(default_visibility = ["//visibility:public"])\n'
+            )
+        tree.change(
+            helpers,
+            "the targets of the tests' helpers",
+            partial(file_lock_targets.add_targets, targets),
+            left_out,
+        )
     tree.change(
         tree.build_file("tests/cpp"),
         "the targets of the lock's tests",

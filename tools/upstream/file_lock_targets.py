@@ -9,22 +9,27 @@ from tools.upstream import starlark
 from tools.upstream.edits import Parsed
 from tools.upstream.errors import Missing
 
+# By folder.
 HELPERS = {
-    "child_process": {
-        "name": '"child_process"',
-        "srcs": '["child_process.cpp"]',
-        "hdrs": '["child_process.h"]',
-        "linkopts": '["-pthread"]',
-    },
-    "run_program": {
-        "name": '"run_program"',
-        "srcs": '["run_program.cpp"]',
-        "hdrs": '["run_program.h"]',
-    },
-    "temporary_directory": {
-        "name": '"temporary_directory"',
-        "hdrs": '["temporary_directory.h"]',
-    },
+    "tests/util": [
+        {
+            "name": '"temporary_directory"',
+            "hdrs": '["temporary_directory.h"]',
+        },
+    ],
+    "tests/util/processes": [
+        {
+            "name": '"child_process"',
+            "srcs": '["child_process.cpp"]',
+            "hdrs": '["child_process.h"]',
+            "linkopts": '["-pthread"]',
+        },
+        {
+            "name": '"run_program"',
+            "srcs": '["run_program.cpp"]',
+            "hdrs": '["run_program.h"]',
+        },
+    ],
 }
 NOT_ON_WINDOWS = """select({
         "@platforms//os:windows": ["@platforms//:incompatible"],
@@ -76,8 +81,8 @@ def add_headers(source: str) -> str:
     return source
 
 
-def add_helpers(source: str) -> str:
-    for attributes in HELPERS.values():
+def add_targets(targets: list[dict[str, str]], source: str) -> str:
+    for attributes in targets:
         source = starlark.add_target(source, "cc_library", attributes)
     return source
 
@@ -101,8 +106,8 @@ def add_tests(source: str) -> str:
                 "srcs": '["test_file_lock.cpp"]',
                 "deps": _listed(
                     "//core/util:file_lock",
-                    "//tests/util:run_program",
                     "//tests/util:temporary_directory",
+                    "//tests/util/processes:run_program",
                     gtest,
                 ),
             },
@@ -117,8 +122,8 @@ def add_tests(source: str) -> str:
                 "target_compatible_with": NOT_ON_WINDOWS,
                 "deps": _listed(
                     "//core/util:file_lock",
-                    "//tests/util:child_process",
                     "//tests/util:temporary_directory",
+                    "//tests/util/processes:child_process",
                     gtest_main,
                 ),
             },

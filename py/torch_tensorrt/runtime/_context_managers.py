@@ -11,8 +11,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from torch_tensorrt.runtime._checked_path import checked_path
-from torch_tensorrt.runtime._engine_module import EngineModule
+from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._engine.engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
 
 logger = logging.getLogger(__name__)

@@ -17,11 +17,19 @@ from typing import Any, Protocol
 import torch
 
 from torch_tensorrt._library import library_error
-from torch_tensorrt.runtime._byte_streams import Reader, Writer, read_all, write_all
-from torch_tensorrt.runtime._checked_path import checked_path
-from torch_tensorrt.runtime._file_lock import call_without_lock
-from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle, from_state
-from torch_tensorrt.runtime._tensor_memory import memory_of, tensor_of
+from torch_tensorrt.runtime._cache.byte_streams import (
+    Reader,
+    Writer,
+    read_all,
+    write_all,
+)
+from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._cache.file_lock import call_without_lock
+from torch_tensorrt.runtime._cache.runtime_cache_handle import (
+    RuntimeCacheHandle,
+    from_state,
+)
+from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from torch_tensorrt.runtime._checked_path import checked_path
+from torch_tensorrt.runtime._cache.checked_path import checked_path
 
 if TYPE_CHECKING:
     from torch_tensorrt.runtime._runtime_cache import RuntimeCache

@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from torch_tensorrt.runtime._lock_holders import (
+from torch_tensorrt.runtime._cache.lock_holders import (
     LockHolder,
     LockHolders,
     find_lock_holders,

@@ -1,6 +1,6 @@
 """core/util/file_lock.h against the real `filelock`, in processes of their own.
 
-FILE_LOCK_TOOL is the program of tests/util/file_lock_tool.cpp; FILELOCK_3 a directory
+FILE_LOCK_TOOL is the program of tests/util/processes/file_lock_tool.cpp; FILELOCK_3 a directory
 with an old filelock, one that unlinks the lock file at every release. The new filelock
 is the one of this interpreter.
 """
@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.util.line_process import (
+from tests.util.processes.line_process import (
     LineProcess,
     environment_with_old_filelock,
     file_lock_tool,
@@ -25,7 +25,10 @@ ORDERED_PAIRS = list(itertools.product(KINDS, KINDS))
 
 
 def start_peer(kind: str, path: Path) -> LineProcess:
-    """A process with a lock on the path, under the commands of tests/util/file_lock_tool.cpp."""
+    """A process with a lock on the path.
+
+    Its commands are those of tests/util/processes/file_lock_tool.cpp.
+    """
     implementation, variant = kind.split("-")
     if implementation == "cpp":
         return file_lock_tool(variant, path)

@@ -22,7 +22,7 @@ import pytest
 import torch_tensorrt
 import torch_tensorrt.logging
 from tests.py.docs.markdown_blocks import Block, read_blocks, run_python
-from tests.util.simulated_device import installed_device, relu_plan
+from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
@@ -34,7 +34,7 @@ COMPILE_TIME = 0.02  # seconds a kernel
 # Gives every Python that the guide starts the simulated device.
 SITE = f"""
 import atexit
-from tests.util.simulated_device import installed_device
+from tests.util.simulation.simulated_device import installed_device
 scope = installed_device()
 scope.__enter__().set_compile_time({COMPILE_TIME})
 atexit.register(scope.__exit__, None, None, None)

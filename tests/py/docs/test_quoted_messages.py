@@ -14,7 +14,7 @@ from filelock import FileLock
 
 import torch_tensorrt.logging
 from tests.py.docs.closed_directory import closed_directory
-from tests.util.simulated_device import installed_device, relu_plan
+from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt import _library
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import (

@@ -63,7 +63,7 @@ def test_no_source_is_forgotten(build_folder: Path) -> None:
     built = {Path(command["file"]).resolve() for command in commands_of(build_folder)}
     there = {
         path.resolve()
-        for pattern in ("core/*/*.cpp", "tests/util/*.cpp", "tests/cpp/*.cpp")
+        for pattern in ("core/*/*.cpp", "tests/util/*/*.cpp", "tests/cpp/*.cpp")
         for path in ROOT.glob(pattern)
     }
     assert len(there) > 30

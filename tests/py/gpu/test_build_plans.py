@@ -44,7 +44,7 @@ def test_tests_find_the_plans_that_were_built_for_them(tmp_path: Path) -> None:
         check=True,
     )
     program = (
-        "from tests.py.dynamo.runtime.runtime_testing import make_plan\n"
+        "from tests.py.runtime.runtime_testing import make_plan\n"
         "plans = [make_plan(name) for name in ('a', 'b', 'c', 'p0')]\n"
         "print(*(len(plan.engine) > 10_000 for plan in plans))\n"
         "print(*(plan.shape for plan in plans))\n"

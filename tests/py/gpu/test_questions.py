@@ -14,7 +14,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from tests.util.simulated_device import relu_plan
+from tests.util.simulation.simulated_device import relu_plan
 from tools.gpu import engines
 from tools.gpu.ask import ask
 from tools.gpu.bad_blobs import LEFT_OUT, REJECTED, bad_blobs

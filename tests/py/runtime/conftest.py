@@ -1,4 +1,4 @@
-"""Fixtures for tests that run over the cache handles of both runtimes."""
+"""Fixtures for tests that run over both runtimes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.py.runtime import runtime_testing
 from tests.py.runtime.runtime_cache_testing import KINDS, Log, MakeHandle, handle_of
-from torch_tensorrt.runtime._file_lock import is_in_block
+from torch_tensorrt.runtime._cache.file_lock import is_in_block
 
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """The runtime under test."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=runtime_testing.RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
@@ -29,6 +37,13 @@ def make_handle(kind: str) -> MakeHandle:
 def path(tmp_path: Path) -> Path:
     """Where the cache goes, in a directory that is empty."""
     return tmp_path / "cache.bin"
+
+
+@pytest.fixture
+def device() -> Iterator[Any]:
+    """The simulated device, on which the test's engines are made; None on a GPU."""
+    with runtime_testing.device() as device:
+        yield device
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torch_tensorrt  # noqa: F401  registers the C++ handle
-from torch_tensorrt.runtime._runtime_cache_handle import RuntimeCacheHandle
+from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 
 # The runtimes, whose handles have one contract.
 KINDS = ("cpp", "python")

@@ -18,8 +18,12 @@ import pytest
 import torch
 
 from tests.py.runtime.runtime_cache_testing import Log, handle_of, to_tensor
-from tests.util.simulated_device import dynamic_relu_plan, installed_device, relu_plan
-from torch_tensorrt.runtime._trt_engine import TRTEngine
+from tests.util.simulation.simulated_device import (
+    dynamic_relu_plan,
+    installed_device,
+    relu_plan,
+)
+from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
 
 X = [-1.5, 0.0, 2.0, -3.0]
 RELU_OF_X = [0.0, 0.0, 2.0, 0.0]
@@ -405,7 +409,7 @@ import os, sys
 from pathlib import Path
 from tests.py.runtime.runtime_cache_testing import handle_of
 from tests.py.runtime.test_engine import make_engine, run
-from tests.util.simulated_device import installed_device
+from tests.util.simulation.simulated_device import installed_device
 
 kind, path = sys.argv[1:]
 with installed_device():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from torch_tensorrt.runtime._engine_stream import EngineStream
+from torch_tensorrt.runtime._engine.engine_stream import EngineStream
 
 DEFAULT, SIDE, OTHER_SIDE, POOL = range(4)
 

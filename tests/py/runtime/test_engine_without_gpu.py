@@ -11,8 +11,8 @@ import torch
 
 from torch_tensorrt.dynamo.runtime import PythonTorchTensorRTModule, TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeSettings
-from torch_tensorrt.runtime._engine_module import EngineModule
-from torch_tensorrt.runtime._trt_engine import TRTEngine
+from torch_tensorrt.runtime._engine.engine_module import EngineModule
+from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="this machine has a GPU"

@@ -1,7 +1,7 @@
 """The lock of the Python runtime against those of the C++ runtime and of `filelock`.
 
-FILE_LOCK_TOOL is the program of tests/util/file_lock_tool.cpp; FILELOCK_3 a directory with an old
-filelock, one that unlinks the lock file at every release.
+FILE_LOCK_TOOL is the program of tests/util/processes/file_lock_tool.cpp; FILELOCK_3 a directory
+with an old filelock, one that unlinks the lock file at every release.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.util.line_process import environment_with_old_filelock, file_lock_tool
-from torch_tensorrt.runtime._file_lock import (
+from tests.util.processes.line_process import (
+    environment_with_old_filelock,
+    file_lock_tool,
+)
+from torch_tensorrt.runtime._cache.file_lock import (
     FileLockError,
     call_without_lock,
     file_lock,
@@ -204,7 +207,7 @@ def test_a_fifo_is_refused(lock_path: Path) -> None:
 COUNT = """
 import sys
 from pathlib import Path
-from torch_tensorrt.runtime._file_lock import file_lock
+from torch_tensorrt.runtime._cache.file_lock import file_lock
 lock, times, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -18,7 +18,7 @@ import filelock
 import pytest
 
 from tests.py.runtime.runtime_cache_testing import Log, names_in
-from torch_tensorrt.runtime._runtime_cache_file import RuntimeCacheFile
+from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 
 CALLS: dict[str, Any] = {
     "open": os,

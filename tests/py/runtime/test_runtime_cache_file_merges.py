@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_tensorrt.runtime._runtime_cache_file import RuntimeCacheFile
+from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 
 
 def concatenate(disk: memoryview, ours: memoryview) -> memoryview:

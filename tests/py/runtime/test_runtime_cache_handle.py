@@ -273,9 +273,9 @@ def test_a_load_or_save_within_another_is_an_error(
 def test_what_is_logged_says_where(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The Python runtime's records wait for the lock; see _unlocked_logger.py."""
+    """The Python runtime's records wait for the lock; see _cache/unlocked_logger.py."""
     handle = handle_of("python", path)
     handle.deserialize(to_tensor(b"kernels"))
     with caplog.at_level(logging.INFO, "torch_tensorrt.runtime"):
         assert handle.save() == 7
-    assert [record.filename for record in caplog.records] == ["_runtime_cache_file.py"]
+    assert [record.filename for record in caplog.records] == ["runtime_cache_file.py"]

@@ -23,9 +23,9 @@ from tests.py.runtime.runtime_cache_testing import (
     to_bytes,
     to_tensor,
 )
-from tests.util.simulated_device import installed_device, relu_plan
+from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt.logging import info
-from torch_tensorrt.runtime._trt_engine import TRTEngine
+from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,10 @@ def save_as_other(kind: str, path: Path, *names: str) -> int:
 
 
 def kernels_in(data: bytes | torch.Tensor) -> list[str]:
-    """The names in a simulated cache's bytes; tests/util/SimulatedRuntimeCache.h has the format."""
+    """The names in a simulated cache's bytes.
+
+    tests/util/simulation/SimulatedRuntimeCache.h has the format.
+    """
     rest = to_bytes(data) if isinstance(data, torch.Tensor) else data
 
     def take(size: int) -> bytes:

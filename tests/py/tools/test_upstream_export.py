@@ -182,7 +182,9 @@ def test_targets_and_entries(checkout: Path, out: Path) -> None:
     )
     assert tests.startswith('load("@rules_cc//cc:defs.bzl", "cc_test")\n')
     helpers = (checkout / "tests/util/BUILD").read_text()
-    assert helpers.count("cc_library(") == 4
+    assert helpers.count("cc_library(") == 2
+    helpers = (checkout / "tests/util/processes/BUILD").read_text()
+    assert helpers.count("cc_library(") == 2
     contents = (checkout / "docsrc/index.rst").read_text()
     assert (
         "   contributors/runtime\n   contributors/runtime_cache_lock\n   Indices"
@@ -248,13 +250,13 @@ def test_a_file_of_ours_that_exists_with_other_contents_is_a_conflict(
 def test_a_file_of_ours_that_is_there_is_not_sent_again(
     checkout: Path, out: Path
 ) -> None:
-    there = "tests/util/run_program.h"
+    there = "tests/util/processes/run_program.h"
     commit_files(checkout, {there: (ROOT / there).read_text()})
     export(checkout, out)
     am(checkout, out)
     changed = changed_files(checkout, "HEAD~4")
     assert there not in changed
-    assert "tests/util/run_program.cpp" in changed
+    assert "tests/util/processes/run_program.cpp" in changed
 
 
 def test_half_an_autosave_is_a_conflict(checkout: Path, out: Path) -> None:

@@ -1,11 +1,11 @@
-"""tests/util/supported_gpu.py, for GPUs that are not here."""
+"""tests/util/simulation/supported_gpu.py, for GPUs that are not here."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.util.supported_gpu import supported_gpu
+from tests.util.simulation.supported_gpu import supported_gpu
 
 
 @pytest.mark.parametrize(

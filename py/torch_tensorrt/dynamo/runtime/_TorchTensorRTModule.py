@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from torch_tensorrt._library import library_error
-from torch_tensorrt.runtime._engine_module import EngineModule
+from torch_tensorrt.runtime._engine.engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
 
 

@@ -1,30 +1,7 @@
-"""Fixtures for tests that run over both runtimes."""
+"""The fixtures of tests/py/runtime, also here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from tests.py.runtime.conftest import device, logs_without_the_lock, path, runtime
 
-import pytest
-
-from tests.py.dynamo.runtime import runtime_testing
-
-
-@pytest.fixture(params=runtime_testing.RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Of a runtime cache that there is not yet."""
-    return tmp_path / "cache.bin"
-
-
-@pytest.fixture
-def device() -> Iterator[Any]:
-    """The simulated device, on which the test's engines are made; None on a GPU."""
-    with runtime_testing.device() as device:
-        yield device
+__all__ = ["device", "logs_without_the_lock", "path", "runtime"]

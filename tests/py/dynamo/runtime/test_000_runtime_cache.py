@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.py.dynamo.runtime.runtime_testing import (
+from tests.py.runtime.runtime_testing import (
     DEADLINE,
     RUNTIMES,
     children,

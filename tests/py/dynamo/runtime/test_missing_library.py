@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import torch_tensorrt
-from tests.util.simulated_device import relu_plan
+from tests.util.simulation.simulated_device import relu_plan
 from torch_tensorrt._library import LIBRARY_PATH
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeSettings
@@ -32,7 +32,7 @@ folder, library = sys.argv[1:]
 assert torch_tensorrt.__file__.startswith(folder), torch_tensorrt.__file__
 assert library_error() is not None
 torch.ops.load_library(library)
-from tests.util.simulated_device import installed_device, relu_plan
+from tests.util.simulation.simulated_device import installed_device, relu_plan
 
 def run(module):
     assert not module.is_cpp_runtime()

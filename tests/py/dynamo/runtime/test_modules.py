@@ -16,15 +16,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.py.dynamo.runtime.runtime_testing import (
+from tests.py.runtime.runtime_testing import (
     DEADLINE,
     RUNTIMES,
     run_interpreter,
 )
-from tests.util.simulated_device import dynamic_relu_plan, installed_device, relu_plan
+from tests.util.simulation.simulated_device import (
+    dynamic_relu_plan,
+    installed_device,
+    relu_plan,
+)
 from torch_tensorrt.dynamo.runtime import PythonTorchTensorRTModule, TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
-from torch_tensorrt.runtime._engine_module import EngineModule
+from torch_tensorrt.runtime._engine.engine_module import EngineModule
 
 X = torch.tensor([-1.5, 0.0, 2.0, -3.0])
 

@@ -1,0 +1,1 @@
+"""The runtime cache file, its lock and its handle."""

@@ -1,0 +1,1 @@
+"""Engines, their files and their settings."""

@@ -1,0 +1,392 @@
+"""EngineModule: what the torch modules of both runtimes share."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._C._profiler import _RecordFunctionFast
+
+from torch_tensorrt._library import library_error
+from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
+from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
+
+if TYPE_CHECKING:
+    from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
+
+_UNPICKLED = ("_lock", "_slot")
+
+
+class EngineSlot:
+    """The engine of a module, for those who must see it gone before they go on."""
+
+    def __init__(self) -> None:
+        self.engine: TRTEngine | Any = None
+
+    def release(self) -> None:
+        """Lets the engine go, hence its context, whose background work ends with it.
+
+        The module makes a new one if it is used again.
+        """
+        self.engine = None
+
+
+class EngineModule(torch.nn.Module):
+    """A torch module that runs a serialized TensorRT-RTX engine.
+
+    The engine is loaded with the first inference, or by `setup_engine`, on the CUDA device that is
+    then the current one; to make a module needs no GPU. It has neither parameters nor buffers, so
+    `to`, `cuda`, `half` and the like leave it as it is: an engine can't be moved, and its types are
+    fixed. It computes no gradients.
+
+    Pickling, `torch.save` and `copy.deepcopy` take along the plan, the settings and the kernels of
+    the cache. A `state_dict` has the plan, the names and the strategies, of types that `torch.load`
+    reads with `weights_only=True`; it has no cache, since a checkpoint must not decide on a file
+    that is written.
+
+    Thread safety: `forward` and `setup_engine`, from any thread; settings may be changed while
+    other threads run it.
+
+    Args:
+        serialized_engine: The plan: bytes, or a uint8 tensor [size in bytes] on the CPU, which is
+            kept, not copied. None makes a module for `load_state_dict` to fill.
+        input_binding_names: The inputs by their names in the plan, in the order in which `forward`
+            takes them.
+        output_binding_names: The outputs, in the order in which it returns them.
+        name: Shown in `repr` and by profilers.
+        runtime_settings: See the property.
+        use_python_runtime: Whether the Python runtime runs it, or the C++ one.
+
+    Raises:
+        TypeError: `serialized_engine` is neither bytes nor a tensor.
+        ValueError: It is empty, or a tensor of another kind.
+    """
+
+    def __init__(
+        self,
+        serialized_engine: bytes | torch.Tensor | None = None,
+        input_binding_names: Sequence[str] = (),
+        output_binding_names: Sequence[str] = (),
+        *,
+        name: str = "",
+        runtime_settings: RuntimeSettings | None = None,
+        use_python_runtime: bool,
+    ) -> None:
+        super().__init__()
+        self._prepare()
+        self._use_python_runtime = use_python_runtime
+        self._plan = None if serialized_engine is None else _to_plan(serialized_engine)
+        self.input_binding_names = list(input_binding_names)
+        self.output_binding_names = list(output_binding_names)
+        self.name = name
+        self._settings = RuntimeSettings()
+        if runtime_settings is not None:
+            self.runtime_settings = runtime_settings
+
+    def _prepare(self) -> None:
+        """What neither a pickle nor a copy has."""
+        self._lock = threading.RLock()  # for the engine and its settings to be changed
+        self._slot = EngineSlot()
+
+    def __del__(self) -> None:
+        slot = self.__dict__.get("_slot")
+        if slot is not None:
+            slot.release()
+        settings = self.__dict__.get("_settings")
+        if settings is not None and settings.runtime_cache is not None:
+            settings.runtime_cache._engines.discard(slot)
+
+    def is_cpp_runtime(self) -> bool:
+        """Whether the C++ runtime runs the engine; if not, the Python runtime does."""
+        return not self._use_python_runtime
+
+    @property
+    def serialized_engine(self) -> torch.Tensor | None:
+        """The plan, a uint8 tensor [size in bytes] on the CPU, not to be written to."""
+        return self._plan
+
+    @property
+    def runtime_settings(self) -> RuntimeSettings:
+        """How the engine runs. A path has become the `RuntimeCache` in use, which autosaves.
+
+        Other settings hold from the next inference on, which makes a new execution context. If
+        another cache is among them, the one before it is saved if it autosaves, and a failure to is
+        a warning. The path of the autosaving cache in use stands for that cache.
+
+        Raises:
+            TypeError: These are no RuntimeSettings.
+            ValueError: The cache is one of the other runtime.
+        """
+        return self._settings
+
+    @runtime_settings.setter
+    def runtime_settings(self, settings: RuntimeSettings) -> None:
+        check_settings(settings)
+        with self._lock:
+            old = self._cache
+            settings = self._with_cache(settings)
+            if self._slot.engine is not None:
+                _apply(settings, self._slot.engine)
+            self._settings = settings
+            self._use_cache(old)
+            is_other = old is not self._cache
+        if old is not None and is_other:
+            # If nobody else has it, it saves itself as it goes, and need not be saved twice.
+            reference = weakref.ref(old)
+            del old
+            remaining = reference()
+            if remaining is not None and remaining.autosave_on_del:
+                remaining._save_or_warn()
+
+    @property
+    def _cache(self) -> RuntimeCache | None:
+        cache = self._settings.runtime_cache
+        return cache if isinstance(cache, RuntimeCache) else None
+
+    def _use_cache(self, old: RuntimeCache | None) -> None:
+        if old is not None:
+            old._engines.discard(self._slot)
+        if self._cache is not None:
+            self._cache._engines.add(self._slot)
+
+    def _with_cache(self, settings: RuntimeSettings) -> RuntimeSettings:
+        """The settings with a RuntimeCache in the place of a path."""
+        cache = settings.runtime_cache
+        if isinstance(cache, (str, os.PathLike)):
+            path = os.fspath(cache)
+            in_use = self._cache
+            if in_use is None or in_use.path != path or not in_use.autosave_on_del:
+                in_use = RuntimeCache(
+                    path, True, use_python_runtime=self._use_python_runtime
+                )
+            return settings.merge(runtime_cache=in_use)
+        if cache is not None and cache.is_cpp_runtime() != self.is_cpp_runtime():
+            raise ValueError(
+                f"{cache!r} can't serve an engine of the {_runtime_name(self)} runtime, expected "
+                f"one made with use_python_runtime={self._use_python_runtime}"
+            )
+        return settings
+
+    def setup_engine(self) -> None:
+        """Loads the engine unless it is there, on the current CUDA device.
+
+        Raises:
+            RuntimeError: There is no usable GPU, or no plan yet; the plan can't be loaded there;
+                the names are not exactly those of the plan's inputs and outputs.
+        """
+        self._engine()
+
+    def _engine(self) -> TRTEngine | Any:
+        with self._lock:
+            engine = self._slot.engine
+            if engine is None:
+                with _RecordFunctionFast(f"{type(self).__name__}:setup {self.name}"):
+                    engine = self._make_engine()
+                self._slot.engine = engine
+            return engine
+
+    def _make_engine(self) -> TRTEngine | Any:
+        if self._plan is None:
+            raise RuntimeError(
+                "This module has no engine yet: give it a serialized one, or load_state_dict()"
+            )
+        arguments = (self._plan, self.input_binding_names, self.output_binding_names)
+        engine: TRTEngine | Any
+        if self._use_python_runtime:
+            # Here, because it needs tensorrt_rtx, and nothing else of a module does.
+            try:
+                from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
+            except ImportError as error:
+                raise RuntimeError(
+                    f"The Python runtime needs tensorrt_rtx: {error}"
+                ) from error
+            engine = TRTEngine(*arguments)
+        else:
+            engine = torch.classes.tensorrt.Engine(*arguments)
+        _apply(self._settings, engine)
+        return engine
+
+    def forward(
+        self, *inputs: torch.Tensor, **named_inputs: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """Enqueues one inference on torch's current stream.
+
+        Args:
+            inputs: Tensors on the engine's device, in the order of `input_binding_names`.
+            named_inputs: Those that are given by name instead, after the others.
+
+        Returns:
+            The output if the engine has one, else all of them.
+
+        Raises:
+            RuntimeError: An input of another number, dtype, device, rank or shape, naming it and
+                what it wants; TensorRT-RTX fails; or as `setup_engine`.
+            TypeError: An input by name that is missing, unknown, or given twice.
+        """
+        if named_inputs:
+            inputs = self._in_order(inputs, named_inputs)
+        with _RecordFunctionFast(f"{type(self).__name__}:forward {self.name}"):
+            engine = self._slot.engine
+            if engine is None:
+                engine = self._engine()
+            outputs: list[torch.Tensor]
+            if self._use_python_runtime:
+                outputs = engine.execute(inputs)
+            else:
+                outputs = torch.ops.tensorrt.execute_engine(inputs, engine)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _in_order(
+        self, inputs: tuple[torch.Tensor, ...], named_inputs: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        names = self.input_binding_names[len(inputs) :]
+        if sorted(names) != sorted(named_inputs):
+            raise TypeError(
+                f"The engine's inputs are {self.input_binding_names}, got {len(inputs)} by "
+                f"position and {list(named_inputs)} by name"
+            )
+        return (*inputs, *(named_inputs[name] for name in names))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the plan, the names and the strategies to a file for `torch_tensorrt.load`.
+
+        A reader sees the old file or the new one.
+
+        Raises:
+            OSError: It could not be written; the file that was there is as it was.
+            RuntimeError: There is no plan yet.
+        """
+        if self._plan is None:
+            raise RuntimeError("This module has no engine yet to save")
+        file = EngineFile(
+            plan=self._plan,
+            input_binding_names=self.input_binding_names,
+            output_binding_names=self.output_binding_names,
+            name=self.name,
+            dynamic_shapes_kernel_specialization_strategy=(
+                self._settings.dynamic_shapes_kernel_specialization_strategy
+            ),
+            cuda_graph_strategy=self._settings.cuda_graph_strategy,
+        )
+        save_engine_file(path, file)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What a `state_dict` has of this module."""
+        settings = self._settings
+        return {
+            "serialized_engine": self._plan,
+            "input_binding_names": list(self.input_binding_names),
+            "output_binding_names": list(self.output_binding_names),
+            "name": self.name,
+            "dynamic_shapes_kernel_specialization_strategy": (
+                settings.dynamic_shapes_kernel_specialization_strategy
+            ),
+            "cuda_graph_strategy": settings.cuda_graph_strategy,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_extra_state` gave; the cache stays this module's.
+
+        Raises:
+            KeyError: Something is missing in it. The module is as it was, as it is below.
+            ValueError: Its plan or a strategy is none.
+            TypeError: Something in it is of another type.
+        """
+        plan = state["serialized_engine"]
+        if plan is not None:
+            plan = _to_plan(plan.cpu() if isinstance(plan, torch.Tensor) else plan)
+        inputs = list(state["input_binding_names"])
+        outputs = list(state["output_binding_names"])
+        name = state["name"]
+        settings = RuntimeSettings(
+            state["dynamic_shapes_kernel_specialization_strategy"],
+            state["cuda_graph_strategy"],
+            self._cache,
+        )
+        with self._lock:
+            self._slot.release()
+            self._plan = plan
+            self.input_binding_names = inputs
+            self.output_binding_names = outputs
+            self.name = name
+            self.runtime_settings = settings
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _UNPICKLED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # As the cache does that came with it.
+        self._use_python_runtime |= library_error() is not None
+        if self._plan is not None:
+            self._plan = self._plan.cpu()  # where torch.load's map_location moved it
+        self._prepare()
+        self._use_cache(None)
+
+    def _replicate_for_data_parallel(self) -> EngineModule:
+        replica: EngineModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._prepare()  # else its end would be that of this module's engine
+        replica._use_cache(None)
+        return replica
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        memo[id(self._plan)] = self._plan  # shared, since nobody writes to it
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return other
+
+    def extra_repr(self) -> str:
+        """What `repr` shows of this module."""
+        settings = self._settings
+        size = 0 if self._plan is None else self._plan.numel()
+        return (
+            f"{self.name!r}, {', '.join(self.input_binding_names)} -> "
+            f"{', '.join(self.output_binding_names)}, plan of {size} bytes, "
+            f"{_runtime_name(self)} runtime, {settings}"
+        )
+
+
+def _runtime_name(module: EngineModule) -> str:
+    return "C++" if module.is_cpp_runtime() else "Python"
+
+
+def _apply(settings: RuntimeSettings, engine: TRTEngine | Any) -> None:
+    cache = settings.runtime_cache
+    # Of the engine's own runtime.
+    handle: Any = cache._handle if isinstance(cache, RuntimeCache) else None
+    engine.set_runtime_settings(
+        settings.dynamic_shapes_kernel_specialization_strategy,
+        settings.cuda_graph_strategy,
+        handle,
+    )
+
+
+def _to_plan(serialized_engine: object) -> torch.Tensor:
+    if isinstance(serialized_engine, torch.Tensor):
+        plan = serialized_engine
+        is_plain = plan.layout == torch.strided and plan.is_cpu and plan.is_contiguous()
+        if not is_plain or plan.dtype != torch.uint8 or plan.dim() != 1:
+            raise ValueError(
+                "A serialized engine is a contiguous one-dimensional uint8 tensor on the CPU, got "
+                f"one of {plan.dtype} and shape {list(plan.shape)} on {plan.device}"
+            )
+    elif isinstance(serialized_engine, (bytes, bytearray, memoryview)):
+        data = bytearray(
+            serialized_engine
+        )  # torch wants bytes that could be written to
+        plan = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
+    else:
+        raise TypeError(
+            "A serialized engine is bytes or a uint8 tensor, got a "
+            f"{type(serialized_engine).__name__}"
+        )
+    if plan.numel() == 0:
+        raise ValueError("The serialized engine is empty")
+    return plan

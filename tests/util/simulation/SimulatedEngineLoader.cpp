@@ -1,0 +1,46 @@
+#include "tests/util/simulation/SimulatedEngineLoader.h"
+
+#include <string_view>
+#include <utility>
+
+#include "core/util/prelude.h"
+#include "tests/util/simulation/SimulatedRuntime.h"
+
+namespace torch_tensorrt::tests {
+namespace {
+
+class LogForwarder final : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, const char* message) noexcept override {
+    TORCHTRT_LOG(static_cast<core::util::logging::LogLevel>(severity), "Simulated TensorRT-RTX: " << message);
+  }
+};
+
+} // namespace
+
+// An engine in static storage may use it to the last.
+nvinfer1::ILogger& log_forwarder() {
+  static auto* instance = new LogForwarder;
+  return *instance;
+}
+
+core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device) {
+  return [device = std::move(device)](std::string_view plan) -> core::runtime::LoadedEngine {
+    const auto runtime = core::util::make_trt(create_infer_runtime(device, &log_forwarder()));
+    TORCHTRT_CHECK(runtime != nullptr, "The simulated TensorRT-RTX could not be started");
+    nvinfer1::ICudaEngine* engine = runtime->deserializeCudaEngine(plan.data(), plan.size());
+    TORCHTRT_CHECK(engine != nullptr, "The simulated device could not load a plan of " << plan.size() << " bytes");
+    return {
+        std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }),
+        c10::Device(c10::DeviceType::CPU)};
+  };
+}
+
+ScopedSimulation::ScopedSimulation(std::shared_ptr<SimulatedDevice> device)
+    : previous_(core::runtime::set_engine_loader(simulated_engine_loader(std::move(device)))) {}
+
+ScopedSimulation::~ScopedSimulation() {
+  core::runtime::set_engine_loader(std::move(previous_));
+}
+
+} // namespace torch_tensorrt::tests

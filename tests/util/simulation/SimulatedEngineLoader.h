@@ -1,0 +1,32 @@
+#pragma once
+
+#include <memory>
+
+#include <NvInferRuntime.h>
+
+#include "core/runtime/EngineLoader.h"
+#include "tests/util/simulation/SimulatedDevice.h"
+
+namespace torch_tensorrt::tests {
+
+// Writes to the log, as the product's logger does for TensorRT-RTX. Never destroyed.
+nvinfer1::ILogger& log_forwarder();
+
+// Loads make_plan()'s plans on `device`; its engines want their tensors on the CPU. Each engine has a runtime of its
+// own, as with the default loader. The device's errors go to the log as TensorRT-RTX's do.
+core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device);
+
+// Every plan of this process is loaded on `device` as long as this lives. Not thread-safe: one at a time, or nested.
+class ScopedSimulation {
+ public:
+  explicit ScopedSimulation(std::shared_ptr<SimulatedDevice> device);
+  ~ScopedSimulation();
+
+  ScopedSimulation(const ScopedSimulation&) = delete;
+  ScopedSimulation& operator=(const ScopedSimulation&) = delete;
+
+ private:
+  core::runtime::EngineLoader previous_;
+};
+
+} // namespace torch_tensorrt::tests

@@ -1,0 +1,88 @@
+"""The simulated device for tests in Python; see tests/util/simulation/SimulatedDevice.h."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import torch_tensorrt  # noqa: F401  loads the library that registers the device
+from tests.util.simulation.simulated_tensorrt_rtx import Runtime
+from torch_tensorrt.runtime._engine.engine_loader import (
+    EngineLoader,
+    LoadedEngine,
+    set_engine_loader,
+)
+
+
+def simulated_engine_loader(device: Any) -> EngineLoader:
+    """Loads plans on `device` for the Python runtime; engines want their tensors on the CPU."""
+
+    def load(plan: memoryview) -> LoadedEngine:
+        try:
+            runtime = Runtime(device)
+        except TypeError as error:
+            raise RuntimeError(
+                "The simulated TensorRT-RTX could not be started"
+            ) from error
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise RuntimeError(
+                f"The simulated device could not load a plan of {plan.nbytes} bytes"
+            )
+        return LoadedEngine(engine, torch.device("cpu"), runtime)
+
+    return load
+
+
+@contextmanager
+def installed_device() -> Iterator[Any]:
+    """A `torch.classes.tensorrt_simulated.Device` on which both runtimes load every plan."""
+    device = torch.classes.tensorrt_simulated.Device()
+    device.install()
+    previous = set_engine_loader(simulated_engine_loader(device))
+    try:
+        yield device
+    finally:
+        set_engine_loader(previous)
+        device.uninstall()
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.numpy().tobytes()
+
+
+def relu_plan(
+    prefix: str = "",
+    kernels: int = 0,
+    kernel_size: int = 1024,
+    dims: Sequence[int] = (4,),
+    pairs: int = 1,
+) -> bytes:
+    """y = relu(x), of floats, and y1 = relu(x1) and so on if there are to be several pairs.
+
+    Its kernels compile with the engine's first inference.
+    """
+    return _bytes(
+        torch.ops.tensorrt_simulated.relu_plan(
+            prefix, kernels, kernel_size, dims, pairs
+        )
+    )
+
+
+def dynamic_relu_plan(
+    min: Sequence[int],
+    opt: Sequence[int],
+    max: Sequence[int],
+    prefix: str = "",
+    kernels: int = 0,
+    kernel_size: int = 1024,
+) -> bytes:
+    """The same for x of every shape from `min` to `max`; its kernels are specialized for each."""
+    return _bytes(
+        torch.ops.tensorrt_simulated.dynamic_relu_plan(
+            min, opt, max, prefix, kernels, kernel_size
+        )
+    )
