@@ -15,6 +15,7 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "core/util/macros.h"
 
@@ -25,14 +26,12 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
-// More would let many savers at once spend their time on merges that are thrown away.
-constexpr int kMergesWithoutLock = 1;
 constexpr int kReadsOfAChangingFile = 3;
 constexpr int kLinksFollowed = 40; // as Linux does
 constexpr size_t kCompareChunk = 64 * 1024;
 constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
 
-// Reads like "open '/path': Permission denied"; load() and save() put the rest before it.
+// Reads like "open '/path': Permission denied"; with_context() puts the rest before it.
 [[noreturn]] void fail(const char* action, const std::string& path, int code = errno) {
   throw std::system_error(code, std::generic_category(), std::string(action) + " '" + path + "'");
 }
@@ -51,6 +50,13 @@ auto uninterrupted(const Call& call) {
   }
   return result;
 }
+
+// What is logged once the lock is released: a log line can block, and nobody should wait for that.
+struct Note {
+  util::logging::LogLevel level;
+  std::string text;
+};
+using Notes = std::vector<Note>;
 
 class Descriptor {
  public:
@@ -168,8 +174,8 @@ void sync(const Descriptor& file, const std::string& path) {
   }
 }
 
-// None, and `allocate` not called, for a missing or empty file.
-std::optional<FileGeneration> read_whole(const std::string& path, const RuntimeCacheFile::Allocate& allocate) {
+// None for a missing or empty file.
+std::optional<RuntimeCacheFile::Contents> read_whole(const std::string& path) {
   for (int i = 0; i < kReadsOfAChangingFile; ++i) {
     const Descriptor file(path, O_RDONLY);
     if (!file.is_open()) {
@@ -178,13 +184,14 @@ std::optional<FileGeneration> read_whole(const std::string& path, const RuntimeC
       }
       fail("open", path);
     }
-    const auto before = checked_generation(status_of(file, path), path);
-    if (!before) {
+    const auto generation = checked_generation(status_of(file, path), path);
+    if (!generation) {
       return std::nullopt;
     }
-    if (read_fully(file, allocate(before->size), before->size, 0, path) &&
-        generation_of(status_of(file, path)) == *before) {
-      return before;
+    auto bytes = std::make_unique_for_overwrite<std::byte[]>(generation->size);
+    if (read_fully(file, bytes.get(), generation->size, 0, path) &&
+        generation_of(status_of(file, path)) == *generation) {
+      return RuntimeCacheFile::Contents{.bytes = std::move(bytes), .generation = *generation};
     }
   }
   TORCHTRT_THROW_ERROR("read '" << path << "': it kept changing, by a program that does not take the lock");
@@ -236,18 +243,19 @@ bool is_temporary_name(std::string_view name, std::string_view target_name) {
       take_while("0123456789abcdef") == kTemporaryDigits && name == kTemporarySuffix;
 }
 
-// To be called under the exclusive lock, which alone tells nothing of a writer that reached the same target by another
-// name; that a living writer holds its temporary file does, whatever its process id means here.
-void remove_stale_temporaries(const std::string& target) {
+// Requires the exclusive lock. That lock does not exclude a writer that reached the same target by another name, but a
+// living writer holds its temporary file. Its process id proves nothing: containers number their processes anew.
+void remove_stale_temporaries(const std::string& target, Notes& notes) {
   const std::string target_name = fs::path(target).filename().string();
-  std::error_code error; // to be ignored: what can't be removed now is left to a later save
+  std::error_code error; // ignored: what can't be removed now is left to a later write
   for (fs::directory_iterator entry(directory_of(target), error), end; !error && entry != end; entry.increment(error)) {
     if (!is_temporary_name(entry->path().filename().string(), target_name)) {
       continue;
     }
     const Descriptor file(entry->path().string(), O_RDONLY | O_NOFOLLOW);
     if (file.is_open() && ::flock(file.get(), LOCK_SH | LOCK_NB) == 0 && ::unlink(entry->path().c_str()) == 0) {
-      LOG_INFO("Removed '" << entry->path().string() << "', left by a writer that died");
+      notes.push_back(
+          {util::logging::LogLevel::kINFO, "Removed '" + entry->path().string() + "', left by a writer that died"});
     }
   }
 }
@@ -302,11 +310,13 @@ class TemporaryFile {
   bool renamed_ = false;
 };
 
-void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat& old) {
+void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat& old, Notes& notes) {
   const int fd = temporary.file().get();
   // Only root may give a file away; a member of the group may still give it to the group.
   if (::fchown(fd, old.st_uid, old.st_gid) != 0 && ::fchown(fd, static_cast<uid_t>(-1), old.st_gid) != 0) {
-    LOG_DEBUG("Can't keep owner and group of the runtime cache: " << std::generic_category().message(errno));
+    notes.push_back(
+        {util::logging::LogLevel::kDEBUG,
+         "Can't keep owner and group of the runtime cache: " + std::generic_category().message(errno)});
   }
   if (::fchmod(fd, old.st_mode & 0777) != 0) {
     fail("chmod", temporary.path());
@@ -315,7 +325,11 @@ void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat&
 
 // A file written within the tick of the clock that its predecessor was written in, or after the clock was set back,
 // would look like it if it also had its inode and size.
-void set_time_after(const Descriptor& file, const std::optional<FileGeneration>& previous, const std::string& path) {
+void set_time_after(
+    const Descriptor& file,
+    const std::optional<FileGeneration>& previous,
+    const std::string& path,
+    Notes& notes) {
   if (!previous || generation_of(status_of(file, path)).mtime_ns > previous->mtime_ns) {
     return;
   }
@@ -325,7 +339,9 @@ void set_time_after(const Descriptor& file, const std::optional<FileGeneration>&
       {.tv_sec = next / kNanosecondsPerSecond, .tv_nsec = next % kNanosecondsPerSecond},
   }};
   if (::futimens(file.get(), times.data()) != 0) { // written in place, by somebody who does not own it
-    LOG_DEBUG("Can't set the time of '" << path << "': " << std::generic_category().message(errno));
+    notes.push_back(
+        {util::logging::LogLevel::kDEBUG,
+         "Can't set the time of '" + path + "': " + std::generic_category().message(errno)});
   }
 }
 
@@ -342,15 +358,19 @@ void sync_directory(const std::string& directory) {
   }
 }
 
-FileGeneration replace(View bytes, const std::string& target, const std::optional<FileGeneration>& previous) {
+FileGeneration rename_over(
+    const std::string& target,
+    View bytes,
+    const std::optional<FileGeneration>& previous,
+    Notes& notes) {
   struct stat old{};
   const bool exists = ::stat(target.c_str(), &old) == 0; // as an empty file too
   TemporaryFile temporary(target, exists ? 0600 : 0666);
   if (exists) {
-    take_over_owner_and_mode(temporary, old);
+    take_over_owner_and_mode(temporary, old, notes);
   }
   write_fully(temporary.file(), bytes, 0, temporary.path());
-  set_time_after(temporary.file(), previous, temporary.path());
+  set_time_after(temporary.file(), previous, temporary.path(), notes);
   sync(temporary.file(), temporary.path());
   const FileGeneration written = generation_of(status_of(temporary.file(), temporary.path()));
   temporary.rename_to(target);
@@ -361,7 +381,8 @@ FileGeneration write_in_place(
     const Descriptor& file,
     View bytes,
     const std::string& target,
-    const std::optional<FileGeneration>& previous) {
+    const std::optional<FileGeneration>& previous,
+    Notes& notes) {
   const uint64_t old_size = previous ? previous->size : 0;
   // What needs new space comes first: when the disk is full, nothing of the old contents has been touched yet.
   const size_t head = std::min<size_t>(old_size, bytes.size());
@@ -370,7 +391,9 @@ FileGeneration write_in_place(
     sync(file, target);
   } catch (...) {
     if (::ftruncate(file.get(), static_cast<off_t>(old_size)) != 0) {
-      LOG_ERROR("Can't cut '" << target << "' back to " << old_size << " bytes: it is damaged");
+      notes.push_back(
+          {util::logging::LogLevel::kERROR,
+           "Can't cut '" + target + "' back to " + std::to_string(old_size) + " bytes: it is damaged"});
     }
     throw;
   }
@@ -378,14 +401,56 @@ FileGeneration write_in_place(
   if (uninterrupted([&] { return ::ftruncate(file.get(), static_cast<off_t>(bytes.size())); }) != 0) {
     fail("truncate", target);
   }
-  set_time_after(file, previous, target);
+  set_time_after(file, previous, target, notes);
   sync(file, target);
   return generation_of(status_of(file, target));
 }
 
+// Requires the exclusive lock. `target` has no links left in it; `current` is its generation, none if it is missing or
+// empty.
+RuntimeCacheFile::Replaced
+write(const std::string& target, View bytes, const std::optional<FileGeneration>& current, Notes& notes) {
+  remove_stale_temporaries(target, notes);
+  RuntimeCacheFile::Replaced replaced{.generation = {}, .is_written = true, .in_place = ""};
+  try {
+    replaced.generation = rename_over(target, bytes, current, notes);
+  } catch (const CannotReplace& reason) {
+    const Descriptor file(target, O_WRONLY);
+    if (!file.is_open()) {
+      throw;
+    }
+    replaced.in_place = reason.what();
+    replaced.generation = write_in_place(file, bytes, target, current, notes);
+  }
+  sync_directory(directory_of(target));
+  return replaced;
+}
+
+// Requires the exclusive lock; otherwise as RuntimeCacheFile::replace().
+std::optional<RuntimeCacheFile::Replaced>
+replace_locked(const std::string& path, View bytes, const std::optional<FileGeneration>& expected, Notes& notes) {
+  const std::string target = follow_links(path);
+  std::optional<FileGeneration> current;
+  {
+    const Descriptor file(target, O_RDONLY);
+    if (file.is_open()) {
+      current = checked_generation(status_of(file, target), target);
+    } else if (errno != ENOENT) {
+      fail("open", target);
+    }
+    if (current && current->size == bytes.size() && holds_exactly(file, bytes, target)) {
+      return RuntimeCacheFile::Replaced{.generation = *current, .is_written = false, .in_place = ""};
+    }
+  }
+  if (current && current != expected) {
+    return std::nullopt;
+  }
+  return write(target, bytes, current, notes);
+}
+
 // Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
 template <class Body>
-size_t with_context(const char* operation, const std::string& path, const Body& body) {
+auto with_context(const char* operation, const std::string& path, const Body& body) {
   std::string reason;
   try {
     return body();
@@ -401,18 +466,76 @@ size_t with_context(const char* operation, const std::string& path, const Body& 
 
 RuntimeCacheFile::RuntimeCacheFile(std::string path, std::chrono::milliseconds lock_timeout)
     : path_(std::move(path)), lock_timeout_(lock_timeout) {
-  TORCHTRT_CHECK(!path_.empty(), "The path of a runtime cache is empty");
-  TORCHTRT_CHECK(
-      path_.find('\0') == std::string::npos,
-      "The path of a runtime cache has a NUL in it, after '" << path_.c_str() << "'");
+  if (path_.empty()) {
+    TORCHTRT_THROW_ERROR("The path of a runtime cache is empty");
+  }
+  if (path_.find('\0') != std::string::npos) {
+    TORCHTRT_THROW_ERROR("The path of a runtime cache has a NUL in it, after '" << path_.c_str() << "'");
+  }
 }
 
-size_t RuntimeCacheFile::load(const Allocate& allocate) {
-  return with_context("load", path_, [&] { return load_or_fail(allocate); });
+bool RuntimeCacheFile::is_empty() const noexcept {
+  struct stat status{};
+  return ::stat(path_.c_str(), &status) != 0 || status.st_size == 0;
 }
 
-size_t RuntimeCacheFile::save(View bytes, const Merge& merge) {
-  return with_context("save", path_, [&] { return save_or_fail(bytes, merge); });
+std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read() const {
+  auto contents = with_context("load", path_, [this] { return read_or_fail(); });
+  if (contents) {
+    LOG_INFO("Loaded " << contents->generation.size << " bytes from the runtime cache '" << path_ << "'");
+  } else {
+    LOG_INFO("There is no runtime cache at '" << path_ << "' yet");
+  }
+  return contents;
+}
+
+std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_or_fail() const {
+  if (!generation_at(path_)) {
+    return std::nullopt; // before a lock file is created
+  }
+  const std::optional<FileLock> lock = take_lock_to_read();
+  return read_whole(path_);
+}
+
+std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
+    View bytes,
+    const std::optional<FileGeneration>& expected) const {
+  Notes notes;
+  const auto log_notes = [&notes] {
+    for (const Note& note : notes) {
+      TORCHTRT_LOG(note.level, note.text);
+    }
+  };
+  std::optional<Replaced> replaced;
+  try {
+    replaced = with_context("save", path_, [&] {
+      generation_at(path_); // so that what must be refused gets no lock file
+      const FileLock lock = take_lock(FileLock::Mode::kExclusive);
+      return replace_locked(path_, bytes, expected, notes);
+    });
+  } catch (...) {
+    log_notes();
+    throw;
+  }
+  log_notes();
+  if (replaced && replaced->is_written) {
+    LOG_INFO("Saved " << bytes.size() << " bytes to the runtime cache '" << path_ << "'");
+  } else if (replaced) {
+    LOG_INFO("The runtime cache '" << path_ << "' has these " << bytes.size() << " bytes already");
+  }
+  return replaced;
+}
+
+FileLock RuntimeCacheFile::wait_for_turn() const {
+  FileLock turn(FileLock::lock_path(path_ + ".merge"));
+  try {
+    if (!turn.try_lock_for(lock_timeout_)) {
+      LOG_INFO("Merging without waiting any longer for '" << turn.path() << "'");
+    }
+  } catch (const Error& error) {
+    LOG_INFO("Merging without waiting for others: " << error.msg());
+  }
+  return turn;
 }
 
 FileLock RuntimeCacheFile::take_lock(FileLock::Mode mode) const {
@@ -438,102 +561,6 @@ std::optional<FileLock> RuntimeCacheFile::take_lock_to_read() const {
   }
   LOG_INFO("Reading the runtime cache '" << path_ << "' without a lock: its directory is read-only");
   return std::nullopt;
-}
-
-size_t RuntimeCacheFile::load_or_fail(const Allocate& allocate) {
-  std::optional<FileGeneration> loaded;
-  if (generation_at(path_)) { // else not even a lock file is created
-    const std::optional<FileLock> lock = take_lock_to_read();
-    loaded = read_whole(path_, allocate);
-  }
-  known_ = loaded;
-  if (!loaded) {
-    LOG_INFO("There is no runtime cache at '" << path_ << "' yet");
-    return 0;
-  }
-  LOG_INFO("Loaded " << loaded->size << " bytes from the runtime cache '" << path_ << "'");
-  return loaded->size;
-}
-
-size_t RuntimeCacheFile::save_or_fail(View ours, const Merge& merge) {
-  if (!ours.empty()) {
-    generation_at(path_); // so that what must be refused gets no lock file
-  }
-  std::unique_ptr<std::byte[]> disk; // before `bytes`, which may be a part of it
-  Bytes bytes{.view = ours, .owner = nullptr};
-  std::optional<FileGeneration> contained = known_;
-  std::optional<FileLock> lock;
-  for (int merges = 0; !bytes.view.empty(); ++merges) {
-    if (!lock) {
-      lock = take_lock(FileLock::Mode::kExclusive);
-    }
-    // What `merge` added is not in the caller's bytes, so a file with that is not one that the next save may overwrite.
-    const bool is_ours = bytes.view.data() == ours.data() && bytes.view.size() == ours.size();
-    const std::string target = follow_links(path_);
-    if (merges == 0) {
-      remove_stale_temporaries(target);
-    }
-    std::optional<FileGeneration> current;
-    {
-      const Descriptor file(target, O_RDONLY);
-      if (file.is_open()) {
-        current = checked_generation(status_of(file, target), target);
-      } else if (errno != ENOENT) {
-        fail("open", target);
-      }
-      if (current && current->size == bytes.view.size() && holds_exactly(file, bytes.view, target)) {
-        known_ = is_ours ? current : std::nullopt;
-        LOG_INFO("The runtime cache '" << path_ << "' has these " << current->size << " bytes already");
-        return 0;
-      }
-    }
-    // The last condition: under our lock, only a program that takes none can have changed the file again.
-    if (!current || current == contained || merges > kMergesWithoutLock) {
-      const FileGeneration written = write(bytes.view, target, current);
-      known_ = is_ours ? std::optional(written) : std::nullopt;
-      sync_directory(directory_of(target));
-      LOG_INFO("Saved " << written.size << " bytes to the runtime cache '" << path_ << "'");
-      return written.size;
-    }
-    bytes = {};
-    size_t disk_size = 0;
-    contained = read_whole(target, [&](size_t size) {
-      disk.reset();
-      disk = std::make_unique_for_overwrite<std::byte[]>(size);
-      disk_size = size;
-      return disk.get();
-    });
-    if (!contained) { // removed since, by a program that takes no lock
-      bytes = {.view = ours, .owner = nullptr};
-      continue;
-    }
-    if (merges < kMergesWithoutLock) {
-      lock.reset();
-    }
-    LOG_INFO("Merging with the " << disk_size << " bytes that others saved to the runtime cache '" << path_ << "'");
-    bytes = merge(View(disk.get(), disk_size), ours);
-  }
-  return 0;
-}
-
-// `previous` is the file that is there, none if it is missing or empty.
-FileGeneration
-RuntimeCacheFile::write(View bytes, const std::string& target, const std::optional<FileGeneration>& previous) {
-  try {
-    return replace(bytes, target, previous);
-  } catch (const CannotReplace& reason) {
-    const Descriptor file(target, O_WRONLY);
-    if (!file.is_open()) {
-      throw;
-    }
-    if (!std::exchange(warned_of_writing_in_place_, true)) {
-      LOG_WARNING(
-          "The runtime cache '"
-          << path_ << "' is written in place, so a crash meanwhile can tear it, because it can't be replaced: "
-          << reason.what());
-    }
-    return write_in_place(file, bytes, target, previous);
-  }
 }
 
 } // namespace torch_tensorrt::core::runtime

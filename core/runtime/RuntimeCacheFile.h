@@ -3,7 +3,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -13,8 +12,8 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// Tells one content of a file from the next. Each save makes the time grow, however coarse the system's clock is and
-// whichever inode it gives out again.
+// Tells one content of a file from the next; opaque to everyone but RuntimeCacheFile. Each write makes the time grow,
+// however coarse the system's clock is and whichever inode the file system hands out again.
 struct FileGeneration {
   uint64_t device;
   uint64_t inode;
@@ -24,80 +23,77 @@ struct FileGeneration {
   bool operator==(const FileGeneration&) const = default;
 };
 
-// A cache file that any number of processes share, each through a RuntimeCacheFile, or a tool of its own, on the path.
+// A store for the bytes of one runtime cache: a file that any number of processes share. It has no state of its own.
 //
-// The contract between them: the file holds the cache's bytes and nothing else; an empty file is a missing one. Who
-// reads it holds the FileLock `path`.lock shared, who writes it holds it exclusively. A writer puts the bytes into a
-// temporary file beside the target, named `<target's name>.<pid>-<16 hex digits>.tmp` and held by flock(2) while its
-// writer lives, and renames it over the target: a reader that takes no lock also sees the old file or the new one,
-// whole. Nobody overwrites a generation of the file whose contents are not in the bytes written (see save).
+// Readers hold the FileLock `path`.lock in shared mode, writers exclusively, for disk work alone. The file holds the
+// cache's bytes and nothing else; an empty file counts as a missing one. A write goes to a temporary file, which is
+// renamed over the target: a reader, with or without the lock, sees the old file or the new one.
+// docs/cache-file-contract.md has the whole contract, also for other programs.
 //
-// A symbolic link at the path is followed to its file, which is the one read and replaced; the lock is named after the
-// path as written, so all who share a file must use one name for it. Anything but a regular file is refused.
+// A symbolic link at the path is followed to its file, which is the one read and replaced. The lock is named after the
+// path as written, so all processes that share a file must use one name for it. Anything but a regular file is refused.
 //
 // Assumes of the file system that rename within a directory is atomic, that fsync is durable and that flock works.
 // Access control lists and extended attributes of a replaced file are lost.
 //
 // Errors: torch_tensorrt::Error naming path, operation and the system's reason. After any, no temporary file is left
-// and the file is as it was; but for a write in place (see save), and but for a failure to sync the directory, which
-// is the last step: then the new file is there and may be lost with the machine's power.
+// and the file is as it was, with two exceptions. A write in place (see replace) may fail half-way. And if the last
+// step fails, the sync of the directory, then the new file is there but a power failure may undo it.
 //
-// Thread safety: one object at a time in one thread (external synchronization); two objects on one path may be used at
-// once. POSIX.1-2008: it has no Windows branch.
+// Thread safety: immutable; any method from any thread. POSIX.1-2008: it has no Windows branch.
 class RuntimeCacheFile {
  public:
   using View = std::span<const std::byte>;
 
-  // Bytes, and what keeps them alive; without an owner they belong to somebody who outlives their use.
-  struct Bytes {
-    View view;
-    std::shared_ptr<const void> owner;
+  struct Contents {
+    std::unique_ptr<std::byte[]> bytes;
+    FileGeneration generation; // its size is the number of bytes
+
+    View view() const noexcept {
+      return {bytes.get(), generation.size};
+    }
   };
 
-  // Returns where to put `size` > 0 bytes.
-  using Allocate = std::function<std::byte*(size_t size)>;
+  struct Replaced {
+    FileGeneration generation; // of the file, which has the given bytes now
+    bool is_written;           // false: it had them already
+    std::string in_place;      // why the file was written in place; empty: it was not
+  };
 
-  // What to write, given the bytes on disk, which are not in ours, and ours. May return either argument or a part of
-  // it: both outlive the write. Empty: nothing is to be written.
-  using Merge = std::function<Bytes(View disk, View ours)>;
-
-  // `path` is taken as written. Touches no disk. Throws if `path` is empty or has a NUL in it.
+  // `path` is taken as written. Each wait for a lock takes at most `lock_timeout`. Touches no disk. Throws if `path` is
+  // empty or has a NUL in it.
   explicit RuntimeCacheFile(std::string path, std::chrono::milliseconds lock_timeout = util::FileLock::kDefaultTimeout);
 
-  const std::string& path() const noexcept {
-    return path_;
-  }
+  // True if the file is missing or empty, or its status can't be read. Takes no lock.
+  bool is_empty() const noexcept;
 
-  // Reads the whole file, under the shared lock, into the buffer that `allocate` returns, and answers its size in
-  // bytes. 0 for a missing or empty file: `allocate` was not called, and nothing was created on disk. Where there is no
-  // lock file and can be none, because its directory is closed to us, the file is read without the lock. `allocate` is
-  // called anew should a program that takes no lock write the file meanwhile.
-  size_t load(const Allocate& allocate);
+  // Reads the whole file under the shared lock. Returns nullopt, and creates nothing on disk, if it is missing or
+  // empty. Where the lock file does not exist and its directory is closed to us, the file is read without the lock.
+  std::optional<Contents> read() const;
 
-  // Writes `bytes` durably and answers how many bytes were written: 0 if they are on disk already, or are none.
-  //
-  // If the file is not the generation that this object last loaded or saved, `merge` decides what is written instead.
-  // The result is a generation that this object does not know, because what `merge` added is not in the caller's bytes:
-  // the next save merges again. `merge` is called without the lock; if another process saved meanwhile it is called
-  // anew, with the lock held. An exception of `merge` ends the save.
+  // Writes `bytes` durably, under the exclusive lock, if the file is missing or empty or still has the generation
+  // `expected`. Returns nullopt if it has another one: a conflict, upon which the caller reads again. A file that has
+  // these very bytes is left alone. Requires that `bytes` is not empty.
   //
   // The new file has the mode of the old one and, where the system allows it, its owner and group; a first one has
   // 0666 less the umask. Temporary files that dead writers left are removed. Where a rename is impossible (a single
-  // file mounted into a container; a directory closed to us while the file is open to us) the file is written in place,
-  // with one warning an object: only then can a crash or an error, or a reader without the lock, meet a torn file.
-  size_t save(View bytes, const Merge& merge);
+  // file mounted into a container; a directory closed to us while the file is open to us) the file is written in place.
+  // Only then can a crash or an error, or a reader without the lock, meet a torn file.
+  std::optional<Replaced> replace(View bytes, const std::optional<FileGeneration>& expected) const;
+
+  // Waits until no other process merges what it read with what it has, and keeps others waiting until the returned lock
+  // is released. Callers take it after a conflict, so that of many that save at once one merges at a time and none in
+  // vain, while `path`.lock stays free. The lock file is `path`.merge.lock. It only saves work: the returned lock is not
+  // owned where `lock_timeout` passes or the lock file can't be used.
+  util::FileLock wait_for_turn() const;
 
  private:
-  size_t load_or_fail(const Allocate& allocate);
-  size_t save_or_fail(View ours, const Merge& merge);
   util::FileLock take_lock(util::FileLock::Mode mode) const;
   std::optional<util::FileLock> take_lock_to_read() const;
-  FileGeneration write(View bytes, const std::string& target, const std::optional<FileGeneration>& previous);
+  std::optional<Contents> read_or_fail() const;
 
   std::string path_;
   std::chrono::milliseconds lock_timeout_;
-  std::optional<FileGeneration> known_; // the one whose contents are in the caller's bytes; none: no file
-  bool warned_of_writing_in_place_ = false;
 };
 
 } // namespace torch_tensorrt::core::runtime

@@ -1,5 +1,8 @@
 #include "core/runtime/RuntimeCacheHandle.h"
 
+#include <pthread.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
@@ -9,7 +12,6 @@
 #include <system_error>
 #include <utility>
 
-#include <ATen/Context.h>
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
@@ -27,30 +29,42 @@ using nvinfer1::IRuntimeCache;
 using View = RuntimeCacheFile::View;
 
 struct RuntimeCacheHandle::Live {
+  explicit Live(c10::Device d) : device(d) {}
+
+  const c10::Device device;
   std::shared_ptr<IRuntimeCache> cache;
   // Empty, for merges, which may come after the last config that could create one. Null if it could not be created.
-  // Used under disk_mutex_ alone.
   std::shared_ptr<IRuntimeCache> scratch;
-  std::shared_ptr<IHostMemory> empty; // how a cache without kernels serializes; null if that is not known
-  std::optional<c10::Device> device;  // none without CUDA
+  std::mutex scratch_mutex; // taken after the handle's
+  at::Tensor empty;         // how a cache without kernels serializes; undefined if that is not known
 };
 
 namespace {
+
+namespace fs = std::filesystem;
+
+std::string absolute(const std::string& path) {
+  if (path.empty()) {
+    TORCHTRT_THROW_ERROR("The path of a runtime cache is empty");
+  }
+  const fs::path written(path);
+  if (written.is_absolute()) {
+    return path;
+  }
+  std::error_code error;
+  const fs::path directory = fs::current_path(error);
+  if (error) {
+    TORCHTRT_THROW_ERROR("Can't make the path '" << path << "' of a runtime cache absolute: " << error.message());
+  }
+  return (directory / written).string();
+}
 
 at::Tensor allocate(int64_t size) {
   return at::empty({size}, at::TensorOptions(at::kByte).device(at::kCPU));
 }
 
-std::byte* data(const at::Tensor& bytes) {
-  return static_cast<std::byte*>(bytes.mutable_data_ptr());
-}
-
 View view(const at::Tensor& bytes) {
   return {static_cast<const std::byte*>(bytes.const_data_ptr()), bytes.nbytes()};
-}
-
-View view(const IHostMemory& bytes) {
-  return {static_cast<const std::byte*>(bytes.data()), bytes.size()};
 }
 
 bool equal(View a, View b) {
@@ -62,368 +76,534 @@ size_t hash(View bytes) {
 }
 
 at::Tensor copy(const at::Tensor& bytes) {
-  TORCHTRT_CHECK(bytes.defined(), "The bytes of a runtime cache are an undefined tensor");
+  if (!bytes.defined()) {
+    TORCHTRT_THROW_ERROR("The bytes of a runtime cache are an undefined tensor");
+  }
   const bool is_plain = bytes.layout() == at::kStrided && bytes.is_cpu();
-  TORCHTRT_CHECK(
-      is_plain && bytes.scalar_type() == at::kByte && bytes.dim() == 1,
-      "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the CPU, got one of "
-          << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", "
-          << bytes.layout());
+  if (!is_plain || bytes.scalar_type() != at::kByte || bytes.dim() != 1) {
+    TORCHTRT_THROW_ERROR(
+        "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the CPU, got one of "
+        << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", "
+        << bytes.layout());
+  }
   const at::Tensor contiguous = bytes.contiguous();
   const at::Tensor copied = allocate(contiguous.numel());
   if (!view(contiguous).empty()) {
-    std::memcpy(data(copied), contiguous.const_data_ptr(), contiguous.nbytes());
+    std::memcpy(copied.mutable_data_ptr(), contiguous.const_data_ptr(), contiguous.nbytes());
   }
   return copied;
 }
 
-at::Tensor tensor_of(std::shared_ptr<IHostMemory> bytes) {
-  void* const memory = bytes->data();
-  const auto size = static_cast<int64_t>(bytes->size());
-  return at::from_blob(memory, {size}, [bytes = std::move(bytes)](void*) {}, at::kByte);
+// The tensor shares their memory.
+at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
+  const auto size = static_cast<int64_t>(contents.generation.size);
+  const std::shared_ptr<std::byte[]> bytes = std::move(contents.bytes);
+  return at::from_blob(bytes.get(), {size}, [bytes](void*) {}, at::kByte);
 }
 
-std::optional<c10::Device> current_cuda_device() {
-  if (!at::hasCUDA()) {
-    return std::nullopt;
-  }
-  return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
-}
-
-// While it lives, the device of a live cache is the current one, with a CUDA context. TensorRT-RTX compares the bytes
-// that it serializes or deserializes to the context of the calling thread.
+// While it lives, `device` is the current one, with a CUDA context. TensorRT-RTX compares the bytes that it serializes
+// or deserializes to the context of the calling thread.
 class OnDevice {
  public:
-  explicit OnDevice(std::optional<c10::Device> device) : guard_(device) {
-    if (!device.has_value()) {
+  explicit OnDevice(c10::Device device) {
+    if (device.is_cpu()) {
       return;
     }
+    guard_.reset_device(device);
     try {
       // A new thread has no context until it calls CUDA, which the guard does not where the device is the current one
       // already.
-      const c10::impl::VirtualGuardImpl cuda(device->type());
-      c10::Event(device->type()).record(cuda.getStreamFromGlobalPool(*device));
+      const c10::impl::VirtualGuardImpl backend(device.type());
+      c10::Event(device.type()).record(backend.getStreamFromGlobalPool(device));
     } catch (const c10::Error& error) {
       LOG_DEBUG("Can't make a CUDA context current: " << error.what_without_backtrace());
     }
   }
 
  private:
-  const c10::OptionalDeviceGuard guard_;
+  c10::OptionalDeviceGuard guard_;
 };
-
-bool file_has_bytes(const std::string& path) {
-  std::error_code error;
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  return !error && size > 0;
-}
 
 bool deserialize_into(IRuntimeCache& cache, View bytes) {
   return cache.deserialize(bytes.data(), bytes.size());
 }
 
+// Undefined if TensorRT-RTX fails. The tensor shares the memory of its result.
+at::Tensor serialize_from(const IRuntimeCache& cache) {
+  std::shared_ptr<IHostMemory> bytes = util::make_trt(cache.serialize());
+  if (bytes == nullptr) {
+    return {};
+  }
+  void* const memory = bytes->data();
+  const auto size = static_cast<int64_t>(bytes->size());
+  return at::from_blob(memory, {size}, [bytes = std::move(bytes)](void*) {}, at::kByte);
+}
+
 struct Merged {
-  std::shared_ptr<IHostMemory> bytes;   // the kernels of both; null if they can't be had
-  bool disk_was_rejected = false;       // that is why
-  const char* reason_against = nullptr; // or this is
+  at::Tensor bytes = {};             // the kernels of both; undefined if they can't be had
+  bool adds_nothing = false;         // those on disk are all of them
+  const char* reason_against = "";   // why they can't be had
+  bool is_disk_rejected = false;     // that is the reason
 };
 
 // TensorRT-RTX does not document whether deserialize() adds to what a cache has. It does if both orders give the same
 // kernels; otherwise one of the two got lost on the way. Serialized caches of one kind are told apart by their size,
 // which only a union of two can exceed, so that nothing is assumed of the order of kernels in them.
 Merged merge(IRuntimeCache& scratch, View disk, View ours) {
-  const Merged kFailed{.bytes = nullptr, .reason_against = "TensorRT-RTX failed to deserialize or serialize them"};
+  const Merged kFailed{.reason_against = "TensorRT-RTX failed to deserialize or serialize them"};
   if (!scratch.reset()) {
     return kFailed;
   }
   if (!deserialize_into(scratch, disk)) {
-    return {.bytes = nullptr, .disk_was_rejected = true};
+    return {.reason_against = "TensorRT-RTX rejected them", .is_disk_rejected = true};
   }
   if (!deserialize_into(scratch, ours)) {
     return kFailed;
   }
-  const auto disk_first = util::make_trt(scratch.serialize());
-  if (disk_first != nullptr && disk_first->size() > std::max(disk.size(), ours.size())) {
+  const at::Tensor disk_first = serialize_from(scratch);
+  if (disk_first.defined() && disk_first.nbytes() > std::max(disk.size(), ours.size())) {
     LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache");
     return {.bytes = disk_first};
   }
-  if (disk_first == nullptr || !scratch.reset() || !deserialize_into(scratch, ours) ||
+  if (!disk_first.defined() || !scratch.reset() || !deserialize_into(scratch, ours) ||
       !deserialize_into(scratch, disk)) {
     return kFailed;
   }
-  const auto ours_first = util::make_trt(scratch.serialize());
-  if (ours_first == nullptr) {
+  const at::Tensor ours_first = serialize_from(scratch);
+  if (!ours_first.defined()) {
     return kFailed;
   }
-  const bool same_size = ours_first->size() == disk_first->size();
-  if (same_size && (disk.size() != ours.size() || equal(view(*ours_first), view(*disk_first)))) {
+  const bool is_same_size = ours_first.nbytes() == disk_first.nbytes();
+  if (is_same_size && (disk.size() != ours.size() || equal(view(ours_first), view(disk_first)))) {
     LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had all of the other's");
-    return {.bytes = disk_first};
+    return {.bytes = disk_first, .adds_nothing = disk_first.nbytes() == disk.size()};
   }
   LOG_INFO("TensorRT-RTX's deserialize replaces what a runtime cache has");
-  return {.bytes = nullptr, .reason_against = "TensorRT-RTX's deserialize replaces what a cache has"};
+  return {.reason_against = "TensorRT-RTX's deserialize replaces what a cache has"};
 }
+
+// merge() in the scratch cache of `live`.
+template <class Live>
+Merged merge_on(Live& live, View disk, View ours) {
+  if (live.scratch == nullptr) {
+    return {.reason_against = "TensorRT-RTX could not create a cache to merge them in"};
+  }
+  const std::lock_guard lock(live.scratch_mutex);
+  const OnDevice on_device(live.device);
+  const Merged merged = merge(*live.scratch, disk, ours);
+  live.scratch->reset(); // frees the memory
+  return merged;
+}
+
+// The path caches of this process. Never destroyed, because engines in static storage may outlive any other static.
+class PathCaches {
+ public:
+  using Key = std::pair<std::string, std::string>; // the real path of the directory, and the last component
+
+  static PathCaches& get() {
+    static PathCaches& caches = *new PathCaches;
+    return caches;
+  }
+
+  // The handle, and whether it is new.
+  std::pair<c10::intrusive_ptr<RuntimeCacheHandle>, bool> find_or_make(const std::string& path) {
+    const Key key = key_of(path);
+    const std::lock_guard lock(mutex_);
+    std::erase_if(caches_, [](const auto& entry) { return entry.second.expired(); });
+    if (const auto found = caches_.find(key); found != caches_.end()) {
+      if (auto cache = found->second.lock()) {
+        return {std::move(cache), false};
+      }
+    }
+    auto cache = c10::make_intrusive<RuntimeCacheHandle>(path);
+    caches_.insert_or_assign(key, c10::weak_intrusive_ptr<RuntimeCacheHandle>(cache));
+    return {std::move(cache), true};
+  }
+
+  bool has(const RuntimeCacheHandle* cache) {
+    const std::lock_guard lock(mutex_);
+    return std::any_of(
+        caches_.begin(), caches_.end(), [cache](const auto& entry) { return entry.second._unsafe_get_target() == cache; });
+  }
+
+ private:
+  // A child of fork() starts without caches: those of its parent belong to engines that it must not touch.
+  PathCaches() {
+    ::pthread_atfork(
+        [] { get().mutex_.lock(); },
+        [] { get().mutex_.unlock(); },
+        [] {
+          get().caches_.clear();
+          get().mutex_.unlock();
+        });
+  }
+
+  static Key key_of(const std::string& path) {
+    const fs::path written(path);
+    std::error_code error;
+    const fs::path directory = fs::weakly_canonical(written.parent_path(), error);
+    return {error ? written.parent_path().string() : directory.string(), written.filename().string()};
+  }
+
+  std::mutex mutex_;
+  std::map<Key, c10::weak_intrusive_ptr<RuntimeCacheHandle>> caches_; // guarded by mutex_
+};
 
 } // namespace
 
-RuntimeCacheHandle::RuntimeCacheHandle(std::string path, std::chrono::milliseconds lock_timeout)
-    : path_(std::move(path)), lock_timeout_(lock_timeout), bytes_(allocate(0)) {}
+RuntimeCacheHandle::RuntimeCacheHandle(std::string path) : path_(std::move(path)), contents_(allocate(0)) {}
 
-RuntimeCacheHandle::RuntimeCacheHandle(State state)
-    : path_(std::move(std::get<0>(state))),
-      lock_timeout_(util::FileLock::kDefaultTimeout),
-      autosave_(std::get<3>(state)),
-      bytes_(copy(std::get<1>(state))),
-      stored_at_(std::get<2>(state).begin(), std::get<2>(state).end()) {}
+c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::for_path(const std::string& path) {
+  return PathCaches::get().find_or_make(absolute(path)).first;
+}
+
+c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const State& state) {
+  const auto& [path, bytes, files, autosave, is_path_cache] = state;
+  if (!is_path_cache) {
+    auto handle = c10::make_intrusive<RuntimeCacheHandle>(path);
+    handle->autosave_ = autosave;
+    handle->take(copy(bytes), files);
+    return handle;
+  }
+  auto [handle, is_new] = PathCaches::get().find_or_make(path);
+  if (is_new) {
+    handle->autosave_ = autosave;
+    if (RuntimeCacheFile(path).is_empty()) {
+      handle->take(copy(bytes), files);
+    }
+  }
+  return handle;
+}
+
+RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
+  const bool is_path_cache = PathCaches::get().has(this);
+  const std::lock_guard lock(state_mutex_);
+  // What the copy must not overwrite as long as it is pending: no newer file, since this cache can still merge with it.
+  std::vector<std::string> files;
+  for (const auto& [path, store] : stores_) {
+    if (store.digest || store.contained) {
+      files.push_back(path);
+    }
+  }
+  if (std::holds_alternative<Lives>(contents_) && !path_.empty()) {
+    files.push_back(path_);
+  }
+  return {path_, serialize_locked(), std::move(files), autosave_, is_path_cache};
+}
+
+void RuntimeCacheHandle::release_resources() {
+  contents_ = allocate(0);
+}
+
+void RuntimeCacheHandle::attach() noexcept {
+  if (engines_.fetch_add(1) == 0) {
+    process_ = ::getpid();
+  }
+}
+
+bool RuntimeCacheHandle::detach() noexcept {
+  return engines_.fetch_sub(1) == 1 && process_ == ::getpid();
+}
 
 at::Tensor RuntimeCacheHandle::serialize() const {
   const std::lock_guard lock(state_mutex_);
-  return live_ == nullptr ? at::_lazy_clone(bytes_) : tensor_of(serialize_live());
+  return serialize_locked();
 }
 
 void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
-  at::Tensor copied = copy(bytes);
+  const at::Tensor copied = copy(bytes);
+  const std::lock_guard disk_lock(disk_mutex_);
   const std::lock_guard lock(state_mutex_);
-  if (live_ == nullptr) {
-    bytes_ = std::move(copied);
-    stored_at_.clear();
-    saved_contents_.clear();
-    generations_are_stale_ = true;
-  } else if (copied.numel() > 0) {
-    feed(view(copied), "");
-  } else {
-    if (!live_->cache->reset()) {
+  const auto* lives = std::get_if<Lives>(&contents_);
+  if (lives == nullptr) {
+    take(copied, {});
+    return;
+  }
+  // Either the files' kernels are not here, or perhaps those of others no longer.
+  forget_stores();
+  for (const auto& live : *lives) {
+    if (copied.numel() > 0) {
+      feed(*live, view(copied), "");
+    } else if (!live->cache->reset()) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX could not clear the runtime cache '" << path_ << "'");
     }
-    generations_are_stale_ = true;
-    saved_contents_.clear();
   }
 }
 
 bool RuntimeCacheHandle::has_cache() const {
   const std::lock_guard lock(state_mutex_);
-  return live_ != nullptr || bytes_.numel() > 0;
+  const auto* pending = std::get_if<at::Tensor>(&contents_);
+  return pending == nullptr || pending->numel() > 0;
 }
 
 int64_t RuntimeCacheHandle::load(const std::string& path) {
   const std::string& from = path_or_default(path);
   const std::lock_guard disk_lock(disk_mutex_);
-  at::Tensor loaded;
-  const size_t size = file(from).load([&loaded](size_t n) {
-    loaded = allocate(static_cast<int64_t>(n));
-    return data(loaded);
-  });
-  if (size == 0) {
+  return load_locked(from);
+}
+
+// Requires disk_mutex_.
+int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
+  auto contents = RuntimeCacheFile(path, lock_timeout_).read();
+  if (!contents) {
     return 0;
   }
-  const size_t contents = hash(view(loaded));
+  const FileGeneration generation = contents->generation;
+  const at::Tensor bytes = tensor_of(std::move(*contents));
   const std::lock_guard lock(state_mutex_);
-  if (live_ == nullptr) {
-    bytes_ = std::move(loaded);
-    stored_at_ = {from};
-    saved_contents_ = {{from, contents}};
-    generations_are_stale_ = files_.size() > 1; // those of other files than this
-  } else if (!feed(view(loaded), from)) {
-    return 0;
+  if (const auto* lives = std::get_if<Lives>(&contents_)) {
+    bool is_accepted = false;
+    for (const auto& live : *lives) {
+      is_accepted |= feed(*live, view(bytes), path);
+    }
+    if (!is_accepted) {
+      return 0;
+    }
+    forget_stores(); // the kernels of other files may have been replaced
+  } else {
+    take(bytes, {path});
   }
-  return static_cast<int64_t>(size);
+  stores_[path].contained = generation;
+  return bytes.numel();
 }
 
 int64_t RuntimeCacheHandle::save(const std::string& path) {
   const std::string& to = path_or_default(path);
   const std::lock_guard disk_lock(disk_mutex_);
-  at::Tensor pending;
-  std::shared_ptr<IHostMemory> live;
-  bool is_stored_there = false;
+  at::Tensor ours;
+  std::shared_ptr<Live> live;
+  std::optional<size_t> stored_digest;
   {
     const std::lock_guard lock(state_mutex_);
-    if (live_ == nullptr) {
-      pending = bytes_;
-      is_stored_there = stored_at_.count(to) > 0;
-    } else {
-      live = serialize_live();
+    ours = serialize_locked();
+    if (const auto* lives = std::get_if<Lives>(&contents_)) {
+      live = lives->front();
     }
+    stored_digest = stores_[to].digest;
   }
-  return live == nullptr ? save_pending(to, pending, is_stored_there) : save_live(to, live);
-}
-
-RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
+  const size_t digest = hash(view(ours));
+  // Not even the lock is taken, which a read-only directory would refuse.
+  if (digest == stored_digest && !RuntimeCacheFile(to).is_empty()) {
+    LOG_INFO("There are no new kernels for the runtime cache '" << to << "'");
+    return 0;
+  }
+  // Writing it would at best create a file without kernels, and at worst overwrite one with.
+  if (ours.numel() == 0 || (live != nullptr && live->empty.defined() && equal(view(live->empty), view(ours)))) {
+    LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
+    return 0;
+  }
+  const int64_t written = write(to, live.get(), ours);
   const std::lock_guard lock(state_mutex_);
-  if (live_ == nullptr) {
-    return {path_, at::_lazy_clone(bytes_), {stored_at_.begin(), stored_at_.end()}, autosave_};
-  }
-  // What the copy may overwrite as long as it is pending: no newer file, since this cache can still merge with that.
-  std::set<std::string> stored_at = stored_at_;
-  if (!path_.empty()) {
-    stored_at.insert(path_);
-  }
-  return {path_, tensor_of(serialize_live()), {stored_at.begin(), stored_at.end()}, autosave_};
+  stores_[to].digest = digest;
+  return written;
 }
 
-std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(nvinfer1::IRuntimeConfig* config) {
-  TORCHTRT_CHECK(config != nullptr, "A runtime cache needs an IRuntimeConfig that creates it");
-  const std::lock_guard materialize_lock(materialize_mutex_);
+// Writes `ours`, merged with what is there by the scratch cache of `live`, or alone if that is null. Requires
+// disk_mutex_.
+int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at::Tensor& ours) {
+  const RuntimeCacheFile file(path, lock_timeout_);
+  std::optional<FileGeneration> expected;
   {
     const std::lock_guard lock(state_mutex_);
-    if (live_ != nullptr) {
-      return live_->cache;
+    expected = stores_[path].contained;
+  }
+  std::optional<util::FileLock> turn;
+  Merged merged;
+  size_t others = 0; // bytes that others saved
+  std::optional<RuntimeCacheFile::Replaced> replaced;
+  for (int merges = 0; !replaced; ++merges) {
+    replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected);
+    if (replaced) {
+      break;
+    }
+    if (merges == kMaxMerges) {
+      TORCHTRT_THROW_ERROR(
+          "Can't save the runtime cache '" << path << "': others saved to it " << kMaxMerges
+                                           << " times while this process merged. The file is intact");
+    }
+    merged = {};
+    if (live != nullptr && !turn) {
+      turn = file.wait_for_turn();
+    }
+    const auto disk = file.read();
+    expected = disk ? std::optional(disk->generation) : std::nullopt;
+    others = disk ? disk->generation.size : 0;
+    if (disk && live != nullptr) {
+      LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
+      merged = merge_on(*live, disk->view(), view(ours));
+      if (merged.adds_nothing) {
+        LOG_INFO("The runtime cache '" << path << "' has all kernels already");
+        return 0;
+      }
     }
   }
-  const auto live = std::make_shared<Live>();
-  live->device = current_cuda_device();
-  const OnDevice on_device(live->device);
+  const std::lock_guard lock(state_mutex_);
+  Store& store = stores_[path];
+  // The others' kernels are on disk and not in us.
+  store.contained = merged.bytes.defined() ? std::nullopt : std::optional(replaced->generation);
+  if (!replaced->is_written) {
+    return 0;
+  }
+  const auto written = static_cast<int64_t>(replaced->generation.size);
+  if (!replaced->in_place.empty() && !std::exchange(store.has_warned_of_writing_in_place, true)) {
+    LOG_WARNING(
+        "The runtime cache '"
+        << path << "' is written in place, so a crash meanwhile can tear it, because it can't be replaced: "
+        << replaced->in_place);
+  }
+  if (others > 0 && live == nullptr) {
+    LOG_WARNING(
+        "Saving " << written << " bytes to the runtime cache '" << path << "' replaced " << others
+                  << " bytes that had not been read from it");
+  } else if (others > 0 && merged.is_disk_rejected) {
+    report_rejection(others, path, "They were replaced by the kernels that this process compiled");
+  } else if (others > 0 && !merged.bytes.defined()) {
+    LOG_WARNING(
+        "The " << others << " bytes that others saved to the runtime cache '" << path
+               << "' could not be merged and were replaced by " << written
+               << " of this process's: " << merged.reason_against);
+  }
+  return written;
+}
+
+std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
+    nvinfer1::IRuntimeConfig* config,
+    c10::Device device) {
+  TORCHTRT_CHECK(config != nullptr, "A runtime cache needs an IRuntimeConfig that creates it");
+  if (auto cache = live_cache(device)) {
+    return cache;
+  }
+  const std::lock_guard disk_lock(disk_mutex_);
+  if (auto cache = live_cache(device)) {
+    return cache;
+  }
+  const OnDevice on_device(device);
+  const auto live = std::make_shared<Live>(device);
   live->cache = util::make_trt(config->createRuntimeCache());
   if (live->cache == nullptr) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not create a runtime cache for '" << path_ << "'");
   }
   live->scratch = util::make_trt(config->createRuntimeCache());
   if (live->scratch != nullptr) {
-    live->empty = util::make_trt(live->scratch->serialize());
+    live->empty = serialize_from(*live->scratch);
   }
   if (!path_.empty() && !has_cache()) {
     try {
-      load();
+      load_locked(path_);
     } catch (const Error& error) {
       LOG_WARNING(error.msg() << ". Kernels will be compiled anew");
     }
   }
   const std::lock_guard lock(state_mutex_);
-  live_ = live;
-  const at::Tensor bytes = std::exchange(bytes_, allocate(0));
-  const auto contents = saved_contents_;
-  const bool were_stale = generations_are_stale_;
-  if (bytes.numel() > 0 && feed(view(bytes), stored_at_.empty() ? "" : *stored_at_.begin())) {
-    // The cache was empty, so whatever deserialize does, it has just what the bytes had.
-    saved_contents_ = contents;
-    generations_are_stale_ = were_stale;
+  const at::Tensor bytes = serialize_locked();
+  const auto loaded = std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) {
+    return entry.second.digest.has_value();
+  });
+  const bool is_accepted =
+      bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
+  if (auto* lives = std::get_if<Lives>(&contents_)) {
+    lives->push_back(live);
+  } else {
+    contents_ = Lives{live};
+    if (!is_accepted) {
+      forget_stores();
+    }
   }
   return live->cache;
 }
 
+// Null if the handle is not live there.
+std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device) const {
+  const std::lock_guard lock(state_mutex_);
+  if (const auto* lives = std::get_if<Lives>(&contents_)) {
+    for (const auto& live : *lives) {
+      if (live->device == device) {
+        return live->cache;
+      }
+    }
+  }
+  return nullptr;
+}
+
 const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) const {
-  TORCHTRT_CHECK(
-      !path.empty() || !path_.empty(),
-      "This runtime cache has no path of its own, so load() and save() need one as their argument");
+  if (path.empty() && path_.empty()) {
+    TORCHTRT_THROW_ERROR(
+        "This runtime cache has no path of its own, so load() and save() need one as their argument");
+  }
   return path.empty() ? path_ : path;
 }
 
-// Requires disk_mutex_.
-RuntimeCacheFile& RuntimeCacheHandle::file(const std::string& path) {
-  return files_.try_emplace(path, path, lock_timeout_).first->second;
+// Replaces the bytes of a pending handle by others, which `files` have. Requires state_mutex_.
+void RuntimeCacheHandle::take(at::Tensor bytes, const std::vector<std::string>& files) {
+  forget_stores();
+  for (const std::string& file : files) {
+    stores_[file].digest = hash(view(bytes));
+  }
+  contents_ = std::move(bytes);
 }
 
-// Requires state_mutex_ and a live cache.
-std::shared_ptr<IHostMemory> RuntimeCacheHandle::serialize_live() const {
-  const OnDevice on_device(live_->device);
-  auto bytes = util::make_trt(live_->cache->serialize());
-  if (bytes == nullptr) {
-    TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the runtime cache '" << path_ << "'");
+// Requires state_mutex_.
+void RuntimeCacheHandle::forget_stores() {
+  for (auto& [path, store] : stores_) {
+    store.contained.reset();
+    store.digest.reset();
+  }
+}
+
+// The bytes, those of all devices merged. Requires state_mutex_.
+at::Tensor RuntimeCacheHandle::serialize_locked() const {
+  const auto* lives = std::get_if<Lives>(&contents_);
+  if (lives == nullptr) {
+    return at::_lazy_clone(std::get<at::Tensor>(contents_));
+  }
+  at::Tensor bytes;
+  for (const auto& live : *lives) {
+    at::Tensor more;
+    {
+      const OnDevice on_device(live->device);
+      more = serialize_from(*live->cache);
+    }
+    if (!more.defined()) {
+      TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the runtime cache '" << path_ << "'");
+    }
+    if (!bytes.defined()) {
+      bytes = more;
+    } else if (!equal(view(bytes), view(more))) {
+      const Merged merged = merge_on(*lives->front(), view(more), view(bytes));
+      if (merged.bytes.defined()) {
+        bytes = merged.bytes;
+      } else {
+        LOG_WARNING(
+            "The runtime cache '" << path_ << "' keeps no kernels of " << live->device
+                                  << ", because they can't be merged with those of " << lives->front()->device << ": "
+                                  << merged.reason_against);
+      }
+    }
   }
   return bytes;
 }
 
-// Gives bytes to the live cache; false, with a warning, if it rejects them. `source` is the file that they are from, or
-// empty. Requires state_mutex_.
-bool RuntimeCacheHandle::feed(View bytes, const std::string& source) {
-  const OnDevice on_device(live_->device);
-  generations_are_stale_ = true; // either the file's kernels are not here, or perhaps those of others no longer
-  saved_contents_.clear();
-  if (!deserialize_into(*live_->cache, bytes)) {
-    report_rejection(bytes.size(), source, "They are not used: kernels will be compiled anew");
-    return false;
+// Gives bytes to a live cache. Returns false, with a warning, if it rejects them. `source` is the file that they are
+// from, or empty. Requires state_mutex_.
+bool RuntimeCacheHandle::feed(Live& live, View bytes, const std::string& source) {
+  const OnDevice on_device(live.device);
+  if (deserialize_into(*live.cache, bytes)) {
+    return true;
   }
-  if (!source.empty()) {
-    stored_at_.insert(source);
-  }
-  return true;
+  report_rejection(bytes.size(), source, "They are not used: kernels will be compiled anew");
+  return false;
 }
 
-// A warning once for each file. Requires state_mutex_.
+// Logs a warning once per file. Requires state_mutex_.
 void RuntimeCacheHandle::report_rejection(size_t size, const std::string& source, const char* consequence) {
-  const bool is_news = source.empty() || rejected_at_.insert(source).second;
-  const auto level = is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO;
+  const bool is_news = source.empty() || !std::exchange(stores_[source].has_warned_of_rejection, true);
   TORCHTRT_LOG(
-      level,
-      "TensorRT-RTX rejected the " << size << " bytes of "
-                                   << (source.empty() ? "a runtime cache given to it"
-                                                      : "the runtime cache '" + source + "'")
-                                   << ": they are damaged, or come of another TensorRT-RTX version, GPU, operating "
-                                      "system or CUDA driver. "
-                                   << consequence);
-}
-
-int64_t RuntimeCacheHandle::save_pending(const std::string& to, const at::Tensor& bytes, bool is_stored_there) {
-  size_t replaced = 0;
-  const size_t size = file(to).save(view(bytes), [&](View disk, View ours) -> RuntimeCacheFile::Bytes {
-    if (is_stored_there) {
-      return {};
-    }
-    replaced = disk.size();
-    return {.view = ours, .owner = nullptr};
-  });
-  if (size > 0 && replaced > 0) {
-    LOG_WARNING(
-        "Saving " << size << " bytes to the runtime cache '" << to << "' replaced " << replaced
-                  << " bytes that had not been read from it");
-  }
-  const std::lock_guard lock(state_mutex_);
-  if (bytes_.is_same(bytes)) {
-    stored_at_.insert(to);
-  }
-  return static_cast<int64_t>(size);
-}
-
-int64_t RuntimeCacheHandle::save_live(const std::string& to, const std::shared_ptr<IHostMemory>& ours) {
-  std::shared_ptr<Live> live;
-  const size_t contents = hash(view(*ours));
-  {
-    const std::lock_guard lock(state_mutex_);
-    live = live_;
-    if (std::exchange(generations_are_stale_, false)) {
-      files_.clear();
-    }
-    const auto saved = saved_contents_.find(to);
-    // Not even the lock is taken, which a read-only directory would refuse.
-    if (saved != saved_contents_.end() && saved->second == contents && file_has_bytes(to)) {
-      LOG_INFO("There are no new kernels for the runtime cache '" << to << "'");
-      return 0;
-    }
-  }
-  // Writing it would at best create a file without kernels, and at worst overwrite one with.
-  if (live->empty != nullptr && equal(view(*live->empty), view(*ours))) {
-    LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
-    return 0;
-  }
-  const OnDevice on_device(live->device);
-  size_t lost = 0;
-  bool was_rejected = false;
-  const char* reason = nullptr;
-  const size_t size = file(to).save(view(*ours), [&](View disk, View) -> RuntimeCacheFile::Bytes {
-    const Merged merged = live->scratch != nullptr
-        ? merge(*live->scratch, disk, view(*ours))
-        : Merged{.bytes = nullptr, .reason_against = "TensorRT-RTX could not create a cache to merge them in"};
-    lost = merged.bytes == nullptr ? disk.size() : 0;
-    was_rejected = merged.disk_was_rejected;
-    reason = merged.reason_against;
-    if (merged.bytes == nullptr) {
-      return {.view = view(*ours), .owner = nullptr};
-    }
-    return {.view = view(*merged.bytes), .owner = merged.bytes};
-  });
-  if (live->scratch != nullptr) {
-    live->scratch->reset(); // frees the memory
-  }
-  const std::lock_guard lock(state_mutex_);
-  if (size > 0 && lost > 0 && was_rejected) {
-    report_rejection(lost, to, "What this process compiled replaced them");
-  } else if (size > 0 && lost > 0) {
-    LOG_WARNING(
-        "The " << lost << " bytes that others saved to the runtime cache '" << to
-               << "' could not be merged and were replaced by " << size << " of this process's: " << reason);
-  }
-  stored_at_.insert(to);
-  saved_contents_[to] = contents;
-  return static_cast<int64_t>(size);
+      is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO,
+      "TensorRT-RTX rejected the "
+          << size << " bytes of "
+          << (source.empty() ? "a runtime cache given to it" : "the runtime cache '" + source + "'")
+          << ": they are damaged, or come from another TensorRT-RTX version, GPU, operating system or CUDA driver. "
+          << consequence);
 }
 
 } // namespace torch_tensorrt::core::runtime

@@ -8,9 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <tuple>
+#include <variant>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,47 +20,55 @@
 #include "core/runtime/RuntimeCacheFile.h"
 
 namespace nvinfer1 {
-class IHostMemory;
 class IRuntimeCache;
 class IRuntimeConfig;
 } // namespace nvinfer1
 
 namespace torch_tensorrt::core::runtime {
 
-// The kernels of a runtime cache, and the file that they come from and go to; in Python
+// The kernels of a runtime cache, and the files that they come from and go to; in Python
 // `torch.classes.tensorrt.RuntimeCacheHandle(path)`. Any number of engines may share one.
 //
-// Pending at first: it has serialized bytes, or none. The first engine that uses it makes it live
-// (ensure_materialized): then it has an nvinfer1::IRuntimeCache, into which TensorRT-RTX puts each kernel that it
-// compiles.
+// A handle is pending at first: it has serialized bytes, or none. The first engine that uses it makes it live
+// (ensure_materialized): then it has an nvinfer1::IRuntimeCache for each device, into which TensorRT-RTX puts each
+// kernel that it compiles.
 //
-// Nothing here makes a file lose what other processes saved there, but for bytes given to a pending handle by
-// deserialize(), which is what the caller asked for, and where TensorRT-RTX can't merge, which is a warning (see save).
+// A save never makes a file lose what other processes saved there, with two exceptions, each with a warning: bytes that
+// the caller gave to a pending handle (deserialize) replace the file, and so do a live cache's kernels where
+// TensorRT-RTX can't merge the two.
 //
 // Errors: torch_tensorrt::Error, in Python a RuntimeError; those of the disk name path, operation and reason
 // (RuntimeCacheFile.h). A load or save that throws leaves the handle as it was. Bytes that TensorRT-RTX rejects,
-// because they are damaged or come of another version, GPU or driver, are a warning with their file and size, never an
-// error.
+// because they are damaged or come from another version, GPU or driver, cause a warning with their file and size,
+// never an error.
 //
-// Thread safety: any method from any thread, while engines run too; the disk work of one handle is done one call at a
-// time.
+// Thread safety: any method from any thread, while engines run too. load(), save() and deserialize() of one handle run
+// one at a time.
 class RuntimeCacheHandle : public torch::CustomClassHolder {
  public:
-  // Path, bytes, the paths of the files that the bytes came from or went to, and autosave().
-  using State = std::tuple<std::string, at::Tensor, std::vector<std::string>, bool>;
+  // Path, bytes, the files that have them, autosave(), and whether for_path() made the handle.
+  using State = std::tuple<std::string, at::Tensor, std::vector<std::string>, bool, bool>;
 
-  // `path` is where load() and save() go by default; without one they need theirs. Touches no disk.
-  explicit RuntimeCacheHandle(
-      std::string path,
-      std::chrono::milliseconds lock_timeout = util::FileLock::kDefaultTimeout);
+  // A cache of its own, whichever others have that path. `path` is taken as written; it is where load() and save() go
+  // by default, and without one they need theirs. Touches no disk.
+  explicit RuntimeCacheHandle(std::string path);
 
-  explicit RuntimeCacheHandle(State state);
+  // This process's cache for the file at `path`: made on first use, and the same object for everyone who asks while
+  // somebody has it. Two paths name one cache if the real paths of their directories and their last components are
+  // equal. A relative path is made absolute. Throws if `path` is empty or the working directory is gone.
+  static c10::intrusive_ptr<RuntimeCacheHandle> for_path(const std::string& path);
+
+  // A pending handle. If for_path() made the original, returns for_path()'s cache instead, which takes the bytes only if
+  // it is new and there is no file yet.
+  static c10::intrusive_ptr<RuntimeCacheHandle> from_state(const State& state);
+
+  State state() const;
 
   const std::string& path() const noexcept {
     return path_;
   }
 
-  // Whether engines that use this cache save it on their own when they end or get another one; true at first.
+  // Whether the last engine that detaches saves the cache; true at first.
   bool autosave() const noexcept {
     return autosave_;
   }
@@ -68,8 +76,22 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
     autosave_ = autosave;
   }
 
-  // The bytes as a uint8 tensor [size in bytes] on the CPU, empty if there are none. A pending handle's shares its
-  // memory until somebody writes to it, which makes it a copy; a live one's is serialized anew.
+  // How long to wait for a lock of a file; at first FileLock::kDefaultTimeout.
+  std::chrono::milliseconds lock_timeout() const noexcept {
+    return lock_timeout_;
+  }
+  void set_lock_timeout(std::chrono::milliseconds timeout) noexcept {
+    lock_timeout_ = timeout;
+  }
+
+  // An engine begins and ends to use the cache. detach() returns true if no other engine uses it any more: then its
+  // caller saves it. It returns false in a forked child of the process whose engine attached first.
+  void attach() noexcept;
+  bool detach() noexcept;
+
+  // The bytes as a uint8 tensor [size in bytes] on the CPU, empty if there are none. A pending handle's tensor shares
+  // its memory until somebody writes to it, which makes it a copy. A live handle serializes anew, and merges the
+  // kernels of its devices.
   at::Tensor serialize() const;
 
   // Takes over a copy of `bytes`, a uint8 tensor [size in bytes] on the CPU; throws for any other tensor. They replace
@@ -80,59 +102,68 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // Whether there are bytes, or a live cache.
   bool has_cache() const;
 
-  // Takes over the bytes of the file at `path`, or at path() if that is empty, as deserialize() does, and answers their
-  // number. 0, and all stays as it is, if there is no such file, or an empty one, or the live cache rejects it.
+  // Takes over the bytes of the file at `path`, or at path() if that is empty, as deserialize() does, and returns their
+  // number. Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects it.
   int64_t load(const std::string& path = "");
 
-  // Writes the bytes to `path`, or to path() if that is empty, and answers their number; 0 if nothing was to be
-  // written: no kernels, or the file has them.
+  // Writes the bytes to `path`, or to path() if that is empty, and returns how many bytes were written: 0 if there are
+  // no kernels, or the file has them all.
   //
-  // A live cache writes what the file has beside its own kernels. Where that can't be found out, because TensorRT-RTX
-  // rejects the file's bytes or replaces a cache's contents by what it deserializes, its own are written and a warning
-  // tells of the others.
+  // A live cache writes the file's kernels beside its own. Where it can't, because TensorRT-RTX rejects the file's bytes
+  // or replaces a cache's contents by what it deserializes, it writes its own, with a warning. If other processes save
+  // meanwhile it merges again, at most kMaxMerges times, and then throws. Savers that merge take turns
+  // (RuntimeCacheFile::wait_for_turn), so a second merge follows only if a process that has all of the file's kernels
+  // saved in between.
   //
-  // A pending handle can't merge. If its bytes came from that file, or went there, and others have saved theirs since,
-  // it writes nothing, since the file has had them. Else they replace what is there, with a warning if it had not read
-  // that.
+  // A pending handle can't merge. Bytes that it loaded from the file, or saved to it, never replace a newer version.
+  // Bytes that it was given replace what is there, with a warning.
   int64_t save(const std::string& path = "");
 
-  State state() const;
+  static constexpr int kMaxMerges = 8;
 
-  // Makes the handle live, once; `config` creates the cache. A handle without bytes loads path() first; that it can't
-  // is a warning and a cold cache. Returns the cache, the same to everyone: it must outlive the last use of each config
-  // that it is attached to, and of each context made with such a config. Requires the current CUDA device to be that of
-  // `config`'s engine. Throws if TensorRT-RTX can't create a cache; the handle stays pending then.
-  std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(nvinfer1::IRuntimeConfig* config);
+  // By intrusive_ptr, when the last owner has gone: the table of for_path() may refer to the object for longer.
+  void release_resources() override;
+
+  // Makes the handle live on `device`, once, with a cache that `config` creates, and returns that cache, the same to
+  // everyone. It must outlive the last use of each config that it is attached to, and of each context made with such a
+  // config. A handle without bytes loads path() first. If that fails, it logs a warning and starts with an empty cache.
+  // A further device starts with what the others have. Throws if TensorRT-RTX can't create a cache; the handle is as it
+  // was then.
+  std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(nvinfer1::IRuntimeConfig* config, c10::Device device);
 
  private:
   struct Live;
+  using Lives = std::vector<std::shared_ptr<Live>>; // one per device
+  // What is known of a file.
+  struct Store {
+    std::optional<FileGeneration> contained; // the generation whose kernels are all in our contents
+    std::optional<size_t> digest;            // that of contents of ours which the file has
+    bool has_warned_of_rejection = false;
+    bool has_warned_of_writing_in_place = false;
+  };
 
   const std::string& path_or_default(const std::string& path) const;
-  RuntimeCacheFile& file(const std::string& path);
-  std::shared_ptr<nvinfer1::IHostMemory> serialize_live() const;
-  bool feed(RuntimeCacheFile::View bytes, const std::string& source);
+  std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
+  int64_t load_locked(const std::string& path);
+  void take(at::Tensor bytes, const std::vector<std::string>& files);
+  bool feed(Live& live, RuntimeCacheFile::View bytes, const std::string& source);
+  void forget_stores();
   void report_rejection(size_t size, const std::string& source, const char* consequence);
-  int64_t save_pending(const std::string& to, const at::Tensor& bytes, bool is_stored_there);
-  int64_t save_live(const std::string& to, const std::shared_ptr<nvinfer1::IHostMemory>& ours);
+  at::Tensor serialize_locked() const;
+  int64_t write(const std::string& path, Live* live, const at::Tensor& ours);
 
   const std::string path_;
-  const std::chrono::milliseconds lock_timeout_;
   std::atomic<bool> autosave_{true};
+  std::atomic<std::chrono::milliseconds> lock_timeout_{util::FileLock::kDefaultTimeout};
+  std::atomic<int> engines_{0};
+  std::atomic<int64_t> process_{0}; // whose engine attached first
 
-  std::mutex materialize_mutex_; // taken before the others
+  // Held by whatever changes the contents, and for disk work; taken before state_mutex_.
+  std::mutex disk_mutex_;
 
-  std::mutex disk_mutex_;                         // taken before state_mutex_
-  std::map<std::string, RuntimeCacheFile> files_; // by path; guarded by disk_mutex_
-
-  mutable std::mutex state_mutex_; // never held for disk work; guards the rest
-  at::Tensor bytes_;               // never written to; empty once live
-  // The files that the contents came from or went to; what they have now may be newer.
-  std::set<std::string> stored_at_;
-  std::shared_ptr<Live> live_;         // never changes once set
-  std::set<std::string> rejected_at_;  // the files about which there has been a warning
-  bool generations_are_stale_ = false; // files_ know generations whose kernels may not be here
-  // Hash of the contents when they were loaded from a file, or a live cache was saved to it, by path.
-  std::map<std::string, size_t> saved_contents_;
+  mutable std::mutex state_mutex_;           // never held for disk work; guards the rest
+  std::variant<at::Tensor, Lives> contents_; // Pending, and never written to, or Live
+  std::map<std::string, Store> stores_;      // by path
 };
 
 } // namespace torch_tensorrt::core::runtime

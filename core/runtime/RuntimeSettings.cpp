@@ -30,13 +30,13 @@ std::string name_of(Strategy strategy) {
   return std::string(Names<Strategy>::kAll.at(static_cast<size_t>(strategy)));
 }
 
-// Reads like "lazy (0), eager (1) or none (2)".
+// Reads like "lazy, eager or none".
 template <class Strategy>
 std::string known_ones() {
   constexpr auto& all = Names<Strategy>::kAll;
   std::ostringstream known;
   for (size_t i = 0; i < all.size(); ++i) {
-    known << (i == 0 ? "" : i + 1 < all.size() ? ", " : " or ") << all[i] << " (" << i << ")";
+    known << (i == 0 ? "" : i + 1 < all.size() ? ", " : " or ") << all[i];
   }
   return known.str();
 }
@@ -62,19 +62,8 @@ Strategy strategy_from_string(std::string_view name) {
       "Unknown " << Names<Strategy>::kKind << " '" << name << "', expected " << known_ones<Strategy>());
 }
 
-template <class Strategy>
-Strategy strategy_from_integer(int64_t value) {
-  if (value < 0 || value >= static_cast<int64_t>(Names<Strategy>::kAll.size())) {
-    TORCHTRT_THROW_ERROR(
-        "Unknown " << Names<Strategy>::kKind << " " << value << ", expected " << known_ones<Strategy>());
-  }
-  return static_cast<Strategy>(value);
-}
-
 template DynamicShapesKernelSpecializationStrategy strategy_from_string(std::string_view name);
-template DynamicShapesKernelSpecializationStrategy strategy_from_integer(int64_t value);
 template CudaGraphStrategy strategy_from_string(std::string_view name);
-template CudaGraphStrategy strategy_from_integer(int64_t value);
 
 std::ostream& operator<<(std::ostream& stream, const RuntimeSettings& settings) {
   stream << "RuntimeSettings(dynamic_shapes_kernel_specialization_strategy="

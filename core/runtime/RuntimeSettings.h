@@ -30,12 +30,10 @@ enum class CudaGraphStrategy : int32_t {
 std::string to_string(DynamicShapesKernelSpecializationStrategy strategy);
 std::string to_string(CudaGraphStrategy strategy);
 
-// The inverse of to_string, and the strategy of a number. `Strategy` is one of the two above. Throw
-// torch_tensorrt::Error listing the known ones if there is none of that name or number.
+// The inverse of to_string. `Strategy` is one of the two above. Throws torch_tensorrt::Error listing the known names for
+// an unknown one.
 template <class Strategy>
 Strategy strategy_from_string(std::string_view name);
-template <class Strategy>
-Strategy strategy_from_integer(int64_t value);
 
 // The run-time knobs of an engine.
 struct RuntimeSettings {

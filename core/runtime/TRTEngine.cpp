@@ -18,12 +18,14 @@ namespace {
 using nvinfer1::TensorIOMode;
 
 std::string_view bytes_of(const at::Tensor& plan) {
-  TORCHTRT_CHECK(plan.defined(), "The plan of an engine is an undefined tensor");
+  if (!plan.defined()) {
+ TORCHTRT_THROW_ERROR("The plan of an engine is an undefined tensor");
+}
   const bool is_plain = plan.layout() == at::kStrided && plan.is_cpu() && plan.is_contiguous();
-  TORCHTRT_CHECK(
-      is_plain && plan.scalar_type() == at::kByte && plan.dim() == 1,
-      "The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got one of "
+  if (!(is_plain && plan.scalar_type() == at::kByte && plan.dim() == 1)) {
+ TORCHTRT_THROW_ERROR("The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got one of "
           << plan.scalar_type() << " and shape " << plan.sizes() << " on " << plan.device());
+}
   return {static_cast<const char*>(plan.const_data_ptr()), plan.nbytes()};
 }
 
@@ -116,8 +118,8 @@ bool any_dynamic(const Bindings& bindings) {
 RuntimeSettings settings_of(const TRTEngine::State& state) {
   return {
       .dynamic_shapes_kernel_specialization_strategy =
-          strategy_from_integer<DynamicShapesKernelSpecializationStrategy>(std::get<3>(state)),
-      .cuda_graph_strategy = strategy_from_integer<CudaGraphStrategy>(std::get<4>(state)),
+          strategy_from_string<DynamicShapesKernelSpecializationStrategy>(std::get<3>(state)),
+      .cuda_graph_strategy = strategy_from_string<CudaGraphStrategy>(std::get<4>(state)),
       .runtime_cache = std::get<5>(state).value_or(c10::intrusive_ptr<RuntimeCacheHandle>())};
 }
 
@@ -155,12 +157,11 @@ TRTEngine::TRTEngine(const State& state)
 TRTEngine::~TRTEngine() {
   try {
     const c10::DeviceGuard guard(loaded_.device);
-    // Before the save: a kernel that compiles in the background lands in the cache by then.
+    // Before config_ ends and with it the cache is saved: a kernel that compiles in the background is in it by then.
     release_context();
   } catch (...) {
     // CUDA is gone at the end of a process, and its work with it.
   }
-  config_.save_runtime_cache();
 }
 
 std::vector<std::string> TRTEngine::input_names() const {
@@ -203,33 +204,39 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const std::lock_guard lock(mutex_);
   const bool is_capturing = stream_.is_capturing();
   if (context_ == nullptr) {
-    TORCHTRT_CHECK(!is_capturing, "The engine's first inference can't be captured in a CUDA graph; run it once before");
-    context_ = config_.create_execution_context(loaded_.engine.get());
+    if (is_capturing) {
+ TORCHTRT_THROW_ERROR("The engine's first inference can't be captured in a CUDA graph; run it once before");
+}
+    context_ = config_.create_execution_context(loaded_);
   }
   bind_inputs(checked_inputs);
   std::vector<at::Tensor> outputs = bind_outputs();
   const cudaStream_t stream = stream_.begin();
-  TORCHTRT_CHECK(
-      !is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream),
-      "This inference can't be captured in a CUDA graph, with " << config_.settings());
+  if (!(!is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream))) {
+ TORCHTRT_THROW_ERROR("This inference can't be captured in a CUDA graph, with " << config_.settings());
+}
   const bool is_enqueued = context_->enqueueV3(stream);
   stream_.end();
-  TORCHTRT_CHECK(is_enqueued, "TensorRT-RTX could not run the engine; the log has its reasons");
+  if (!is_enqueued) {
+ TORCHTRT_THROW_ERROR("TensorRT-RTX could not run the engine; the log has its reasons");
+}
   return outputs;
 }
 
 TRTEngine::State TRTEngine::state() const {
   const c10::DeviceGuard guard(loaded_.device);
   const auto plan = util::make_trt(loaded_.engine->serialize());
-  TORCHTRT_CHECK(plan != nullptr, "TensorRT-RTX could not serialize the engine");
+  if (plan == nullptr) {
+ TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the engine");
+}
   const RuntimeSettings settings = config_.settings();
   return {
       at::from_blob(
           plan->data(), {static_cast<int64_t>(plan->size())}, [plan](void*) {}, at::kByte),
       input_names(),
       output_names(),
-      static_cast<int64_t>(settings.dynamic_shapes_kernel_specialization_strategy),
-      static_cast<int64_t>(settings.cuda_graph_strategy),
+      to_string(settings.dynamic_shapes_kernel_specialization_strategy),
+      to_string(settings.cuda_graph_strategy),
       settings.runtime_cache == nullptr ? std::nullopt : std::optional(settings.runtime_cache)};
 }
 
@@ -250,14 +257,14 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
   const nvinfer1::ICudaEngine& engine = *loaded_.engine;
   const nvinfer1::DataType type = engine.getTensorDataType(name.c_str());
   const std::optional<at::ScalarType> dtype = scalar_type(type);
-  TORCHTRT_CHECK(
-      dtype.has_value(),
-      "The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
+  if (!(dtype.has_value())) {
+ TORCHTRT_THROW_ERROR("The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
              << ", which torch has no tensors of");
-  TORCHTRT_CHECK(
-      engine.getTensorFormat(name.c_str()) == nvinfer1::TensorFormat::kLINEAR,
-      "The " << name_of(mode) << " '" << name << "' is not laid out as a contiguous tensor ("
+}
+  if (!(engine.getTensorFormat(name.c_str()) == nvinfer1::TensorFormat::kLINEAR)) {
+ TORCHTRT_THROW_ERROR("The " << name_of(mode) << " '" << name << "' is not laid out as a contiguous tensor ("
              << engine.getTensorFormatDesc(name.c_str()) << ")");
+}
   const bool on_host = engine.getTensorLocation(name.c_str()) == nvinfer1::TensorLocation::kHOST;
   Binding binding{
       .name = name,
@@ -307,29 +314,31 @@ void TRTEngine::bind(const Binding& binding, const at::Tensor& tensor) {
   // TensorRT-RTX wants an address also for a tensor without elements, whose own is null.
   static char nothing[256];
   void* const address = tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nothing;
-  TORCHTRT_CHECK(
-      context_->setTensorAddress(binding.name.c_str(), address),
-      "TensorRT-RTX refused the memory of '" << binding.name << "' at " << address);
+  if (!(context_->setTensorAddress(binding.name.c_str(), address))) {
+ TORCHTRT_THROW_ERROR("TensorRT-RTX refused the memory of '" << binding.name << "' at " << address);
+}
 }
 
 void TRTEngine::bind_inputs(const std::vector<at::Tensor>& inputs) {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    TORCHTRT_CHECK(
-        context_->setInputShape(inputs_[i].name.c_str(), to_dims(inputs[i].sizes())),
-        "TensorRT-RTX refused the shape " << inputs[i].sizes() << " of the input '" << inputs_[i].name << "'");
+    if (!(context_->setInputShape(inputs_[i].name.c_str(), to_dims(inputs[i].sizes())))) {
+ TORCHTRT_THROW_ERROR("TensorRT-RTX refused the shape " << inputs[i].sizes() << " of the input '" << inputs_[i].name << "'");
+}
     bind(inputs_[i], inputs[i]);
   }
 }
 
 std::vector<at::Tensor> TRTEngine::bind_outputs() {
   const int32_t unspecified = context_->inferShapes(0, nullptr);
-  TORCHTRT_CHECK(unspecified == 0, "TensorRT-RTX could not infer the shapes of the outputs from those of the inputs");
+  if (unspecified != 0) {
+ TORCHTRT_THROW_ERROR("TensorRT-RTX could not infer the shapes of the outputs from those of the inputs");
+}
   std::vector<at::Tensor> outputs;
   for (const Binding& output : outputs_) {
     const std::vector<int64_t> shape = extents(context_->getTensorShape(output.name.c_str()));
-    TORCHTRT_CHECK(
-        std::find(shape.begin(), shape.end(), -1) == shape.end(),
-        "The shape of the output '" << output.name << "' depends on the inputs' values, which is not supported");
+    if (!(std::find(shape.begin(), shape.end(), -1) == shape.end())) {
+ TORCHTRT_THROW_ERROR("The shape of the output '" << output.name << "' depends on the inputs' values, which is not supported");
+}
     outputs.push_back(at::empty(shape, at::TensorOptions(output.dtype).device(output.device)));
     bind(output, outputs.back());
   }

@@ -32,13 +32,13 @@ namespace torch_tensorrt::core::runtime {
 // one after another, since they share the context's memory.
 class TRTEngine : public torch::CustomClassHolder {
  public:
-  // Plan (uint8 [size in bytes]), input names, output names, the two strategies' numbers, and the runtime cache.
+  // Plan (uint8 [size in bytes]), input names, output names, the two strategies' names, and the runtime cache.
   using State = std::tuple<
       at::Tensor,
       std::vector<std::string>,
       std::vector<std::string>,
-      int64_t,
-      int64_t,
+      std::string,
+      std::string,
       std::optional<c10::intrusive_ptr<RuntimeCacheHandle>>>;
 
   // Loads a serialized plan, a uint8 tensor [size in bytes] on the CPU, on the current CUDA device. Throws if that is
@@ -62,7 +62,7 @@ class TRTEngine : public torch::CustomClassHolder {
 
   explicit TRTEngine(const State& state);
 
-  // Waits for its last inference, and saves its runtime cache as TRTRuntimeConfig::save_runtime_cache() does.
+  // Waits for its last inference, and detaches from its runtime cache as ~TRTRuntimeConfig() does.
   ~TRTEngine() override;
 
   std::vector<std::string> input_names() const;

@@ -1,7 +1,5 @@
 #include "core/runtime/TRTRuntimeConfig.h"
 
-#include <unistd.h>
-
 #include <ostream>
 #include <utility>
 
@@ -24,9 +22,34 @@ static_assert(same_value(Specialization::kNONE, TheirSpecialization::kNONE));
 static_assert(same_value(CudaGraphStrategy::kDISABLED, nvinfer1::CudaGraphStrategy::kDISABLED));
 static_assert(same_value(CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE, nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE));
 
+std::string message_of(const std::exception& error) {
+  const auto* ours = dynamic_cast<const Error*>(&error);
+  return ours != nullptr ? ours->msg() : error.what();
+}
+
+// For destructors. `cache` may be null.
+void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
+  if (cache == nullptr || !cache->detach() || !cache->autosave() || cache->path().empty()) {
+    return;
+  }
+  try {
+    try {
+      cache->save();
+    } catch (const std::exception& error) {
+      LOG_WARNING(message_of(error));
+    }
+  } catch (...) {
+    // Not even the log could be written.
+  }
+}
+
 } // namespace
 
 TRTRuntimeConfig::TRTRuntimeConfig(RuntimeSettings settings) : settings_(std::move(settings)) {}
+
+TRTRuntimeConfig::~TRTRuntimeConfig() {
+  detach_from(attached_cache_);
+}
 
 RuntimeSettings TRTRuntimeConfig::settings() const {
   const std::lock_guard lock(mutex_);
@@ -34,35 +57,30 @@ RuntimeSettings TRTRuntimeConfig::settings() const {
 }
 
 bool TRTRuntimeConfig::settings(RuntimeSettings settings) {
-  InUse old;
+  c10::intrusive_ptr<RuntimeCacheHandle> old;
   {
     const std::lock_guard lock(mutex_);
     if (settings == settings_) {
       return false;
     }
     if (settings.runtime_cache != settings_.runtime_cache) {
-      old = std::exchange(cache_in_use_, {});
+      old = std::exchange(attached_cache_, {});
     }
     settings_ = std::move(settings);
     config_.reset();
   }
-  autosave(old);
+  detach_from(old);
   return true;
 }
 
-void TRTRuntimeConfig::ensure_initialized(nvinfer1::ICudaEngine* engine) {
-  const std::lock_guard lock(mutex_);
-  initialize_locked(engine);
-}
-
-void TRTRuntimeConfig::initialize_locked(nvinfer1::ICudaEngine* engine) {
-  TORCHTRT_CHECK(engine != nullptr, "A runtime config needs an engine");
+void TRTRuntimeConfig::initialize_locked(const LoadedEngine& engine) {
   if (config_ != nullptr) {
-    TORCHTRT_CHECK(engine == engine_, "This runtime config belongs to another engine; reset() it first");
     return;
   }
-  const auto config = util::make_trt(engine->createRuntimeConfig());
-  TORCHTRT_CHECK(config != nullptr, "TensorRT-RTX could not create the runtime config of an engine");
+  const auto config = util::make_trt(engine.engine->createRuntimeConfig());
+  if (config == nullptr) {
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not create the runtime config of an engine");
+  }
   config->setDynamicShapesKernelSpecializationStrategy(
       static_cast<TheirSpecialization>(settings_.dynamic_shapes_kernel_specialization_strategy));
   if (!config->setCudaGraphStrategy(static_cast<nvinfer1::CudaGraphStrategy>(settings_.cuda_graph_strategy))) {
@@ -71,17 +89,16 @@ void TRTRuntimeConfig::initialize_locked(nvinfer1::ICudaEngine* engine) {
                                                         << "; the engine runs without it");
   }
   config_ = config;
-  engine_ = engine;
   if (settings_.runtime_cache != nullptr) {
-    attach_cache_locked(*config);
+    attach_cache_locked(*config, engine.device);
   }
   LOG_DEBUG("Runtime config initialized with " << settings_);
 }
 
-void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config) {
+void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config, c10::Device device) {
   const auto& handle = settings_.runtime_cache;
   try {
-    auto cache = handle->ensure_materialized(&config);
+    auto cache = handle->ensure_materialized(&config, device);
     // Both live as long as the config, which TensorRT-RTX may let point to the cache even after it has refused it.
     config_ = std::shared_ptr<nvinfer1::IRuntimeConfig>(
         config_.get(), [config = config_, cache](nvinfer1::IRuntimeConfig*) mutable {
@@ -91,29 +108,27 @@ void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config) {
     if (!config.setRuntimeCache(*cache)) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX refused the runtime cache '" << handle->path() << "'");
     }
-    cache_in_use_ = {.cache = handle, .process = getpid()};
+    if (attached_cache_ == nullptr) {
+      handle->attach();
+      attached_cache_ = handle;
+    }
   } catch (const std::exception& error) {
-    const auto* ours = dynamic_cast<const Error*>(&error);
-    LOG_WARNING(
-        "The engine runs without a runtime cache: " << (ours != nullptr ? ours->msg() : std::string(error.what())));
+    LOG_WARNING("The engine runs without a runtime cache: " << message_of(error));
   }
 }
 
 std::shared_ptr<nvinfer1::IExecutionContext> TRTRuntimeConfig::create_execution_context(
-    nvinfer1::ICudaEngine* engine,
+    const LoadedEngine& engine,
     nvinfer1::ExecutionContextAllocationStrategy allocation_strategy) {
   // Held throughout, since the allocation strategy is the config's. A context compiles its kernels here.
   const std::lock_guard lock(mutex_);
   initialize_locked(engine);
   config_->setExecutionContextAllocationStrategy(allocation_strategy);
-  nvinfer1::IExecutionContext* context = engine->createExecutionContext(config_.get());
-  TORCHTRT_CHECK(context != nullptr, "TensorRT-RTX could not create an execution context; the log has its reasons");
+  nvinfer1::IExecutionContext* context = engine.engine->createExecutionContext(config_.get());
+  if (context == nullptr) {
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not create an execution context; the log has its reasons");
+  }
   return {context, [config = config_](nvinfer1::IExecutionContext* c) { delete c; }};
-}
-
-bool TRTRuntimeConfig::uses_internal_capture(bool cudagraphs_enabled) const {
-  const std::lock_guard lock(mutex_);
-  return cudagraphs_enabled || settings_.cuda_graph_strategy != CudaGraphStrategy::kDISABLED;
 }
 
 bool TRTRuntimeConfig::is_monolithic_capturable(
@@ -131,44 +146,11 @@ bool TRTRuntimeConfig::is_monolithic_capturable(
   return context.isStreamCapturable(stream);
 }
 
-void TRTRuntimeConfig::save_runtime_cache() noexcept {
-  InUse in_use;
-  try {
-    const std::lock_guard lock(mutex_);
-    in_use = cache_in_use_;
-  } catch (const std::exception&) {
-    return; // a mutex that can't be locked
-  }
-  autosave(in_use);
-}
-
-void TRTRuntimeConfig::autosave(const InUse& in_use) noexcept {
-  const auto& cache = in_use.cache;
-  try {
-    try {
-      if (cache != nullptr && in_use.process == getpid() && cache->autosave() && !cache->path().empty()) {
-        cache->save();
-      }
-    } catch (const Error& error) {
-      LOG_WARNING(error.msg());
-    } catch (const std::exception& error) {
-      LOG_WARNING("Can't save the runtime cache '" << cache->path() << "': " << error.what());
-    }
-  } catch (...) {
-    // Not even the log could be written.
-  }
-}
-
-void TRTRuntimeConfig::reset() {
-  const std::lock_guard lock(mutex_);
-  config_.reset();
-}
-
 std::ostream& operator<<(std::ostream& stream, const TRTRuntimeConfig& config) {
   const std::lock_guard lock(config.mutex_);
   return stream << "TRTRuntimeConfig(" << config.settings_
                 << ", initialized=" << (config.config_ != nullptr ? "true" : "false")
-                << ", runtime_cache_in_use=" << (config.cache_in_use_.cache != nullptr ? "true" : "false") << ")";
+                << ", runtime_cache_in_use=" << (config.attached_cache_ != nullptr ? "true" : "false") << ")";
 }
 
 } // namespace torch_tensorrt::core::runtime

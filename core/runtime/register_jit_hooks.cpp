@@ -1,3 +1,4 @@
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -5,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include <ATen/core/ivalue.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
@@ -21,7 +21,9 @@ namespace logging = util::logging;
 
 void set_logging_level(int64_t level) {
   const auto parsed = logging::parse_level(std::to_string(level));
-  TORCHTRT_CHECK(parsed, "Unknown log level " << level << ", expected 0 (internal error) to 5 (graph)");
+  if (!parsed) {
+ TORCHTRT_THROW_ERROR("Unknown log level " << level << ", expected 0 (internal error) to 5 (graph)");
+}
   logging::set_reportable_log_level(*parsed);
 }
 
@@ -29,25 +31,17 @@ int64_t get_logging_level() {
   return static_cast<int64_t>(logging::get_reportable_log_level());
 }
 
-// By its name or its number.
-template <class Strategy>
-Strategy to_strategy(const c10::IValue& value) {
-  TORCHTRT_CHECK(value.isString() || value.isInt(), "A strategy is a string or an integer, got a " << value.tagKind());
-  return value.isString() ? strategy_from_string<Strategy>(value.toStringView())
-                          : strategy_from_integer<Strategy>(value.toInt());
-}
-
 using OptionalCache = std::optional<c10::intrusive_ptr<RuntimeCacheHandle>>;
 
 bool set_runtime_settings(
     const c10::intrusive_ptr<TRTEngine>& engine,
-    const c10::IValue& dynamic_shapes_kernel_specialization_strategy,
-    const c10::IValue& cuda_graph_strategy,
+    const std::string& dynamic_shapes_kernel_specialization_strategy,
+    const std::string& cuda_graph_strategy,
     const OptionalCache& runtime_cache) {
   return engine->set_runtime_settings({
       .dynamic_shapes_kernel_specialization_strategy =
-          to_strategy<DynamicShapesKernelSpecializationStrategy>(dynamic_shapes_kernel_specialization_strategy),
-      .cuda_graph_strategy = to_strategy<CudaGraphStrategy>(cuda_graph_strategy),
+          strategy_from_string<DynamicShapesKernelSpecializationStrategy>(dynamic_shapes_kernel_specialization_strategy),
+      .cuda_graph_strategy = strategy_from_string<CudaGraphStrategy>(cuda_graph_strategy),
       .runtime_cache = runtime_cache.value_or(c10::intrusive_ptr<RuntimeCacheHandle>()),
   });
 }
@@ -70,10 +64,18 @@ TORCH_LIBRARY(tensorrt, m) {
   m.class_<RuntimeCacheHandle>("RuntimeCacheHandle")
       .def(torch::init<std::string>())
       .def_property("path", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->path(); })
+      .def_static("for_path", &RuntimeCacheHandle::for_path)
       .def_property(
-          "autosave",
-          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->autosave(); },
-          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, bool autosave) { self->set_autosave(autosave); })
+          "lock_timeout", // seconds
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) {
+            return std::chrono::duration<double>(self->lock_timeout()).count();
+          },
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, double seconds) {
+            const std::chrono::duration<double> timeout(seconds);
+            self->set_lock_timeout(std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+          })
+      .def("attach", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { self->attach(); })
+      .def("detach", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->detach(); })
       .def("serialize", &RuntimeCacheHandle::serialize)
       .def("deserialize", &RuntimeCacheHandle::deserialize)
       .def("has_cache", &RuntimeCacheHandle::has_cache)
@@ -81,7 +83,7 @@ TORCH_LIBRARY(tensorrt, m) {
       .def("save", &RuntimeCacheHandle::save, "", {torch::arg("path") = ""})
       .def_pickle(
           [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->state(); },
-          [](RuntimeCacheHandle::State state) { return c10::make_intrusive<RuntimeCacheHandle>(std::move(state)); });
+          [](const RuntimeCacheHandle::State& state) { return RuntimeCacheHandle::from_state(state); });
 
   m.class_<TRTEngine>("Engine")
       .def(torch::init<const at::Tensor&, std::vector<std::string>, std::vector<std::string>>())

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from torch_tensorrt.runtime._cache.file_lock import (
     FileLockError,
@@ -25,21 +26,19 @@ from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger(__name__)
 
-# More would let many savers at once spend their time on merges that are thrown away.
-_MERGES_WITHOUT_LOCK = 1
 _READS_OF_A_CHANGING_FILE = 3
 _LINKS_FOLLOWED = 40  # as Linux does
 _COMPARE_CHUNK = 256 * 1024  # bytes
 
-Allocate = Callable[[int], memoryview]
-Merge = Callable[[memoryview, memoryview], memoryview]
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 class FileGeneration(NamedTuple):
-    """Tells one content of a file from the next.
+    """Tells one content of a file from the next; opaque to everyone but RuntimeCacheFile.
 
-    Each save makes the time grow, however coarse the system's clock is and whichever inode it gives
-    out again.
+    Each write makes the time grow, however coarse the system's clock is and whichever inode the
+    file system hands out again.
     """
 
     device: int
@@ -48,26 +47,36 @@ class FileGeneration(NamedTuple):
     mtime_ns: int
 
 
-class RuntimeCacheFile:
-    """A cache file that any number of processes share.
+class Contents(NamedTuple):
+    data: memoryview  # may be written to
+    generation: FileGeneration
 
-    Each does so through an object of this class, through the C++ one, or a tool of its own. The
-    contract between them stands in core/runtime/RuntimeCacheFile.h: who reads the file holds
-    `<path>.lock` shared, who writes it holds that exclusively, a new version replaces the file by a
-    rename, and nobody overwrites a generation of it whose contents are not in the bytes written.
+
+class Replaced(NamedTuple):
+    generation: FileGeneration  # of the file, which has the given bytes now
+    is_written: bool  # False: it had them already
+    in_place: str  # why the file was written in place; empty: it was not
+
+
+class RuntimeCacheFile:
+    """A store for the bytes of one runtime cache: a file that any number of processes share.
+
+    It has no state of its own. core/runtime/RuntimeCacheFile.h has the contract of both runtimes:
+    readers hold `<path>.lock` in shared mode, writers exclusively, for disk work alone, and a write
+    replaces the file by a rename.
 
     Errors are RuntimeErrors naming path, operation and the system's reason. After any, no temporary
-    file is left and the file is as it was; but for a write in place (see `save`), and but for a
-    failure to sync the directory, which is the last step: then the new file is there and may be
-    lost with the machine's power.
+    file is left and the file is as it was, with two exceptions. A write in place (see `replace`)
+    may fail half-way. And if the last step fails, the sync of the directory, then the new file is
+    there but a power failure may undo it.
 
-    One object at a time in one thread; two objects on one path may be used at once. POSIX only:
-    elsewhere every load of a file and every save fails.
+    Thread safety: immutable; any method from any thread. POSIX only: elsewhere every read of a file
+    and every write fails.
 
     Args:
-        path: taken as written. The constructor touches no disk, and raises RuntimeError if it is
+        path: Taken as written. The constructor touches no disk, and raises RuntimeError if it is
             empty or has a NUL in it.
-        lock_timeout: seconds to wait for the lock.
+        lock_timeout: Seconds that each wait for a lock takes at most.
     """
 
     def __init__(self, path: str, lock_timeout: float = 10.0) -> None:
@@ -80,152 +89,100 @@ class RuntimeCacheFile:
             )
         self._path = path
         self._lock_timeout = lock_timeout
-        # The one whose contents are in the caller's bytes; None: no file.
-        self._known: FileGeneration | None = None
-        self._warned_of_writing_in_place = False
 
-    @property
-    def path(self) -> str:
-        return self._path
+    def is_empty(self) -> bool:
+        """True if the file is missing or empty, or its status can't be read. Takes no lock."""
+        try:
+            return os.stat(self._path).st_size == 0
+        except OSError:
+            return True
 
-    def load(self, allocate: Allocate) -> int:
-        """Reads the whole file, under the shared lock, and returns its size in bytes.
+    def read(self) -> Contents | None:
+        """Reads the whole file under the shared lock.
 
-        0 for a missing or empty file: `allocate` was not called, and nothing was created on disk.
-        Where there is no lock file and can be none, because its directory is closed to us, the file
-        is read without the lock.
-
-        Args:
-            allocate: returns where to put that many bytes, more than 0. It is called anew should a
-                program that takes no lock write the file meanwhile.
+        Returns None, and creates nothing on disk, if it is missing or empty. Where the lock file
+        does not exist and its directory is closed to us, the file is read without the lock.
         """
-        with self._context("load"):
-            loaded = None
+        contents = None
+        try:
             if _generation_at(self._path) is not None:  # else no lock file is created
                 with self._lock_to_read():
-                    loaded = _read_whole(self._path, allocate)
-        self._known = loaded
-        if loaded is None:
+                    contents = _read_whole(self._path)
+        except (OSError, FileLockError) as error:
+            raise self._error("load", error) from error
+        if contents is None:
             _LOGGER.info("There is no runtime cache at '%s' yet", self._path)
-            return 0
-        _LOGGER.info(
-            "Loaded %d bytes from the runtime cache '%s'", loaded.size, self._path
-        )
-        return loaded.size
+        else:
+            _LOGGER.info(
+                "Loaded %d bytes from the runtime cache '%s'",
+                len(contents.data),
+                self._path,
+            )
+        return contents
 
-    def save(self, ours: memoryview, merge: Merge) -> int:
-        """Writes `ours` durably and returns how many bytes were written.
+    def replace(
+        self, data: memoryview, expected: FileGeneration | None
+    ) -> Replaced | None:
+        """Writes `data` durably, under the exclusive lock, unless others have written meanwhile.
 
-        0 if they are on disk already, or are none. If the file is not the generation that this
-        object last loaded or saved, `merge` decides what is written instead. The result is a
-        generation that this object does not know, because what `merge` added is not in the caller's
-        bytes: the next save merges again.
+        Writes if the file is missing or empty or still has the generation `expected`. Returns None
+        if it has another one: a conflict, upon which the caller reads again. A file that has these
+        very bytes is left alone.
 
         The new file has the mode of the old one and, where the system allows it, its owner and
         group; a first one has 0666 less the umask. Temporary files that dead writers left are
         removed. Where a rename is impossible (a single file mounted into a container; a directory
-        closed to us while the file is open to us) the file is written in place, with one warning an
-        object: only then can a crash or an error, or a reader without the lock, meet a torn file.
+        closed to us while the file is open to us) the file is written in place. Only then can a
+        crash or an error, or a reader without the lock, meet a torn file.
 
         Args:
-            ours: contiguous, of format "B".
-            merge: given the bytes on disk, which are not in ours, and ours, returns what to write:
-                new bytes, either argument or a part of it; empty if nothing is to be written. It is
-                called without the lock; if another process saved meanwhile it is called anew, with
-                the lock held. What it raises ends the save and is passed on.
+            data: Contiguous, of format "B", not empty.
+            expected: A generation that `read` or `replace` returned, or None.
         """
-        with self._context("save"), ExitStack() as lock:
-            return self._save(ours, merge, lock)
-
-    def _save(self, ours: memoryview, merge: Merge, lock: ExitStack) -> int:
-        if len(ours) > 0:
-            _generation_at(self._path)  # so that what must be refused gets no lock file
-        data = ours
-        contained = self._known
-        is_locked = False
-        merges = 0
-        while len(data) > 0:
-            if not is_locked:
-                lock.enter_context(self._lock())
-                is_locked = True
-            # What `merge` added is not in the caller's bytes, so a file with that is not one that
-            # the next save may overwrite.
-            is_ours = data is ours
-            target = _follow_links(self._path)
-            if merges == 0:
-                _remove_stale_temporaries(target)
-            current, is_there_already = _compare(target, data)
-            if is_there_already:
-                self._known = current if is_ours else None
-                _LOGGER.info(
-                    "The runtime cache '%s' has these %d bytes already",
-                    self._path,
-                    len(data),
-                )
-                return 0
-            # The last condition: under our lock, only a program that takes none can have changed
-            # the file again.
-            if current in (None, contained) or merges > _MERGES_WITHOUT_LOCK:
-                written = self._write(data, target, current)
-                self._known = written if is_ours else None
-                _sync_directory(_directory_of(target))
-                _LOGGER.info(
-                    "Saved %d bytes to the runtime cache '%s'", written.size, self._path
-                )
-                return written.size
-            data = ours  # frees what the last round read and merged
-            disk, contained = _read_to_merge(target)
-            if (
-                contained is not None
-            ):  # else removed since, by a program without the lock
-                if merges < _MERGES_WITHOUT_LOCK:
-                    lock.close()
-                    is_locked = False
-                _LOGGER.info(
-                    "Merging with the %d bytes that others saved to the runtime cache '%s'",
-                    len(disk),
-                    self._path,
-                )
-                data = merge(disk, ours)
-            del disk
-            merges += 1
-        return 0
-
-    def _write(
-        self, data: memoryview, target: str, previous: FileGeneration | None
-    ) -> FileGeneration:
-        """`previous` is the file that is there, None if it is missing or empty."""
         try:
-            return _replace(data, target, previous)
-        except _CannotReplaceError as reason:
-            with ExitStack() as opened:
-                try:
-                    file = opened.enter_context(_open(target, os.O_WRONLY))
-                except _DiskError:
-                    raise reason from None
-                if not self._warned_of_writing_in_place:
-                    self._warned_of_writing_in_place = True
-                    _LOGGER.warning(
-                        "The runtime cache '%s' is written in place, so a crash meanwhile can tear "
-                        "it, because it can't be replaced: %s",
-                        self._path,
-                        reason,
-                    )
-                return _write_in_place(file, data, target, previous)
-
-    def _context(self, operation: str) -> _Translation:
-        """Says, in whatever error comes out of the block, what was not done to which file."""
-        return _Translation(
-            (_DiskError, FileLockError),
-            lambda error: RuntimeError(
-                f"Can't {operation} the runtime cache '{self._path}': {error}"
-            ),
-        )
+            _generation_at(self._path)  # so that what must be refused gets no lock file
+            with self._lock():
+                replaced = _replace(self._path, data, expected)
+        except (OSError, FileLockError) as error:
+            raise self._error("save", error) from error
+        if replaced is not None:
+            _LOGGER.info(
+                (
+                    "Saved %d bytes to the runtime cache '%s'"
+                    if replaced.is_written
+                    else "%d bytes are in the runtime cache '%s' already"
+                ),
+                len(data),
+                self._path,
+            )
+        return replaced
 
     @contextmanager
-    def _lock(self, *, shared: bool = False) -> Iterator[None]:
-        with file_lock(lock_path_of(self._path), self._lock_timeout, shared=shared):
+    def wait_for_turn(self) -> Iterator[None]:
+        """Waits until no other process merges what it read with what it has.
+
+        Others wait until the block ends. Callers use it after a conflict, so that of many that save
+        at once one merges at a time and none in vain, while `<path>.lock` stays free. The lock file
+        is `<path>.merge.lock`. It only saves work: where `lock_timeout` passes or the lock file
+        can't be used, the block runs all the same.
+        """
+        with ExitStack() as turn:
+            try:
+                turn.enter_context(
+                    file_lock(lock_path_of(f"{self._path}.merge"), self._lock_timeout)
+                )
+            except FileLockError as error:
+                _LOGGER.info("Merging without waiting for others: %s", error)
             yield
+
+    def _error(self, operation: str, error: OSError | FileLockError) -> RuntimeError:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        return RuntimeError(
+            f"Can't {operation} the runtime cache '{self._path}': {reason}"
+        )
+
+    def _lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
+        return file_lock(lock_path_of(self._path), self._lock_timeout, shared=shared)
 
     @contextmanager
     def _lock_to_read(self) -> Iterator[None]:
@@ -246,56 +203,30 @@ class RuntimeCacheFile:
             yield
 
 
-class _Translation:
-    """A block out of which some errors come as others.
-
-    This is no generator, because CPython 3.12 and later leave one that raises another error than
-    its block's in a reference cycle, with all its callers' variables.
-    """
-
-    def __init__(
-        self,
-        errors: type[Exception] | tuple[type[Exception], ...],
-        translate: Callable[[Any], Exception],
-    ) -> None:
-        self._errors = errors
-        self._translate = translate
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, self._errors):
-            raise self._translate(error) from error
-
-
-class _DiskError(Exception):
-    """Reads like "open '/path': Permission denied"; what goes before it says `_context`."""
-
-    def __init__(self, reason: str, code: int | None = None) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-class _CannotReplaceError(_DiskError):
+class _CannotReplaceError(OSError):
     """The file can't be replaced by a rename, whatever is done about its contents."""
 
 
-def _doing(action: str, path: str) -> _Translation:
-    return _Translation(
-        OSError,
-        lambda error: _DiskError(
-            f"{action} '{path}': {error.strerror or error}", error.errno
-        ),
-    )
+def _call(
+    action: str,
+    path: str,
+    function: Callable[_Arguments, _Result],
+    *args: _Arguments.args,
+    **kwargs: _Arguments.kwargs,
+) -> _Result:
+    """Calls the function. An OSError of it reads like "open '/path': Permission denied"."""
+    try:
+        return function(*args, **kwargs)
+    except OSError as error:
+        text = f"{action} '{path}': {error.strerror or error}"
+        raise OSError(error.errno, text) from error
 
 
 @contextmanager
 def _open(path: str, flags: int, mode: int = 0) -> Iterator[int]:
+    flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO would block
     action = "create" if flags & os.O_CREAT else "open"
-    with _doing(action, path):  # O_NONBLOCK: a FIFO at the path would block
-        flags |= os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-        file = os.open(path, flags, mode)
+    file = _call(action, path, os.open, path, flags, mode)
     try:
         yield file
     finally:
@@ -311,21 +242,19 @@ def _generation_of(status: os.stat_result) -> FileGeneration:
 def _checked_generation(status: os.stat_result, path: str) -> FileGeneration | None:
     """None for an empty file, which counts as a missing one."""
     if not stat.S_ISREG(status.st_mode):
-        raise _DiskError(f"'{path}' is not a regular file")
+        raise OSError(errno.EINVAL, f"'{path}' is not a regular file")
     return _generation_of(status) if status.st_size > 0 else None
 
 
 def _status(file: int, path: str) -> os.stat_result:
-    with _doing("stat", path):
-        return os.fstat(file)
+    return _call("stat", path, os.fstat, file)
 
 
 def _generation_at(path: str) -> FileGeneration | None:
-    with _doing("stat", path):
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            return None
+    try:
+        status = _call("stat", path, os.stat, path)
+    except FileNotFoundError:
+        return None
     return _checked_generation(status, path)
 
 
@@ -347,68 +276,49 @@ def _follow_links(path: str) -> str:
         except OSError:  # it is none
             return target
         target = os.path.join(os.path.dirname(target), link)
-    raise _DiskError(f"follow '{path}': {os.strerror(errno.ELOOP)}")
+    raise OSError(errno.ELOOP, f"follow '{path}': {os.strerror(errno.ELOOP)}")
 
 
 def _read_fully(file: int, buffer: memoryview, offset: int, path: str) -> bool:
     """False if the file ends before the buffer is full."""
-    with _doing("read", path):
-        while len(buffer) > 0:
-            n = os.preadv(file, [buffer], offset)
-            if n == 0:
-                return False
-            buffer = buffer[n:]
-            offset += n
+    while len(buffer) > 0:
+        n = _call("read", path, os.preadv, file, [buffer], offset)
+        if n == 0:
+            return False
+        buffer = buffer[n:]
+        offset += n
     return True
 
 
 def _write_fully(file: int, data: memoryview, offset: int, path: str) -> None:
-    with _doing("write", path):
-        while len(data) > 0:
-            n = os.pwrite(file, data, offset)
-            if n == 0:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            data = data[n:]
-            offset += n
+    while len(data) > 0:
+        n = _call("write", path, os.pwrite, file, data, offset)
+        if n == 0:
+            raise OSError(errno.EIO, f"write '{path}': {os.strerror(errno.EIO)}")
+        data = data[n:]
+        offset += n
 
 
-def _sync(file: int, path: str) -> None:
-    with _doing("fsync", path):
-        os.fsync(file)
-
-
-def _read_whole(path: str, allocate: Allocate) -> FileGeneration | None:
-    """None, and `allocate` not called, for a missing or empty file."""
+def _read_whole(path: str) -> Contents | None:
+    """None for a missing or empty file."""
     for _ in range(_READS_OF_A_CHANGING_FILE):
         with ExitStack() as opened:
             try:
                 file = opened.enter_context(_open(path, os.O_RDONLY))
-            except _DiskError as error:
-                if error.code == errno.ENOENT:
-                    return None
-                raise
-            before = _checked_generation(_status(file, path), path)
-            if before is None:
+            except FileNotFoundError:
                 return None
-            is_whole = _read_fully(file, allocate(before.size), 0, path)
-            if is_whole and _generation_of(_status(file, path)) == before:
-                return before
-    raise _DiskError(
-        f"read '{path}': it kept changing, by a program that does not take the lock"
-    )
-
-
-def _read_to_merge(path: str) -> tuple[memoryview, FileGeneration | None]:
-    buffer = memoryview(b"")
-
-    def allocate(size: int) -> memoryview:
-        nonlocal buffer
-        buffer = memoryview(b"")  # frees the last one first
-        buffer = memoryview(bytearray(size))
-        return buffer
-
-    generation = _read_whole(path, allocate)
-    return buffer, generation
+            generation = _checked_generation(_status(file, path), path)
+            if generation is None:
+                return None
+            # Unlike a bytearray, it is not filled with zeros first.
+            data = memoryview(
+                mmap.mmap(-1, generation.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            )
+            is_whole = _read_fully(file, data, 0, path)
+            if is_whole and _generation_of(_status(file, path)) == generation:
+                return Contents(data, generation)
+    text = f"read '{path}': it kept changing, by a program that does not take the lock"
+    raise OSError(errno.EBUSY, text)
 
 
 def _compare(path: str, data: memoryview) -> tuple[FileGeneration | None, bool]:
@@ -416,17 +326,11 @@ def _compare(path: str, data: memoryview) -> tuple[FileGeneration | None, bool]:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(_open(path, os.O_RDONLY))
-        except _DiskError as error:
-            if error.code == errno.ENOENT:
-                return None, False
-            raise
+        except FileNotFoundError:
+            return None, False
         current = _checked_generation(_status(file, path), path)
-        is_equal = (
-            current is not None
-            and current.size == len(data)
-            and _holds_exactly(file, data, path)
-        )
-        return current, is_equal
+        is_same_size = current is not None and current.size == len(data)
+        return current, is_same_size and _holds_exactly(file, data, path)
 
 
 def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
@@ -447,21 +351,22 @@ def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
 
 
 def _remove_stale_temporaries(target: str) -> None:
-    """To be called under the exclusive lock.
+    """Requires the exclusive lock.
 
-    That alone tells nothing of a writer that reached the same target by another name; that a living
-    writer holds its temporary file does, whatever its process id means here.
+    That lock does not exclude a writer that reached the same target by another name, but a living
+    writer holds its temporary file. Its process id proves nothing: containers number their
+    processes anew.
     """
     directory, name = os.path.split(target)
     temporary_name = re.compile(re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}\.tmp")
-    # What can't be removed now is left to a later save.
+    # What can't be removed now is left to a later write.
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(directory or ".")
     for name in filter(temporary_name.fullmatch, names):
         path = os.path.join(directory, name)
         with (
-            suppress(OSError, _DiskError),
+            suppress(OSError),
             _open(path, os.O_RDONLY | os.O_NOFOLLOW) as file,
         ):
             if not is_held(file):
@@ -480,9 +385,9 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(_open(path, flags, mode))
-        except _DiskError as error:
-            if error.code in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise _CannotReplaceError(str(error)) from error
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise _CannotReplaceError(error.errno, error.strerror) from error
             raise
         try:
             hold(file)
@@ -495,15 +400,13 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
 
 def _rename(path: str, target: str) -> None:
     try:
-        os.rename(path, target)
+        _call("rename to", target, os.rename, path, target)
     except OSError as error:
         # EBUSY: the target is a mount point. EPERM, EACCES: somebody else's file in a sticky
         # directory, for example.
         if error.errno in (errno.EBUSY, errno.EPERM, errno.EACCES):
-            raise _CannotReplaceError(
-                f"rename '{path}' to '{target}': {error.strerror}"
-            ) from error
-        raise _DiskError(f"rename to '{target}': {error.strerror}") from error
+            raise _CannotReplaceError(error.errno, error.strerror) from error
+        raise
 
 
 def _take_over_owner_and_mode(file: int, path: str, old: os.stat_result) -> None:
@@ -517,8 +420,7 @@ def _take_over_owner_and_mode(file: int, path: str, old: os.stat_result) -> None
         _LOGGER.debug(
             "Can't keep owner and group of the runtime cache: %s", error.strerror
         )
-    with _doing("chmod", path):
-        os.fchmod(file, old.st_mode & 0o777)
+    _call("chmod", path, os.fchmod, file, old.st_mode & 0o777)
 
 
 def _set_time_after(file: int, previous: FileGeneration | None, path: str) -> None:
@@ -540,20 +442,47 @@ def _sync_directory(directory: str) -> None:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(_open(directory, os.O_RDONLY | os.O_DIRECTORY))
-        except _DiskError as error:
-            if error.code == errno.EACCES:
+        except PermissionError as error:
+            if error.errno == errno.EACCES:
                 return  # we may write it but not list it; there is no other way to sync it
             raise
         try:
-            _sync(file, directory)
-        except _DiskError as error:
-            if error.code != errno.EINVAL:  # some file systems can't
+            _call("fsync", directory, os.fsync, file)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some file systems can't
                 raise
 
 
 def _replace(
-    data: memoryview, target: str, previous: FileGeneration | None
+    path: str, data: memoryview, expected: FileGeneration | None
+) -> Replaced | None:
+    """`RuntimeCacheFile.replace`, under the exclusive lock."""
+    target = _follow_links(path)
+    current, is_there_already = _compare(target, data)
+    if current is not None and is_there_already:
+        return Replaced(current, is_written=False, in_place="")
+    if current not in (None, expected):
+        return None
+    _remove_stale_temporaries(target)
+    in_place = ""
+    try:
+        written = _rename_over(target, data, current)
+    except _CannotReplaceError as reason:
+        with ExitStack() as opened:
+            try:
+                file = opened.enter_context(_open(target, os.O_WRONLY))
+            except OSError:
+                raise reason from None
+            in_place = reason.strerror
+            written = _write_in_place(file, data, target, current)
+    _sync_directory(_directory_of(target))
+    return Replaced(written, is_written=True, in_place=in_place)
+
+
+def _rename_over(
+    target: str, data: memoryview, previous: FileGeneration | None
 ) -> FileGeneration:
+    """`previous` is the file that is there, None if it is missing or empty."""
     old = None
     with suppress(OSError):
         old = os.stat(target)  # of an empty file too
@@ -562,7 +491,7 @@ def _replace(
             _take_over_owner_and_mode(file, path, old)
         _write_fully(file, data, 0, path)
         _set_time_after(file, previous, path)
-        _sync(file, path)
+        _call("fsync", path, os.fsync, file)
         written = _generation_of(_status(file, path))
         _rename(path, target)
     return written
@@ -577,7 +506,7 @@ def _write_in_place(
     head = min(old_size, len(data))
     try:
         _write_fully(file, data[head:], head, target)
-        _sync(file, target)
+        _call("fsync", target, os.fsync, file)
     except BaseException:
         try:
             os.ftruncate(file, old_size)
@@ -587,8 +516,7 @@ def _write_in_place(
             )
         raise
     _write_fully(file, data[:head], 0, target)
-    with _doing("truncate", target):
-        os.ftruncate(file, len(data))
+    _call("truncate", target, os.ftruncate, file, len(data))
     _set_time_after(file, previous, target)
-    _sync(file, target)
+    _call("fsync", target, os.fsync, file)
     return _generation_of(_status(file, target))

@@ -6,93 +6,118 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
+from torch_tensorrt.runtime._cache.runtime_cache_file import (
+    FileGeneration,
+    RuntimeCacheFile,
+)
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger(__name__)
 
-_State = tuple[str, torch.Tensor, list[str], bool]
+# How often a save merges again because others saved meanwhile.
+_MAX_MERGES = 8
+
+# Path, bytes, and the files that have them.
+State = tuple[str, torch.Tensor, list[str]]
 
 
 class RuntimeCacheHandle:
-    """The kernels of a runtime cache, and the file that they come from and go to.
+    """The kernels of a runtime cache, and the files that they come from and go to.
 
-    Any number of engines of the Python runtime may share one. Pending at first: it has serialized
-    bytes, or none. The first engine that uses it makes it live (`ensure_materialized`): then it has
-    a `tensorrt_rtx.IRuntimeCache`, into which TensorRT-RTX puts each kernel that it compiles.
+    Any number of engines of the Python runtime may share one. A handle is pending at first: it has
+    serialized bytes, or none. The first engine that uses it makes it live (`ensure_materialized`):
+    then it has a `tensorrt_rtx.IRuntimeCache` for each device, into which TensorRT-RTX puts each
+    kernel that it compiles.
 
-    Nothing here makes a file lose what other processes saved there, but for bytes given to a
-    pending handle by `deserialize`, which is what the caller asked for, and where TensorRT-RTX
-    can't merge, which is a warning (see `save`).
+    A save never makes a file lose what other processes saved there, with two exceptions, each with
+    a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the file, and
+    so do a live cache's kernels where TensorRT-RTX can't merge the two.
 
     Errors are RuntimeErrors; those of the disk name path, operation and reason. A load or save that
     raises leaves the handle as it was. Bytes that TensorRT-RTX rejects, because they are damaged or
-    come of another version, GPU or driver, are a warning with their file and size, never an error.
+    come from another version, GPU or driver, cause a warning with their file and size, never an
+    error.
 
-    Thread safety: any method from any thread, while engines run too; the disk work of one handle is
-    done one call at a time.
-
-    Pickles and copies carry path, bytes and `autosave`, and are pending.
+    Thread safety: any method from any thread, while engines run too. `load`, `save` and
+    `deserialize` of one handle run one at a time.
 
     Args:
-        path: where `load` and `save` go by default; without one they need theirs. The constructor
+        path: Where `load` and `save` go by default; without one they need theirs. The constructor
             touches no disk.
-        lock_timeout: seconds to wait for the lock of a file.
 
     Attributes:
-        autosave: whether engines that use this cache save it on their own when they end or get
-            another one.
+        lock_timeout: Seconds to wait for a lock of a file.
     """
 
-    def __init__(self, path: str, lock_timeout: float = 10.0) -> None:
-        self.autosave = True
+    def __init__(self, path: str) -> None:
+        self.lock_timeout = 10.0
         self._path = path
-        self._lock_timeout = lock_timeout
-        # All are reentrant because the garbage collector may run a `__del__` that saves anywhere.
-        # A lock is taken only before those below it.
-        self._materialize_lock = threading.RLock()
+        # Both are reentrant because the garbage collector may run a `__del__` that saves anywhere.
+        # Held by whatever changes the contents, and for disk work; taken before _state_lock.
         self._disk_lock = threading.RLock()
-        self._state_lock = threading.RLock()  # never held for disk work
-
-        # Guarded by _disk_lock.
-        self._is_at_disk = False
-        self._files: dict[str, RuntimeCacheFile] = {}  # by path
-
-        # Guarded by _state_lock.
-        self._bytes = _allocate(0)  # never written to; empty once live
-        # The files that the contents came from or went to; what they have now may be newer.
-        self._stored_at: set[str] = set()
-        self._live: _Live | None = None  # never changes once set
-        self._rejected_at: set[str] = (
-            set()
-        )  # files about which there has been a warning
-        # _files know generations whose kernels may not be here.
-        self._generations_are_stale = False
-        # Digest of the contents when they were loaded from a file, or a live cache was saved to it.
-        self._saved_contents: dict[str, bytes] = {}
+        self._is_at_disk = False  # guarded by _disk_lock
+        self._state_lock = threading.RLock()  # never held for disk work; guards the rest
+        # Pending, and never written to, or live.
+        self._contents: torch.Tensor | list[_Live] = _allocate(0)
+        self._stores: dict[str, _Store] = {}  # by path
 
     @property
     def path(self) -> str:
         return self._path
 
+    @property
+    def state(self) -> State:
+        """What makes a pending copy, by `from_state`."""
+        with self._state_lock:
+            # What the copy must not overwrite as long as it is pending: no newer file, since this
+            # cache can still merge with it.
+            files = {path for path, store in self._stores.items() if store.is_known()}
+            if not isinstance(self._contents, torch.Tensor):
+                files |= {self._path} - {""}
+            return self._path, self.serialize(), sorted(files)
+
+    @classmethod
+    def from_state(cls, state: State) -> RuntimeCacheHandle:
+        path, data, files = state
+        handle = cls(path)
+        handle._take(_copy(data), files)
+        return handle
+
     def serialize(self) -> torch.Tensor:
         """The bytes, uint8 [size in bytes] on the CPU, empty if there are none.
 
-        A pending handle's share its memory until somebody writes to them, which makes them a copy;
-        a live one's are serialized anew.
+        A pending handle's tensor shares its memory until somebody writes to it, which makes it a
+        copy. A live handle serializes anew, and merges the kernels of its devices.
         """
         with self._state_lock:
-            if self._live is None:
-                return _lazy_clone(self._bytes)
-            return tensor_of(self._serialize_live())
+            if isinstance(self._contents, torch.Tensor):
+                return _lazy_clone(self._contents)
+            first, *others = self._contents
+            data = self._serialize(first)
+            for live in others:
+                more = self._serialize(live)
+                if _digest(more) == _digest(data):
+                    continue
+                merged = first.merge(more, data)
+                if merged.data is not None:
+                    data = merged.data
+                else:
+                    _LOGGER.warning(
+                        "The runtime cache '%s' keeps no kernels of %s, because they can't be "
+                        "merged with those of %s: %s",
+                        self._path,
+                        live.device,
+                        first.device,
+                        merged.reason_against,
+                    )
+            return tensor_of(data)
 
     def deserialize(self, data: torch.Tensor) -> None:
         """Takes over a copy of `data`.
@@ -104,150 +129,235 @@ class RuntimeCacheHandle:
             data: uint8 [size in bytes] on the CPU.
 
         Raises:
-            RuntimeError: it is another tensor, or a live cache could not be cleared.
+            RuntimeError: It is another tensor, or a live cache could not be cleared.
         """
         copied = _copy(data)
-        with self._state_lock:
-            if self._live is None:
-                self._bytes = copied
-                self._stored_at = set()
-                self._saved_contents = {}
-                self._generations_are_stale = True
-            elif copied.numel() > 0:
-                self._feed(memory_of(copied), "")
-            else:
-                if not self._live.cache.reset():
+        with self._disk_work(), self._state_lock:
+            if isinstance(self._contents, torch.Tensor):
+                self._take(copied, [])
+                return
+            # Either the files' kernels are not here, or perhaps those of others no longer.
+            self._forget_stores()
+            for live in self._contents:
+                if copied.numel() > 0:
+                    self._feed(live, memory_of(copied), "")
+                elif not live.cache.reset():
                     raise RuntimeError(
                         f"TensorRT-RTX could not clear the runtime cache '{self._path}'"
                     )
-                self._generations_are_stale = True
-                self._saved_contents = {}
 
     def has_cache(self) -> bool:
         """Whether there are bytes, or a live cache."""
         with self._state_lock:
-            return self._live is not None or self._bytes.numel() > 0
+            contents = self._contents
+            return not isinstance(contents, torch.Tensor) or contents.numel() > 0
 
     def load(self, path: str = "") -> int:
         """Takes over the bytes of a file, as `deserialize` does, and returns their number.
 
-        0, and all stays as it is, if there is no such file, or an empty one, or the live cache
-        rejects it.
+        Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects
+        it.
 
         Args:
-            path: the file; the handle's own path if empty.
+            path: The file; the handle's own path if empty.
         """
         source = self._path_or_default(path)
         with self._disk_work():
-            loaded = _allocate(0)
+            return self._load(source)
 
-            def allocate(size: int) -> memoryview:
-                nonlocal loaded
-                loaded = _allocate(size)
-                return memory_of(loaded)
-
-            size = self._file(source).load(allocate)
-            if size == 0:
-                return 0
-            contents = _digest(memory_of(loaded))
-            with self._state_lock:
-                if self._live is None:
-                    self._bytes = loaded
-                    self._stored_at = {source}
-                    self._saved_contents = {source: contents}
-                    # Of other files than this.
-                    self._generations_are_stale = len(self._files) > 1
-                elif not self._feed(memory_of(loaded), source):
+    def _load(self, source: str) -> int:
+        """Requires _disk_work."""
+        disk = RuntimeCacheFile(source, self.lock_timeout).read()
+        if disk is None:
+            return 0
+        with self._state_lock:
+            if isinstance(self._contents, torch.Tensor):
+                self._take(tensor_of(disk.data), [source])
+            else:
+                accepted = [self._feed(c, disk.data, source) for c in self._contents]
+                if not any(accepted):
                     return 0
-            return size
+                self._forget_stores()  # the kernels of other files may have been replaced
+            self._store(source).contained = disk.generation
+        return len(disk.data)
 
     def save(self, path: str = "") -> int:
-        """Writes the bytes to a file and returns their number.
+        """Writes the bytes to a file and returns how many bytes were written.
 
-        0 if nothing was to be written: no kernels, or the file has them.
+        Returns 0 if there are no kernels, or the file has them all.
 
-        A live cache writes what the file has beside its own kernels. Where that can't be found out,
-        because TensorRT-RTX rejects the file's bytes or replaces a cache's contents by what it
-        deserializes, its own are written and a warning tells of the others.
+        A live cache writes the file's kernels beside its own. Where it can't, because TensorRT-RTX
+        rejects the file's bytes or replaces a cache's contents by what it deserializes, it writes
+        its own, with a warning. If other processes save meanwhile it merges again, at most 8 times,
+        and then raises. Savers that merge take turns (`RuntimeCacheFile.wait_for_turn`), so a
+        second merge follows only if a process that has all of the file's kernels saved in between.
 
-        A pending handle can't merge. If its bytes came from that file, or went there, and others
-        have saved theirs since, it writes nothing, since the file has had them. Else they replace
-        what is there, with a warning if it had not read that.
+        A pending handle can't merge. Bytes that it loaded from the file, or saved to it, never
+        replace a newer version. Bytes that it was given replace what is there, with a warning.
 
         Args:
-            path: the file; the handle's own path if empty.
+            path: The file; the handle's own path if empty.
         """
         target = self._path_or_default(path)
         with self._disk_work():
             with self._state_lock:
-                live, pending = self._live, self._bytes
-                is_stored_there = target in self._stored_at
-                ours = (
-                    self._serialize_live() if live is not None else memory_of(pending)
+                ours = memory_of(self.serialize())
+                contents = self._contents
+                live = None if isinstance(contents, torch.Tensor) else contents[0]
+                stored_digest = self._store(target).digest
+            digest = _digest(ours)
+            file = RuntimeCacheFile(target, self.lock_timeout)
+            # Not even the lock is taken, which a read-only directory would refuse.
+            if digest == stored_digest and not file.is_empty():
+                _LOGGER.info(
+                    "There are no new kernels for the runtime cache '%s'", target
                 )
-            if live is None:
-                return self._save_pending(target, pending, ours, is_stored_there)
-            return self._save_live(target, live, ours)
+                return 0
+            # Writing it would at best create a file without kernels, and at worst overwrite one
+            # with.
+            if len(ours) == 0 or (live is not None and live.empty == digest):
+                _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
+                return 0
+            written = self._write(file, target, live, ours)
+            with self._state_lock:
+                self._store(target).digest = digest
+            return written
 
-    def ensure_materialized(self, config: Any) -> Any:
-        """Makes the handle live, once; `config` creates the cache.
+    def _write(
+        self, file: RuntimeCacheFile, target: str, live: _Live | None, ours: memoryview
+    ) -> int:
+        """Writes `ours`, merged with what is there by `live`, or alone if that is None.
 
-        A handle without bytes loads its path first; that it can't is a warning and a cold cache.
-        Requires the current CUDA device to be that of `config`'s engine.
+        Requires _disk_work.
+        """
+        with self._state_lock:
+            expected = self._store(target).contained
+        merged = _Merged(None)
+        others = 0  # bytes that others saved
+        with ExitStack() as turn:
+            for merges in range(_MAX_MERGES + 1):
+                data = ours if merged.data is None else merged.data
+                replaced = file.replace(data, expected)
+                if replaced is not None:
+                    break
+                data, merged = ours, _Merged(None)  # frees the last ones
+                if merges == 0 and live is not None:
+                    turn.enter_context(file.wait_for_turn())
+                disk = file.read()
+                expected = None if disk is None else disk.generation
+                others = 0 if disk is None else len(disk.data)
+                if disk is not None and live is not None:
+                    _LOGGER.info(
+                        "Merging with the %d bytes that others saved to the runtime cache '%s'",
+                        others,
+                        target,
+                    )
+                    merged = live.merge(disk.data, ours)
+                    if merged.adds_nothing:
+                        _LOGGER.info(
+                            "The runtime cache '%s' has all kernels already", target
+                        )
+                        return 0
+                del disk
+            else:
+                raise RuntimeError(
+                    f"Can't save the runtime cache '{target}': others saved to it {_MAX_MERGES} "
+                    "times while this process merged. The file is intact"
+                )
+        with self._state_lock:
+            store = self._store(target)
+            # The others' kernels are on disk and not in us.
+            store.contained = replaced.generation if merged.data is None else None
+            if not replaced.is_written:
+                return 0
+            written = replaced.generation.size
+            if replaced.in_place and not store.has_warned_of_writing_in_place:
+                store.has_warned_of_writing_in_place = True
+                _LOGGER.warning(
+                    "The runtime cache '%s' is written in place, so a crash meanwhile can tear it, "
+                    "because it can't be replaced: %s",
+                    target,
+                    replaced.in_place,
+                )
+            if others > 0 and live is None:
+                _LOGGER.warning(
+                    "Saving %d bytes to the runtime cache '%s' replaced %d bytes that had not been "
+                    "read from it",
+                    written,
+                    target,
+                    others,
+                )
+            elif others > 0 and merged.is_disk_rejected:
+                self._report_rejection(
+                    others,
+                    target,
+                    "They were replaced by the kernels that this process compiled",
+                )
+            elif others > 0 and merged.data is None:
+                _LOGGER.warning(
+                    "The %d bytes that others saved to the runtime cache '%s' could not be merged "
+                    "and were replaced by %d of this process's: %s",
+                    others,
+                    target,
+                    written,
+                    merged.reason_against,
+                )
+        return written
+
+    def ensure_materialized(self, config: Any, device: torch.device) -> Any:
+        """Makes the handle live on a device, once, with a cache that `config` creates.
+
+        A handle without bytes loads its path first. If that fails, it logs a warning and starts
+        with an empty cache. A further device starts with what the others have.
 
         Args:
-            config: a `tensorrt_rtx.IRuntimeConfig`.
+            config: A `tensorrt_rtx.IRuntimeConfig`.
+            device: That of the engine.
 
         Returns:
             The `tensorrt_rtx.IRuntimeCache`, the same to everyone. It must outlive the last use of
             each config that it is attached to, and of each context made with such a config.
 
         Raises:
-            RuntimeError: TensorRT-RTX can't create a cache; the handle stays pending then.
+            RuntimeError: TensorRT-RTX can't create a cache; the handle is as it was then.
         """
-        if config is None:
-            raise RuntimeError(
-                "A runtime cache needs an IRuntimeConfig that creates it"
-            )
-        with self._materialize_lock:
-            if self._live is not None:
-                return self._live.cache
-            live = _Live.create(config)
+        if (cache := self._live_cache(device)) is not None:
+            return cache
+        with self._disk_work():
+            if (cache := self._live_cache(device)) is not None:
+                return cache
+            live = _Live.create(config, device)
             if live is None:
                 raise RuntimeError(
                     f"TensorRT-RTX could not create a runtime cache for '{self._path}'"
                 )
             if self._path and not self.has_cache():
                 try:
-                    self.load()
+                    self._load(self._path)
                 except RuntimeError as error:
                     _LOGGER.warning("%s. Kernels will be compiled anew", str(error))
             with self._state_lock:
-                self._live = live
-                data, self._bytes = self._bytes, _allocate(0)
-                contents, were_stale = self._saved_contents, self._generations_are_stale
-                source = min(self._stored_at, default="")
-                if data.numel() > 0 and self._feed(memory_of(data), source):
-                    # The cache was empty, so whatever deserialize does, it has just what the bytes
-                    # had.
-                    self._saved_contents = contents
-                    self._generations_are_stale = were_stale
+                data = memory_of(self.serialize())
+                sources = [p for p, store in self._stores.items() if store.digest]
+                is_accepted = len(data) == 0 or self._feed(
+                    live, data, min(sources, default="")
+                )
+                if isinstance(self._contents, torch.Tensor):
+                    self._contents = [live]
+                    if not is_accepted:
+                        self._forget_stores()
+                else:
+                    self._contents.append(live)
             return live.cache
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return from_state, (self._state(),)
-
-    def _state(self) -> _State:
+    def _live_cache(self, device: torch.device) -> Any:
+        """None if the handle is not live there."""
         with self._state_lock:
-            stored_at = set(self._stored_at)
-            if self._live is None:
-                data = _lazy_clone(self._bytes)
-            else:
-                data = tensor_of(self._serialize_live())
-                # What the copy may overwrite as long as it is pending: no newer file, since this
-                # cache can still merge with that.
-                stored_at |= {self._path} - {""}
-            return self._path, data, sorted(stored_at), self.autosave
+            if not isinstance(self._contents, torch.Tensor):
+                for live in self._contents:
+                    if live.device == device:
+                        return live.cache
+        return None
 
     def _path_or_default(self, path: str) -> str:
         if not path and not self._path:
@@ -271,50 +381,57 @@ class RuntimeCacheHandle:
             finally:
                 self._is_at_disk = False
 
-    def _file(self, path: str) -> RuntimeCacheFile:
-        """Requires _disk_lock."""
-        if path not in self._files:
-            self._files[path] = RuntimeCacheFile(path, self._lock_timeout)
-        return self._files[path]
+    def _store(self, path: str) -> _Store:
+        """Requires _state_lock."""
+        return self._stores.setdefault(path, _Store())
 
-    def _serialize_live(self) -> memoryview:
-        """Requires _state_lock and a live cache."""
-        assert self._live is not None
-        with self._live.on_device():
-            data = self._live.cache.serialize()
+    def _take(self, data: torch.Tensor, files: list[str]) -> None:
+        """Replaces the bytes of a pending handle by others, which `files` have.
+
+        Requires _state_lock.
+        """
+        self._forget_stores()
+        for file in files:
+            self._store(file).digest = _digest(memory_of(data))
+        self._contents = data
+
+    def _forget_stores(self) -> None:
+        """Requires _state_lock."""
+        for store in self._stores.values():
+            store.contained = None
+            store.digest = None
+
+    def _serialize(self, live: _Live) -> memoryview:
+        """Requires _state_lock."""
+        with _on_device(live.device):
+            data = live.cache.serialize()
         if data is None:
             raise RuntimeError(
                 f"TensorRT-RTX could not serialize the runtime cache '{self._path}'"
             )
         return _bytes_view(data)
 
-    def _feed(self, data: memoryview, source: str) -> bool:
-        """Gives bytes to the live cache; False, with a warning, if it rejects them.
+    def _feed(self, live: _Live, data: memoryview, source: str) -> bool:
+        """Gives bytes to a live cache; False, with a warning, if it rejects them.
 
         `source` is the file that they are from, or empty. Requires _state_lock.
         """
-        assert self._live is not None
-        # Either the file's kernels are not here, or perhaps those of others no longer.
-        self._generations_are_stale = True
-        self._saved_contents = {}
-        with self._live.on_device():
-            is_accepted = self._live.cache.deserialize(data)
+        with _on_device(live.device):
+            is_accepted = live.cache.deserialize(data)
         if not is_accepted:
             self._report_rejection(
                 len(data), source, "They are not used: kernels will be compiled anew"
             )
-            return False
-        if source:
-            self._stored_at.add(source)
-        return True
+        return bool(is_accepted)
 
     def _report_rejection(self, size: int, source: str, consequence: str) -> None:
-        """A warning once for each file. Requires _state_lock."""
-        is_news = not source or source not in self._rejected_at
-        self._rejected_at |= {source} - {""}
+        """Logs a warning once per file. Requires _state_lock."""
+        store = self._store(source) if source else _Store()
+        level = logging.INFO if store.has_warned_of_rejection else logging.WARNING
+        store.has_warned_of_rejection = True
         _LOGGER.log(
-            logging.WARNING if is_news else logging.INFO,
-            "TensorRT-RTX rejected the %d bytes of %s: they are damaged, or come of another "
+            level,
+            "TensorRT-RTX rejected the %d bytes of %s: they are damaged, or come from another "
             "TensorRT-RTX version, GPU, operating system or CUDA driver. %s",
             size,
             (
@@ -325,89 +442,29 @@ class RuntimeCacheHandle:
             consequence,
         )
 
-    def _save_pending(
-        self, target: str, pending: torch.Tensor, ours: memoryview, is_stored: bool
-    ) -> int:
-        replaced = 0
 
-        def merge(disk: memoryview, ours: memoryview) -> memoryview:
-            nonlocal replaced
-            if is_stored:
-                return memoryview(b"")
-            replaced = len(disk)
-            return ours
+@dataclass
+class _Store:
+    """What is known of a file."""
 
-        size = self._file(target).save(ours, merge)
-        if size > 0 and replaced > 0:
-            _LOGGER.warning(
-                "Saving %d bytes to the runtime cache '%s' replaced %d bytes that had not been "
-                "read from it",
-                size,
-                target,
-                replaced,
-            )
-        with self._state_lock:
-            if self._bytes is pending:
-                self._stored_at.add(target)
-        return size
+    # The generation whose kernels are all in our contents.
+    contained: FileGeneration | None = None
+    digest: bytes | None = None  # that of contents of ours which the file has
+    has_warned_of_rejection: bool = False
+    has_warned_of_writing_in_place: bool = False
 
-    def _save_live(self, target: str, live: _Live, ours: memoryview) -> int:
-        contents = _digest(ours)
-        with self._state_lock:
-            if self._generations_are_stale:
-                self._generations_are_stale = False
-                self._files.clear()
-            # Not even the lock is taken, which a read-only directory would refuse.
-            if self._saved_contents.get(target) == contents and _has_bytes(target):
-                _LOGGER.info(
-                    "There are no new kernels for the runtime cache '%s'", target
-                )
-                return 0
-        # Writing it would at best create a file without kernels, and at worst overwrite one with.
-        if live.empty is not None and live.empty == contents:
-            _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
-            return 0
-        merged = _Merged(None)
-        lost = 0
-
-        def merge(disk: memoryview, ours: memoryview) -> memoryview:
-            nonlocal merged, lost
-            merged = _Merged(None)  # frees the last one first
-            merged = live.merge(disk, ours)
-            lost = len(disk) if merged.data is None else 0
-            return ours if merged.data is None else merged.data
-
-        with live.on_device():
-            size = self._file(target).save(ours, merge)
-        if live.scratch is not None:
-            live.scratch.reset()  # frees the memory
-        with self._state_lock:
-            if size > 0 and lost > 0 and merged.disk_was_rejected:
-                self._report_rejection(
-                    lost, target, "What this process compiled replaced them"
-                )
-            elif size > 0 and lost > 0:
-                _LOGGER.warning(
-                    "The %d bytes that others saved to the runtime cache '%s' could not be merged "
-                    "and were replaced by %d of this process's: %s",
-                    lost,
-                    target,
-                    size,
-                    merged.reason_against,
-                )
-            self._stored_at.add(target)
-            self._saved_contents[target] = contents
-        return size
+    def is_known(self) -> bool:
+        return self.contained is not None or self.digest is not None
 
 
 @contextmanager
-def _on_device(device: int | None) -> Iterator[None]:
+def _on_device(device: torch.device) -> Iterator[None]:
     """Makes the device of a live cache the current one, with a CUDA context.
 
     TensorRT-RTX compares the bytes that it serializes or deserializes to the context of the calling
     thread.
     """
-    if device is None:
+    if device.type != "cuda":
         yield
         return
     with torch.cuda.device(device):
@@ -424,42 +481,48 @@ def _on_device(device: int | None) -> Iterator[None]:
 @dataclass(frozen=True)
 class _Merged:
     data: memoryview | None  # the kernels of both; None if they can't be had
-    disk_was_rejected: bool = False  # that is why
-    reason_against: str = ""  # or this is
+    adds_nothing: bool = False  # those on disk are all of them
+    reason_against: str = ""  # why they can't be had
+    is_disk_rejected: bool = False  # that is the reason
 
 
 @dataclass(frozen=True)
 class _Live:
     """A live cache, and what merging it with a file needs."""
 
+    device: torch.device
     cache: Any
     # Empty, for merges, which may come after the last config that could create one. None if it
-    # could not be created. Used under _disk_lock alone.
+    # could not be created.
     scratch: Any
     empty: bytes | None  # digest of a cache without kernels; None if that is not known
-    device: int | None  # None without CUDA
+    scratch_lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def create(cls, config: Any) -> _Live | None:
-        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    def create(cls, config: Any, device: torch.device) -> _Live | None:
         with _on_device(device):
             cache = config.create_runtime_cache()
             if cache is None:
                 return None
             scratch = config.create_runtime_cache()
-            empty = scratch.serialize() if scratch is not None else None
-        return cls(
-            cache,
-            scratch,
-            _digest(_bytes_view(empty)) if empty is not None else None,
-            device,
-        )
-
-    def on_device(self) -> AbstractContextManager[None]:
-        return _on_device(self.device)
+            empty = None if scratch is None else scratch.serialize()
+        digest = None if empty is None else _digest(_bytes_view(empty))
+        return cls(device, cache, scratch, digest)
 
     def merge(self, disk: memoryview, ours: memoryview) -> _Merged:
-        """What a cache has that deserialized both.
+        """What a cache has that deserialized both, in the scratch cache."""
+        if self.scratch is None:
+            return _Merged(
+                None,
+                reason_against="TensorRT-RTX could not create a cache to merge them in",
+            )
+        with self.scratch_lock, _on_device(self.device):
+            merged = self._merge(disk, ours)
+            self.scratch.reset()  # frees the memory
+            return merged
+
+    def _merge(self, disk: memoryview, ours: memoryview) -> _Merged:
+        """Tells adding from replacing.
 
         TensorRT-RTX does not document whether `deserialize` adds to what a cache has. It does if
         both orders give the same kernels; otherwise one of the two got lost on the way. Serialized
@@ -469,15 +532,14 @@ class _Live:
         failed = _Merged(
             None, reason_against="TensorRT-RTX failed to deserialize or serialize them"
         )
-        if self.scratch is None:
-            return _Merged(
-                None,
-                reason_against="TensorRT-RTX could not create a cache to merge them in",
-            )
         if not self.scratch.reset():
             return failed
         if not self.scratch.deserialize(disk):
-            return _Merged(None, disk_was_rejected=True)
+            return _Merged(
+                None,
+                reason_against="TensorRT-RTX rejected them",
+                is_disk_rejected=True,
+            )
         disk_first = self._with_contents(ours)
         if disk_first is None:
             return failed
@@ -496,7 +558,7 @@ class _Live:
                 "TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had "
                 "all of the other's"
             )
-            return _Merged(disk_first)
+            return _Merged(disk_first, adds_nothing=len(disk_first) == len(disk))
         _LOGGER.info("TensorRT-RTX's deserialize replaces what a runtime cache has")
         return _Merged(
             None,
@@ -509,15 +571,6 @@ class _Live:
             return None
         serialized = self.scratch.serialize()
         return _bytes_view(serialized) if serialized is not None else None
-
-
-def from_state(state: _State) -> RuntimeCacheHandle:
-    path, data, stored_at, autosave = state
-    handle = RuntimeCacheHandle(path)
-    handle._bytes = _copy(data)
-    handle._stored_at = set(stored_at)
-    handle.autosave = autosave
-    return handle
 
 
 def _allocate(size: int) -> torch.Tensor:
@@ -553,10 +606,3 @@ def _copy(data: torch.Tensor) -> torch.Tensor:
 
 def _digest(data: memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _has_bytes(path: str) -> bool:
-    try:
-        return Path(path).stat().st_size > 0
-    except OSError:
-        return False
