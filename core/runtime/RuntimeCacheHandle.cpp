@@ -94,11 +94,13 @@ at::Tensor copy(const at::Tensor& bytes) {
   return copied;
 }
 
-// The tensor shares their memory.
+// The tensor takes over their memory. Unlike one of at::from_blob it can be lazily cloned.
 at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
-  const auto size = static_cast<int64_t>(contents.generation.size);
-  const std::shared_ptr<std::byte[]> bytes = std::move(contents.bytes);
-  return at::from_blob(bytes.get(), {size}, [bytes](void*) {}, at::kByte);
+  std::byte* const bytes = contents.bytes.release();
+  c10::DataPtr memory(bytes, bytes, [](void* p) { delete[] static_cast<std::byte*>(p); }, at::kCPU);
+  const uint64_t size = contents.generation.size;
+  const c10::Storage storage(c10::Storage::use_byte_size_t(), size, std::move(memory), c10::GetAllocator(at::kCPU));
+  return allocate(0).set_(storage, 0, {static_cast<int64_t>(size)});
 }
 
 // While it lives, `device` is the current one, with a CUDA context. TensorRT-RTX compares the bytes that it serializes

@@ -10,6 +10,8 @@ import multiprocessing
 import multiprocessing.util
 import os
 import re
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,24 +27,24 @@ from torch_tensorrt.runtime._cache.byte_streams import (
 )
 from torch_tensorrt.runtime._cache.checked_path import checked_path
 from torch_tensorrt.runtime._cache.file_lock import call_without_lock
-from torch_tensorrt.runtime._cache.runtime_cache_handle import (
-    RuntimeCacheHandle,
-    from_state,
-)
+from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
+from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 
 logger = logging.getLogger(__name__)
 
-# Of both kinds of handle: path, bytes, the files that these came from or went to, and autosave.
-_State = tuple[str, bytes, list[str], bool]
+# Of both kinds of handle: path, bytes, and the files that have them.
+_State = tuple[str, bytes, list[str]]
 
 _CPP_HANDLE = "__torch__.torch.classes.tensorrt.RuntimeCacheHandle"
+
+_EXIT_TIMEOUT = 10.0  # seconds
 
 
 class _Handle(Protocol):
     """The surface of both handles: core/runtime/RuntimeCacheHandle.h has their contract."""
 
-    autosave: bool
+    lock_timeout: float
 
     @property
     def path(self) -> str: ...
@@ -59,6 +61,53 @@ class _Engine(Protocol):
     def release(self) -> None: ...
 
 
+# The real path of a file's directory, its last component, and whether the cache is one of the
+# Python runtime.
+_Key = tuple[str, str, bool]
+
+
+class _PathCaches:
+    """This process's path caches. Thread-safe."""
+
+    def __init__(self) -> None:
+        # Reentrant because the garbage collector may end an engine anywhere.
+        self.lock = threading.RLock()
+        # Guarded by lock.
+        self.caches: weakref.WeakValueDictionary[_Key, RuntimeCache] = (
+            weakref.WeakValueDictionary()
+        )
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self.lock.acquire,
+                after_in_parent=self.lock.release,
+                after_in_child=self._start_over,
+            )
+
+    def find_or_make(
+        self, path: str, use_python_runtime: bool
+    ) -> tuple[RuntimeCache, bool]:
+        """The cache, and whether it is new."""
+        directory, name = os.path.split(path)
+        key = (os.path.realpath(directory), name, use_python_runtime)
+        with self.lock:
+            cache = self.caches.get(key)
+            if cache is not None:
+                return cache, False
+            cache = RuntimeCache.__new__(RuntimeCache)
+            cache._init(_make_path_handle(path, use_python_runtime), key)
+            cache.autosave_on_del = True
+            self.caches[key] = cache
+            return cache, True
+
+    def _start_over(self) -> None:
+        """In a child of fork(), whose parent's caches belong to the parent's engines."""
+        self.caches.clear()
+        self.lock.release()
+
+
+_path_caches = _PathCaches()
+
+
 class RuntimeCache:
     """The kernels that TensorRT-RTX compiles at run time, and the file where processes share them.
 
@@ -67,15 +116,25 @@ class RuntimeCache:
     file holds TensorRT-RTX's own bytes, under the lock `<path>.lock`: a save adds what other
     processes saved meanwhile, and replaces the file at once.
 
+    A `RuntimeCache` that is constructed is an object of its own, whatever other caches have its
+    path. Where a path is given in the place of a cache (`RuntimeSettings`, the default of `load`
+    and `compile`), it means this process's cache for that path: made on first use, shared by all
+    engines of one runtime that name it, and saved when the last of them lets it go or when the
+    interpreter exits. Two paths name one cache if the real paths of their directories and their
+    last components are equal.
+
     Equal to itself alone. A pickled or copied cache carries path, bytes, kind of runtime and
-    `autosave_on_del`; unpickled where there is no C++ runtime, it is one of the Python runtime.
+    `autosave_on_del`; unpickled where there is no C++ runtime, it is one of the Python runtime. A
+    copy of the process's cache for a path is that cache. Unpickled elsewhere it becomes the cache
+    that the process there has for the path; its bytes are used only if that is new and the file is
+    missing. A child of fork() starts without any cache for a path.
 
     Thread safety: any method from any thread, while engines run too. A process must not be forked
     while another thread loads or saves: the child's copy of the cache would stay locked.
 
     Args:
         path: The file, as it is written: relative to the working directory at the time of a load
-            or save, and `~` is not expanded. Without one `load` and `save` need theirs.
+            or save, and `~` is not expanded. Without one, `load` and `save` need their argument.
         autosave_on_del: See the property.
         use_python_runtime: The runtime of the engines that are to use it: the Python one, or the
             C++ one. None takes the C++ one where its library can be loaded.
@@ -96,15 +155,20 @@ class RuntimeCache:
         *,
         use_python_runtime: bool | None = None,
     ) -> None:
+        if use_python_runtime is None:
+            use_python_runtime = library_error() is not None
+        path = checked_path(path, may_be_empty=True)
+        self._init(_make_handle(path, use_python_runtime), None)
+        self.autosave_on_del = autosave_on_del
+
+    def _init(self, handle: _Handle, key: _Key | None) -> None:
+        """`key`: that of a path cache, of which there is one in a process."""
         self._atexit_token: Callable[[], None] | None = None
         self._process = os.getpid()
         self._engines: set[_Engine] = set()
-        if use_python_runtime is None:
-            use_python_runtime = library_error() is not None
-        self._handle = _make_handle(
-            checked_path(path, may_be_empty=True), use_python_runtime
-        )
-        self.autosave_on_del = autosave_on_del
+        self._handle = handle
+        self._key = key
+        self._has_ended = False  # a path cache whose last engine let it go
 
     @property
     def path(self) -> str:
@@ -201,6 +265,22 @@ class RuntimeCache:
             f"use_python_runtime={not self.is_cpp_runtime()})"
         )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._key is None:
+            return super().__reduce_ex__(protocol)
+        data = memory_of(self._handle.serialize()).tobytes()
+        return _restore_path_cache, (self.path, data, not self.is_cpp_runtime())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeCache:
+        if self._key is not None:
+            return _path_caches.caches.get(self._key, self)
+        copied = RuntimeCache.__new__(RuntimeCache)
+        copied.__setstate__(self.__getstate__())
+        return copied
+
+    def __copy__(self) -> RuntimeCache:
+        return self.__deepcopy__({})
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             "handle": _state_of(self._handle),
@@ -209,12 +289,45 @@ class RuntimeCache:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._atexit_token = None
-        self._process = os.getpid()
-        self._engines = set()
         use_python_runtime = not state["is_cpp_runtime"] or library_error() is not None
-        self._handle = _restore_handle(state["handle"], use_python_runtime)
+        self._init(_restore_handle(state["handle"], use_python_runtime), None)
         self.autosave_on_del = state["autosave_on_del"]
+
+    def _attach(self, engine: _Engine) -> None:
+        """An engine begins to use the cache."""
+        with _path_caches.lock:
+            self._engines.add(engine)
+            if self._has_ended and self._key is not None:
+                self._begin_again(self._key)
+
+    def _begin_again(self, key: _Key) -> None:
+        """A path cache that has ended serves an engine again. Requires the table's lock."""
+        self._has_ended = False
+        _attach_to(self._handle)
+        self.autosave_on_del = True
+        _path_caches.caches.setdefault(key, self)
+
+    def _detach(self, engine: _Engine) -> None:
+        """An engine, which has been released, lets the cache go.
+
+        Saves a path cache that no other engine uses.
+        """
+        self._engines.discard(engine)
+        if self._key is None or self._engines or self._has_ended:
+            return
+        self._has_ended = True
+        self._autosave_if_enabled()
+        # Only now, so that an engine made meanwhile does not load the file from before the save.
+        with _path_caches.lock:
+            if self._engines:
+                self._begin_again(self._key)
+            elif _path_caches.caches.get(self._key) is self:
+                del _path_caches.caches[self._key]
+
+    def _save_if_autosaving(self) -> None:
+        """Saves a cache of its own that an engine was switched away from."""
+        if self._key is None and self._autosave_on_del:
+            self._save_or_warn()
 
     def __del__(self) -> None:
         try:
@@ -257,9 +370,11 @@ class RuntimeCache:
                 # cycle they may outlive this object's finalizer.
                 for engine in tuple(self._engines):
                     engine.release()
-            self._save_or_warn()
+                self._save_or_warn()
+                if self._key is not None:
+                    _detach_from(self._handle)
         except BaseException as error:  # of a signal, which nobody above could take
-            _warn(error)
+            self._warn(error)
 
     def _save_or_warn(self) -> None:
         """Saves a cache that has a path, in the process that owns it. An error is a warning."""
@@ -267,21 +382,49 @@ class RuntimeCache:
             if self._process == os.getpid() and self.path:
                 self.save()
         except Exception as error:
-            _warn(error)
+            self._warn(error)
+
+    def _warn(self, error: BaseException) -> None:
+        # The messages of the C++ runtime begin with their place in the source.
+        message = re.sub(r"^\[Error thrown at [^]]*\] ", "", str(error))
+        if not isinstance(error, RuntimeError):  # one of ours says what failed
+            name = type(error).__name__
+            message = f"Can't save the runtime cache '{self.path}': {name}: {message}"
+        with contextlib.suppress(Exception):  # of the user's log handlers
+            logger.warning("%s", message)
+
+
+def path_cache(path: str, *, use_python_runtime: bool) -> RuntimeCache:
+    """This process's cache for the file at an absolute path.
+
+    Raises:
+        ImportError: The C++ runtime is asked for and can't be loaded.
+    """
+    return _path_caches.find_or_make(path, use_python_runtime)[0]
+
+
+def _restore_path_cache(
+    path: str, data: bytes, use_python_runtime: bool
+) -> RuntimeCache:
+    use_python_runtime |= library_error() is not None
+    cache, is_new = _path_caches.find_or_make(path, use_python_runtime)
+    if is_new and data and RuntimeCacheFile(path).is_empty():
+        cache._handle.deserialize(tensor_of(data))
+    return cache
+
+
+_exit_deadline: float | None = None
 
 
 def _autosave_at_exit(ref: weakref.ref[RuntimeCache]) -> None:
+    global _exit_deadline
     cache = ref()
     if cache is not None:
+        # All caches together wait for locks as long as one would alone.
+        if _exit_deadline is None:
+            _exit_deadline = time.monotonic() + _EXIT_TIMEOUT
+        cache._handle.lock_timeout = max(0.0, _exit_deadline - time.monotonic())
         cache._autosave_if_enabled()
-
-
-def _warn(error: BaseException) -> None:
-    message = re.sub(r"^\[Error thrown at [^]]*\] ", "", str(error))
-    if not message.startswith("Can't save the runtime cache"):
-        message = f"Can't save a runtime cache: {type(error).__name__}: {message}"
-    with contextlib.suppress(Exception):  # of the user's log handlers
-        logger.warning("%s", message)
 
 
 def _path_or_default(path: str | os.PathLike[str] | None) -> str:
@@ -289,16 +432,40 @@ def _path_or_default(path: str | os.PathLike[str] | None) -> str:
 
 
 def _make_handle(path: str, use_python_runtime: bool) -> _Handle:
-    handle: _Handle
     if use_python_runtime:
-        handle = RuntimeCacheHandle(path)
-    else:
-        if (error := library_error()) is not None:
-            raise error.with_traceback(None)
-        handle = torch.classes.tensorrt.RuntimeCacheHandle(path)
-    # An engine that saves as it ends would hold the interpreter's lock as it waits for the file's.
-    handle.autosave = False
+        return RuntimeCacheHandle(path)
+    handle: _Handle = _cpp_handle_class()(path)
+    _attach_to(handle)
     return handle
+
+
+def _make_path_handle(path: str, use_python_runtime: bool) -> _Handle:
+    if use_python_runtime:
+        return RuntimeCacheHandle(path)
+    # Shared with engines that C++ code of this process has on that path.
+    handle: _Handle = _cpp_handle_class().for_path(path)
+    _attach_to(handle)
+    return handle
+
+
+def _cpp_handle_class() -> Any:
+    if (error := library_error()) is not None:
+        raise error.with_traceback(None)
+    return torch.classes.tensorrt.RuntimeCacheHandle
+
+
+def _attach_to(handle: Any) -> None:
+    """Keeps a C++ engine from saving the cache as the last one that uses it.
+
+    It would hold the interpreter's lock as it waits for the file's.
+    """
+    if not isinstance(handle, RuntimeCacheHandle):
+        handle.attach()
+
+
+def _detach_from(handle: Any) -> None:
+    if not isinstance(handle, RuntimeCacheHandle):
+        handle.detach()
 
 
 def _state_of(handle: Any) -> _State:
@@ -308,21 +475,19 @@ def _state_of(handle: Any) -> _State:
     spawned process opens it, and `torch.load` would move it to where map_location says.
     """
     if isinstance(handle, RuntimeCacheHandle):
-        _, (state,) = handle.__reduce__()
+        path, data, files = handle.state
     else:
-        state, _ = handle.__getstate__()
-    path, data, stored_at, autosave = state
-    return path, memory_of(data).tobytes(), stored_at, autosave
+        (path, data, files, *_), _ = handle.__getstate__()
+    return path, memory_of(data).tobytes(), files
 
 
 def _restore_handle(state: _State, use_python_runtime: bool) -> _Handle:
-    path, data, stored_at, autosave = state
-    handle_state = (path, tensor_of(data), stored_at, autosave)
-    handle: _Handle
+    path, data, files = state
+    tensor = tensor_of(data)
     if use_python_runtime:
-        handle = from_state(handle_state)
-    else:
-        script: Any = torch.ScriptObject.__new__(torch.ScriptObject)
-        script.__setstate__((handle_state, _CPP_HANDLE))
-        handle = script
+        return RuntimeCacheHandle.from_state((path, tensor, files))
+    script: Any = torch.ScriptObject.__new__(torch.ScriptObject)
+    script.__setstate__(((path, tensor, files, True, False), _CPP_HANDLE))
+    _attach_to(script)
+    handle: _Handle = script
     return handle

@@ -30,13 +30,16 @@ class RuntimeSettings:
         cuda_graph_strategy: whether TensorRT-RTX itself runs inferences as CUDA graphs. "disabled":
             no; "whole_graph_capture": a graph of the whole engine for each shape, where it can.
         runtime_cache: where compiled kernels are kept. A `RuntimeCache`, which any number of
-            engines may share; a path, for which the engine makes a cache of its own that saves
-            itself; None: nowhere. A path is kept as a str.
+            engines may share; a path, which means this process's cache for it, shared by all
+            engines that name it and saved when the last of them lets it go (see `RuntimeCache`);
+            None: nowhere. A path is kept as an absolute str: the working directory is put before
+            it, and nothing is normalized.
 
     Raises:
-        ValueError: a strategy that there is not, naming those there are, or a path that can be no
-            file's or is not valid UTF-8.
+        ValueError: an unknown strategy, naming the known ones, or a path that is empty, has a NUL
+            in it or is not valid UTF-8.
         TypeError: a value of another type than these.
+        OSError: a relative path, where the working directory is gone.
     """
 
     dynamic_shapes_kernel_specialization_strategy: str = "lazy"
@@ -98,7 +101,9 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
     if value is None:
         return None
     if isinstance(value, (str, os.PathLike)):
-        return checked_path(value)
+        path = checked_path(value)
+        # No pathlib, which would normalize it.
+        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH117, PTH118
     # Here, because a RuntimeCache belongs to engines and engines have settings.
     from torch_tensorrt.runtime._runtime_cache import RuntimeCache
 

@@ -57,7 +57,8 @@ def run(kind: str, engine: Any) -> None:
 
 def compile_into(kind: str, handle: Any, *names: str) -> Any:
     """Engines start with that cache, and compile what of `names` is not in it."""
-    handle.autosave = False
+    if kind == "cpp":
+        handle.attach()  # no engine is the last one to use it, and saves it
     for name in names:
         engine = engine_of(
             kind, relu_plan(name, 1 if name else 0, 100 + 10 * len(name))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import re
 import secrets
@@ -29,6 +28,8 @@ _LOGGER = unlocked_logger(__name__)
 _READS_OF_A_CHANGING_FILE = 3
 _LINKS_FOLLOWED = 40  # as Linux does
 _COMPARE_CHUNK = 256 * 1024  # bytes
+
+Allocate = Callable[[int], bytearray | memoryview]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -97,17 +98,21 @@ class RuntimeCacheFile:
         except OSError:
             return True
 
-    def read(self) -> Contents | None:
+    def read(self, allocate: Allocate = bytearray) -> Contents | None:
         """Reads the whole file under the shared lock.
 
         Returns None, and creates nothing on disk, if it is missing or empty. Where the lock file
         does not exist and its directory is closed to us, the file is read without the lock.
+
+        Args:
+            allocate: Returns where to put that many bytes. It is called anew should a program that
+                takes no lock write the file meanwhile.
         """
         contents = None
         try:
             if _generation_at(self._path) is not None:  # else no lock file is created
                 with self._lock_to_read():
-                    contents = _read_whole(self._path)
+                    contents = _read_whole(self._path, allocate)
         except (OSError, FileLockError) as error:
             raise self._error("load", error) from error
         if contents is None:
@@ -299,7 +304,7 @@ def _write_fully(file: int, data: memoryview, offset: int, path: str) -> None:
         offset += n
 
 
-def _read_whole(path: str) -> Contents | None:
+def _read_whole(path: str, allocate: Allocate) -> Contents | None:
     """None for a missing or empty file."""
     for _ in range(_READS_OF_A_CHANGING_FILE):
         with ExitStack() as opened:
@@ -310,10 +315,7 @@ def _read_whole(path: str) -> Contents | None:
             generation = _checked_generation(_status(file, path), path)
             if generation is None:
                 return None
-            # Unlike a bytearray, it is not filled with zeros first.
-            data = memoryview(
-                mmap.mmap(-1, generation.size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            )
+            data = memoryview(allocate(generation.size))
             is_whole = _read_fully(file, data, 0, path)
             if is_whole and _generation_of(_status(file, path)) == generation:
                 return Contents(data, generation)

@@ -167,12 +167,19 @@ class RuntimeCacheHandle:
 
     def _load(self, source: str) -> int:
         """Requires _disk_work."""
-        disk = RuntimeCacheFile(source, self.lock_timeout).read()
+        loaded = _allocate(0)
+
+        def allocate(size: int) -> memoryview:
+            nonlocal loaded
+            loaded = _allocate(size)
+            return memory_of(loaded)
+
+        disk = RuntimeCacheFile(source, self.lock_timeout).read(allocate)
         if disk is None:
             return 0
         with self._state_lock:
             if isinstance(self._contents, torch.Tensor):
-                self._take(tensor_of(disk.data), [source])
+                self._take(loaded, [source])
             else:
                 accepted = [self._feed(c, disk.data, source) for c in self._contents]
                 if not any(accepted):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
-from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class EngineModule(torch.nn.Module):
             slot.release()
         settings = self.__dict__.get("_settings")
         if settings is not None and settings.runtime_cache is not None:
-            settings.runtime_cache._engines.discard(slot)
+            settings.runtime_cache._detach(slot)
 
     def is_cpp_runtime(self) -> bool:
         """Whether the C++ runtime runs the engine; if not, the Python runtime does."""
@@ -113,11 +112,11 @@ class EngineModule(torch.nn.Module):
 
     @property
     def runtime_settings(self) -> RuntimeSettings:
-        """How the engine runs. A path has become the `RuntimeCache` in use, which autosaves.
+        """How the engine runs. A path has become this process's `RuntimeCache` for it.
 
         Other settings hold from the next inference on, which makes a new execution context. If
-        another cache is among them, the one before it is saved if it autosaves, and a failure to is
-        a warning. The path of the autosaving cache in use stands for that cache.
+        another cache is among them, the one before it is saved if it autosaves and, being the
+        process's cache for a path, no other engine uses it. If that fails, it logs a warning.
 
         Raises:
             TypeError: These are no RuntimeSettings.
@@ -134,39 +133,29 @@ class EngineModule(torch.nn.Module):
             if self._slot.engine is not None:
                 _apply(settings, self._slot.engine)
             self._settings = settings
-            self._use_cache(old)
-            is_other = old is not self._cache
-        if old is not None and is_other:
-            # If nobody else has it, it saves itself as it goes, and need not be saved twice.
-            reference = weakref.ref(old)
-            del old
-            remaining = reference()
-            if remaining is not None and remaining.autosave_on_del:
-                remaining._save_or_warn()
+            self._attach_to_cache()
+        if old is not None and old is not settings.runtime_cache:
+            old._detach(self._slot)
+            old._save_if_autosaving()
 
     @property
     def _cache(self) -> RuntimeCache | None:
         cache = self._settings.runtime_cache
         return cache if isinstance(cache, RuntimeCache) else None
 
-    def _use_cache(self, old: RuntimeCache | None) -> None:
-        if old is not None:
-            old._engines.discard(self._slot)
+    def _attach_to_cache(self) -> None:
         if self._cache is not None:
-            self._cache._engines.add(self._slot)
+            self._cache._attach(self._slot)
 
     def _with_cache(self, settings: RuntimeSettings) -> RuntimeSettings:
         """The settings with a RuntimeCache in the place of a path."""
         cache = settings.runtime_cache
-        if isinstance(cache, (str, os.PathLike)):
-            path = os.fspath(cache)
-            in_use = self._cache
-            if in_use is None or in_use.path != path or not in_use.autosave_on_del:
-                in_use = RuntimeCache(
-                    path, True, use_python_runtime=self._use_python_runtime
-                )
-            return settings.merge(runtime_cache=in_use)
-        if cache is not None and cache.is_cpp_runtime() != self.is_cpp_runtime():
+        if isinstance(cache, str):
+            cache = path_cache(cache, use_python_runtime=self._use_python_runtime)
+            return settings.merge(runtime_cache=cache)
+        if isinstance(cache, RuntimeCache) and (
+            cache.is_cpp_runtime() != self.is_cpp_runtime()
+        ):
             raise ValueError(
                 f"{cache!r} can't serve an engine of the {_runtime_name(self)} runtime, expected "
                 f"one made with use_python_runtime={self._use_python_runtime}"
@@ -327,12 +316,12 @@ class EngineModule(torch.nn.Module):
         if self._plan is not None:
             self._plan = self._plan.cpu()  # where torch.load's map_location moved it
         self._prepare()
-        self._use_cache(None)
+        self._attach_to_cache()
 
     def _replicate_for_data_parallel(self) -> EngineModule:
         replica: EngineModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
         replica._prepare()  # else its end would be that of this module's engine
-        replica._use_cache(None)
+        replica._attach_to_cache()
         return replica
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:

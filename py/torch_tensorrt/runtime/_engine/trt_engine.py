@@ -58,8 +58,7 @@ class TRTEngine:
     in which order they are given and returned. It uses the plan's first optimization profile. Its
     execution context is made on first use.
 
-    When it goes, it waits for its last inference, and saves its runtime cache as
-    `TRTRuntimeConfig.save_runtime_cache` does.
+    When it goes, it waits for its last inference.
 
     Thread safety: all methods, from any thread, one inference being set up at a time. Inferences on
     several streams run one after another, since they share the context's memory.
@@ -101,13 +100,11 @@ class TRTEngine:
 
     def _end(self) -> None:
         try:
-            # Before the save: a kernel that compiles in the background lands in the cache by then.
             with self._device_guard():
                 self._release_context()
         except Exception:
             # CUDA is gone at the end of a process, and its work with it.
             self._close_context()
-        self._config.save_runtime_cache()
         # Now, while the engine is sure to be there.
         self._config.reset()
 
@@ -130,19 +127,15 @@ class TRTEngine:
 
     def set_runtime_settings(
         self,
-        dynamic_shapes_kernel_specialization_strategy: str | int,
-        cuda_graph_strategy: str | int,
+        dynamic_shapes_kernel_specialization_strategy: str,
+        cuda_graph_strategy: str,
         runtime_cache: RuntimeCacheHandle | None,
     ) -> bool:
-        """True if these are other settings than before; strategies by name or by number.
+        """Returns True if these are other settings than before.
 
-        Then the next inference makes a new execution context, and if another runtime cache is among
-        them, the one before it is saved.
-
-        Raises:
-            RuntimeError: a strategy that there is not, listing those there are.
+        Then the next inference makes a new execution context.
         """
-        settings = EngineSettings.make(
+        settings = EngineSettings(
             dynamic_shapes_kernel_specialization_strategy,
             cuda_graph_strategy,
             runtime_cache,
@@ -151,7 +144,7 @@ class TRTEngine:
             if settings == self._config.settings:
                 return False
             with self._device_guard():
-                self._release_context()  # before the save, as in __del__
+                self._release_context()
                 return self._config.set_settings(settings)
 
     def execute(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -202,20 +195,6 @@ class TRTEngine:
                 "TensorRT-RTX could not run the engine; the log has its reasons"
             )
         return outputs
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Serializes the engine anew, so that no engine has to keep its plan in memory."""
-        with self._device_guard():
-            plan = self._loaded.engine.serialize()
-            if plan is None:
-                raise RuntimeError("TensorRT-RTX could not serialize the engine")
-            tensor = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
-        return TRTEngine, (
-            tensor,
-            self.input_names,
-            self.output_names,
-            self._config.settings,
-        )
 
     def _device_guard(self) -> AbstractContextManager[object]:
         device = self._loaded.device

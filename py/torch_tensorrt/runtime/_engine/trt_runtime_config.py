@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 from dataclasses import dataclass
 from typing import Any
 
 import tensorrt_rtx as trt
+import torch
 
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._engine.engine_loader import LoadedEngine
-from torch_tensorrt.runtime._runtime_settings import (
-    CUDA_GRAPH_STRATEGIES,
-    DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -32,30 +28,6 @@ class EngineSettings:
     cuda_graph_strategy: str = "disabled"
     runtime_cache: RuntimeCacheHandle | None = None
 
-    @classmethod
-    def make(
-        cls,
-        dynamic_shapes_kernel_specialization_strategy: str | int,
-        cuda_graph_strategy: str | int,
-        runtime_cache: RuntimeCacheHandle | None,
-    ) -> EngineSettings:
-        """Takes strategies by name or by number.
-
-        Raises:
-            RuntimeError: a strategy that there is not, listing those there are.
-        """
-        return cls(
-            _strategy(
-                "dynamic shapes kernel specialization strategy",
-                dynamic_shapes_kernel_specialization_strategy,
-                DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES,
-            ),
-            _strategy(
-                "CUDA graph strategy", cuda_graph_strategy, CUDA_GRAPH_STRATEGIES
-            ),
-            runtime_cache,
-        )
-
     def __str__(self) -> str:
         cache = self.runtime_cache
         return (
@@ -64,21 +36,6 @@ class EngineSettings:
             f"{self.cuda_graph_strategy}, runtime_cache="
             f"{'none' if cache is None else repr(cache.path)})"
         )
-
-
-def _strategy(kind: str, value: str | int, known: tuple[str, ...]) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RuntimeError(
-            f"A strategy is a string or an integer, got a {type(value).__name__}"
-        )
-    if isinstance(value, str) and value in known:
-        return value
-    if isinstance(value, int) and 0 <= value < len(known):
-        return known[value]
-    *first, last = [f"{name} ({number})" for number, name in enumerate(known)]
-    raise RuntimeError(
-        f"Unknown {kind} {value!r}, expected {', '.join(first)} or {last}"
-    )
 
 
 @dataclass
@@ -100,31 +57,21 @@ class ConfiguredContext:
         self.cache = None
 
 
-@dataclass(frozen=True)
-class _InUse:
-    """A cache that was attached, and the process that attached it."""
-
-    cache: RuntimeCacheHandle
-    process: int
-
-
 class TRTRuntimeConfig:
     """Carries an engine's settings into the `IRuntimeConfig` of its execution contexts.
 
-    Nothing about the runtime cache is an error here: whatever keeps it from being loaded, attached
-    or saved is a warning, and the engine runs, compiling its kernels anew where it must.
+    A runtime cache never makes the engine fail: if it can't be loaded or attached, there is a
+    warning, and the engine compiles its kernels anew where it must. Who owns the cache saves it
+    (`torch_tensorrt.runtime.RuntimeCache`).
 
     Thread safety: all methods, from any thread.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        self._lock = (
-            threading.Lock()
-        )  # not held while a cache is saved; guards the rest
+        self._lock = threading.Lock()  # guards the rest
         self._settings = settings
         self._config: Any = None
         self._cache: Any = None  # what _config has, or has refused; to outlive it
-        self._cache_in_use: _InUse | None = None
 
     @property
     def settings(self) -> EngineSettings:
@@ -132,26 +79,21 @@ class TRTRuntimeConfig:
             return self._settings
 
     def set_settings(self, settings: EngineSettings) -> bool:
-        """True if these are other settings than before.
+        """Returns True if these are other settings than before.
 
-        Then they hold for contexts created from now on, while those there are keep theirs; and if
-        another cache is among them, the one before it is saved, as `save_runtime_cache` does.
+        Then they hold for contexts created from now on, while those there are keep theirs.
         """
-        old = None
         with self._lock:
             if settings == self._settings:
                 return False
-            if settings.runtime_cache is not self._settings.runtime_cache:
-                old, self._cache_in_use = self._cache_in_use, None
             self._settings = settings
             self._forget_config()
-        _autosave(old)
         return True
 
     def create_execution_context(self, loaded: LoadedEngine) -> ConfiguredContext:
         """A context with these settings, of the one engine that this is used for until `reset`.
 
-        The engine's device is to be the current one.
+        Requires the engine's device to be the current one.
 
         Raises:
             RuntimeError: TensorRT-RTX can't create an `IRuntimeConfig` or a context.
@@ -184,19 +126,10 @@ class TRTRuntimeConfig:
             return False
         return bool(context.context.is_stream_capturable(stream))
 
-    def save_runtime_cache(self) -> None:
-        """Saves the runtime cache in use to its file; for destructors, so it raises nothing.
-
-        Does nothing before one is attached, if the handle has no path, if its autosave is off, and
-        in a forked child of the process that attached it.
-        """
-        _autosave(self._cache_in_use)
-
     def reset(self) -> None:
-        """Forgets the `IRuntimeConfig`, so that the next use creates it anew. Saves nothing."""
+        """Forgets the `IRuntimeConfig`, so that the next use creates it anew."""
         with self._lock:
             self._forget_config()
-            self._cache_in_use = None
 
     def _forget_config(self) -> None:
         self._config = None
@@ -216,17 +149,16 @@ class TRTRuntimeConfig:
         _set_cuda_graph_strategy(config, settings.cuda_graph_strategy)
         self._config = config
         if settings.runtime_cache is not None:
-            self._attach_cache(settings.runtime_cache)
+            self._attach_cache(settings.runtime_cache, loaded.device)
         logger.debug("Runtime config initialized with %s", settings)
 
-    def _attach_cache(self, handle: RuntimeCacheHandle) -> None:
+    def _attach_cache(self, handle: RuntimeCacheHandle, device: torch.device) -> None:
         try:
-            self._cache = handle.ensure_materialized(self._config)
+            self._cache = handle.ensure_materialized(self._config, device)
             if not self._config.set_runtime_cache(self._cache):
                 raise RuntimeError(
                     f"TensorRT-RTX refused the runtime cache '{handle.path}'"
                 )
-            self._cache_in_use = _InUse(handle, os.getpid())
         except Exception as error:
             # As text: a log record that is kept would keep what the traceback has.
             reason = str(error)
@@ -244,17 +176,3 @@ def _set_cuda_graph_strategy(config: Any, strategy: str) -> None:
             strategy,
         )
 
-
-def _autosave(in_use: _InUse | None) -> None:
-    if in_use is None or in_use.process != os.getpid():
-        return
-    cache = in_use.cache
-    try:
-        if cache.autosave and cache.path:
-            cache.save()
-    except Exception as error:
-        text = str(error)
-        if not text.startswith("Can't save the runtime cache"):
-            text = f"Can't save the runtime cache '{cache.path}': {text}"
-        with contextlib.suppress(Exception):  # of the user's log handlers
-            logger.warning("%s", text)
