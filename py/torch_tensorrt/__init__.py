@@ -6,7 +6,8 @@ runtime takes its place, with a warning.
 """
 
 from torch_tensorrt import dynamo, logging, runtime
-from torch_tensorrt._compile import UnsupportedOperatorError, compile, load
+from torch_tensorrt._compile import compile, load
+from torch_tensorrt._errors import UnsupportedOperatorError
 from torch_tensorrt._library import library_error
 from torch_tensorrt._version import __version__
 

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from torch_tensorrt.dynamo.runtime import (
+    PythonTorchTensorRTModule,
+    TorchTensorRTModule,
+)
 from torch_tensorrt.runtime._cache.default_cache_path import default_runtime_cache_path
 from torch_tensorrt.runtime._engine.engine_file import load_engine_file
+from torch_tensorrt.runtime._engine.engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
-
-if TYPE_CHECKING:
-    from torch_tensorrt.runtime._engine.engine_module import EngineModule
-
-
-class UnsupportedOperatorError(RuntimeError):
-    """A module has operators that can't become part of an engine; the text says where.
-
-    Attributes:
-        operators: their names: torch's where the exporter to ONNX knows none for it, as in
-            "aten.special_airy_ai.default", else ONNX's, as in "Det".
-    """
-
-    def __init__(self, message: str, operators: Sequence[str]) -> None:
-        super().__init__(message, tuple(operators))
-        self.operators = tuple(operators)
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def compile(
@@ -144,12 +130,6 @@ def _make_module(
     settings: RuntimeSettings,
     use_python_runtime: bool,
 ) -> EngineModule:
-    # Here, because that package imports this one.
-    from torch_tensorrt.dynamo.runtime import (
-        PythonTorchTensorRTModule,
-        TorchTensorRTModule,
-    )
-
     kind = PythonTorchTensorRTModule if use_python_runtime else TorchTensorRTModule
     return kind(
         plan,

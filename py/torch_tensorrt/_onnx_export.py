@@ -15,7 +15,7 @@ import torch
 from torch.export.graph_signature import ConstantArgument, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from torch_tensorrt._compile import UnsupportedOperatorError
+from torch_tensorrt._errors import UnsupportedOperatorError
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram

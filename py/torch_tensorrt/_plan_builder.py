@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tensorrt_rtx as trt
 import torch
 
-from torch_tensorrt._compile import UnsupportedOperatorError
+from torch_tensorrt._errors import UnsupportedOperatorError
 from torch_tensorrt._onnx_export import (
     ExportedInput,
     ExportedModel,

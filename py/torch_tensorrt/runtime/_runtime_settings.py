@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch_tensorrt.runtime._cache.checked_path import checked_path
-
-if TYPE_CHECKING:
-    from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torch_tensorrt.runtime._runtime_cache import RuntimeCache
 
 # In order of TensorRT-RTX's own values.
 DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES = ("lazy", "eager", "none")
@@ -104,9 +102,6 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
         path = checked_path(value)
         # No pathlib, which would normalize it.
         return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH117, PTH118
-    # Here, because a RuntimeCache belongs to engines and engines have settings.
-    from torch_tensorrt.runtime._runtime_cache import RuntimeCache
-
     if isinstance(value, RuntimeCache):
         return value
     raise TypeError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import tensorrt_rtx as trt
 import torch
 
 _logger = logging.getLogger("torch_tensorrt")
@@ -49,16 +50,12 @@ def tensorrt_logger() -> Any:
     for a kernel that compiles in the background would then need the interpreter's lock to log,
     which the destructor of its context may hold while it waits for that kernel.
     """
-    import tensorrt_rtx as trt
-
     logger = trt.Logger(trt.Logger.WARNING)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(logger))
     return logger
 
 
 def _severity() -> Any:
-    import tensorrt_rtx as trt
-
     level = _logger.getEffectiveLevel()
     if level <= logging.DEBUG:
         return trt.Logger.VERBOSE
@@ -78,8 +75,6 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
             "A TensorRT-RTX engine needs an NVIDIA GPU, and torch finds none on this machine "
             "(driver missing, CUDA_VISIBLE_DEVICES, or a torch built without CUDA)"
         )
-    import tensorrt_rtx as trt
-
     device = torch.device("cuda", torch.cuda.current_device())
     logger = tensorrt_logger()
     logger.min_severity = _severity()
