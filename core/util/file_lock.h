@@ -90,7 +90,8 @@ class FileLock {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // An open lock file, and whose the lock on it is. All that differs between platforms is behind its functions.
+  // An open lock file, and the process that owns the lock on it. What differs between platforms is in its functions:
+  // see file_lock_posix.cpp and file_lock_windows.cpp.
   class LockHandle {
    public:
     LockHandle() = default;
@@ -117,8 +118,11 @@ class FileLock {
     static constexpr std::intptr_t kNoFile = -1;
     static constexpr std::int64_t kNobody = -1;
 
-    std::intptr_t file_ = kNoFile; // a file descriptor, or a HANDLE, for which INVALID_HANDLE_VALUE is -1 too
-    std::int64_t owner_ = kNobody; // the process that took the lock, in the platform's way to tell it from its children
+    // Returns a number that a forked child does not have in common with its parent.
+    static std::int64_t current_process() noexcept;
+
+    std::intptr_t file_ = kNoFile; // a file descriptor or a HANDLE; INVALID_HANDLE_VALUE is -1 too
+    std::int64_t owner_ = kNobody; // the current_process() that took the lock
   };
 
   // `timeout` within 0 and 100 years, which any clock reading can be added to.
