@@ -40,9 +40,9 @@ bool FileLock::LockHandle::owns_lock() const noexcept {
 }
 
 FileLock::FileLock(std::string path, Mode mode) : path_(std::move(path)), mode_(mode) {
-  TORCHTRT_CHECK(
-      path_.find('\0') == std::string::npos,
-      "The path of a lock file has a NUL in it, after '" << path_.c_str() << "'");
+  if (path_.find('\0') != std::string::npos) {
+    TORCHTRT_THROW_ERROR("The path of a lock file has a NUL in it, after '" << path_.c_str() << "'");
+  }
 }
 
 FileLock::FileLock(FileLock&& other) noexcept {
@@ -74,7 +74,9 @@ bool FileLock::try_lock_until_steady(Clock::time_point deadline) {
 }
 
 void FileLock::unlock() {
-  TORCHTRT_CHECK(handle_.is_open(), "There is no lock on '" << path_ << "' to release");
+  if (!handle_.is_open()) {
+    TORCHTRT_THROW_ERROR("Can't unlock lock file '" << path_ << "': this object does not own its lock");
+  }
   handle_.close();
 }
 
@@ -85,7 +87,9 @@ bool FileLock::owns_lock() const noexcept {
 // Waits without limit if there is no deadline. Opens the file anew each time, because a file kept open could have lost
 // its name.
 bool FileLock::acquire(const std::optional<Clock::time_point>& deadline) {
-  TORCHTRT_CHECK(!owns_lock(), "This object owns the lock on '" << path_ << "' already");
+  if (owns_lock()) {
+    TORCHTRT_THROW_ERROR("Can't lock lock file '" << path_ << "': this object owns its lock already");
+  }
   LockHandle handle;
   std::optional<Clock::time_point> start; // of the wait
   for (int replacements = 0;;) {

@@ -103,7 +103,9 @@ bool FileLock::LockHandle::is_current(const std::string& path) const {
   if (::fstat(static_cast<int>(file_), &ours) != 0) {
     fail("examine", path);
   }
-  TORCHTRT_CHECK(S_ISREG(ours.st_mode), "Can't use '" << path << "' as a lock file: not a regular file");
+  if (!S_ISREG(ours.st_mode)) {
+    TORCHTRT_THROW_ERROR("Can't use '" << path << "' as a lock file: not a regular file");
+  }
   if (ours.st_nlink == 0) {
     return false;
   }

@@ -101,9 +101,9 @@ bool FileLock::LockHandle::is_current(const std::string& path) const {
   if (!::GetFileInformationByHandle(to_handle(file_), &ours)) {
     fail("examine", path);
   }
-  TORCHTRT_CHECK(
-      (ours.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT) == 0,
-      "Can't use '" << path << "' as a lock file: a symbolic link is refused here");
+  if ((ours.dwFileAttributes & FILE_ATTRIBUTE_REPARSE_POINT) != 0) {
+    TORCHTRT_THROW_ERROR("Can't use '" << path << "' as a lock file: a symbolic link is refused here");
+  }
   return true; // see open_file
 }
 
