@@ -6,13 +6,13 @@
 
 namespace torch_tensorrt {
 
-// What every failed TORCHTRT_CHECK throws. Python sees it as a RuntimeError with the text of what().
-// Immutable, so it may be shared between threads.
+// Thrown by TORCHTRT_THROW_ERROR and by a failed TORCHTRT_CHECK. Python sees it as a RuntimeError with the text of
+// what(). Thread-safe, because it is immutable.
 class Error : public std::exception {
  public:
   Error(const char* file, uint32_t line, const std::string& msg);
 
-  // The message alone, without the place in the source.
+  // Returns the message without the place in the source.
   const std::string& msg() const noexcept {
     return msg_;
   }

@@ -6,7 +6,7 @@
 #include "core/util/logging.h"
 
 // The `...` of every macro here is a stream expression: TORCHTRT_CHECK(n > 0, "got " << n << " bytes").
-// It is evaluated only when the message is needed.
+// It is evaluated only if the message is needed.
 
 #define TORCHTRT_LOG(level, ...)                                                    \
   do {                                                                              \
@@ -29,20 +29,11 @@
     throw ::torch_tensorrt::Error(__FILE__, static_cast<uint32_t>(__LINE__), torchtrt_error_stream.str()); \
   } while (false)
 
-// For what a caller or the system can get wrong: throws torch_tensorrt::Error unless `cond` holds.
+// Throws torch_tensorrt::Error unless `cond` holds. Its message begins with the text of `cond`, so TORCHTRT_THROW_ERROR
+// is better where a user can cause the failure.
 #define TORCHTRT_CHECK(cond, ...)                                                           \
   do {                                                                                      \
     if (!(cond)) {                                                                          \
       TORCHTRT_THROW_ERROR("Expected " #cond " to be true but got false\n" << __VA_ARGS__); \
     }                                                                                       \
-  } while (false)
-
-// For what only a bug in this library can get wrong: throws torch_tensorrt::Error unless `cond` holds.
-#define TORCHTRT_ASSERT(cond, ...)                                \
-  do {                                                            \
-    if (!(cond)) {                                                \
-      TORCHTRT_THROW_ERROR(                                       \
-          "Expected " #cond " to be true but got false\n"         \
-          << __VA_ARGS__ << "\nThis is a bug in Torch-TensorRT"); \
-    }                                                             \
   } while (false)

@@ -4,8 +4,8 @@
 
 namespace torch_tensorrt::core::util {
 
-// Takes ownership of what a TensorRT-RTX create*() function returned; null stays null. TensorRT-RTX objects are
-// destroyed by plain `delete` since TensorRT 10 (NvInferRuntime.h: destroy() is gone).
+// Takes ownership of the object that a TensorRT-RTX create*() function returned. Returns null for null. Plain `delete`
+// destroys such an object since TensorRT 10, which removed destroy().
 template <class T>
 std::shared_ptr<T> make_trt(T* object) {
   return std::shared_ptr<T>(object);

@@ -1,5 +1,5 @@
-// What holds of a FileLock on every platform. What POSIX adds is in test_file_lock_posix.cpp; the same contract between
-// this class and Python's filelock is in tests/py/core/test_file_lock_interop.py.
+// Tests what FileLock promises on every platform. test_file_lock_posix.cpp tests what it promises on POSIX systems
+// alone, and tests/py/core/test_file_lock_interop.py tests it against Python's filelock.
 
 #include "core/util/file_lock.h"
 
@@ -29,7 +29,7 @@ namespace {
 using namespace std::chrono_literals;
 using Mode = FileLock::Mode;
 
-// This very program also is the other process that tries a lock: `program --try-lock exclusive|shared PATH`.
+// This program is also the other process that tries a lock: `program --try-lock exclusive|shared PATH`.
 constexpr const char* kTryLockFlag = "--try-lock";
 constexpr int kAcquired = 10;
 constexpr int kBusy = 11;
@@ -55,7 +55,7 @@ bool is_free(const std::string& path) {
   return FileLock(path).try_lock();
 }
 
-// The text of the Error that `action` throws; a failure if it throws none.
+// Returns the text of the Error that `action` throws. Fails the test if it throws none.
 template <class Action>
 std::string error_of(const Action& action) {
   try {
@@ -65,6 +65,10 @@ std::string error_of(const Action& action) {
   }
   ADD_FAILURE() << "no Error was thrown";
   return "";
+}
+
+bool says(const std::string& error, const std::string& sentence) {
+  return error.find("] " + sentence) != std::string::npos; // after the place in the source
 }
 
 TEST_F(FileLockTest, ConstructionTouchesNoDisk) {
@@ -111,7 +115,7 @@ TEST_F(FileLockTest, CanBeTakenAgainAndAgain) {
   }
 }
 
-// Held in the first mode, tried in the second: by an object of this process and by another process.
+// The lock is held in the first mode and tried in the second, by an object of this process and by another process.
 class FileLockModesTest : public FileLockTest, public ::testing::WithParamInterface<std::tuple<Mode, Mode>> {};
 
 TEST_P(FileLockModesTest, OnlySharedAndSharedGoTogether) {
@@ -187,7 +191,7 @@ TEST_F(FileLockTest, WaitsAsLongAsTold) {
   EXPECT_FALSE(waiter.owns_lock());
 }
 
-// Takes the lock by `take` in a thread of its own while it is held here, and releases it once that thread has begun.
+// Calls `take` in another thread while the lock is held here, and then releases the lock.
 template <class Take>
 bool is_handed_over(const std::string& path, const Take& take) {
   FileLock holder(path);
@@ -278,13 +282,16 @@ TEST_F(FileLockTest, MisuseThrows) {
   FileLock lock(path_);
   EXPECT_THROW(lock.unlock(), Error);
   lock.lock();
-  EXPECT_THROW(lock.lock(), Error);
+  const std::string locked_twice = error_of([&] { lock.lock(); });
+  EXPECT_TRUE(says(locked_twice, "Can't lock lock file '" + path_ + "': this object owns its lock already"))
+      << locked_twice;
   EXPECT_THROW(std::ignore = lock.try_lock(), Error);
   EXPECT_THROW(std::ignore = lock.try_lock_for(0s), Error);
   EXPECT_TRUE(lock.owns_lock());
   lock.unlock();
-  EXPECT_THROW(lock.unlock(), Error);
-  EXPECT_NE(error_of([&] { lock.unlock(); }).find(path_), std::string::npos);
+  const std::string unlocked_twice = error_of([&] { lock.unlock(); });
+  EXPECT_TRUE(says(unlocked_twice, "Can't unlock lock file '" + path_ + "': this object does not own its lock"))
+      << unlocked_twice;
 }
 
 TEST_F(FileLockTest, FailureToOpenThrowsAndNamesThePath) {
@@ -300,7 +307,8 @@ TEST_F(FileLockTest, FailureToOpenThrowsAndNamesThePath) {
 }
 
 TEST_F(FileLockTest, APathWithANulIsRefused) {
-  EXPECT_THROW(FileLock(path_ + std::string(1, '\0') + "tail"), Error);
+  const std::string error = error_of([&] { FileLock(path_ + std::string(1, '\0') + "tail"); });
+  EXPECT_TRUE(says(error, "The path of a lock file has a NUL in it, after '" + path_ + "'")) << error;
 }
 
 TEST_F(FileLockTest, ThePathMayHaveAnyLetters) {

@@ -1,5 +1,5 @@
-// What FileLock promises on POSIX systems beyond test_file_lock.cpp: flock(2) itself, the lock file as a file, other
-// processes, fork, exec and signals.
+// Tests what FileLock promises on POSIX systems alone: flock(2) itself, the lock file as a file, other processes, fork,
+// exec and signals.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -34,7 +34,7 @@
 #ifdef __linux__
 namespace {
 
-// What the next calls of flock(2) answer in place of doing it: `count` times -1 with errno `code`.
+// The next `count` calls of flock(2) return -1 with errno `code` and do nothing else.
 struct FlockFault {
   int code = 0;
   int count = 0;
@@ -101,7 +101,7 @@ int open_descriptors() {
   return count;
 }
 
-// Root may open anything; without capabilities it is a user like any other. For a child process: there is no way back.
+// Drops the capabilities, with which root may open anything. To be called in a child process, since it can't be undone.
 void obey_permissions() {
 #ifdef __linux__
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
@@ -304,7 +304,7 @@ TEST_F(FileLockPosixTest, ALinkedDirectoryOnTheWayIsFollowed) {
 TEST_F(FileLockPosixTest, AnythingButARegularFileIsRefused) {
   ASSERT_EQ(::mkfifo(path_.c_str(), 0600), 0);
   const std::string error = error_of_lock(path_);
-  EXPECT_TRUE(contains(error, path_) && contains(error, "not a regular file")) << error;
+  EXPECT_TRUE(contains(error, "] Can't use '" + path_ + "' as a lock file: not a regular file")) << error;
   EXPECT_THROW(std::ignore = is_free("/dev/null"), Error);
 }
 
@@ -323,7 +323,8 @@ TEST_F(FileLockPosixTest, UnlinkedWhileHeld) {
 
 enum class Loss { kUnlinked, kReplaced, kUnlinkedAndMadeAnew };
 
-// A child waits for a lock that is held here, in vain for its file: when it gets the lock, it must be on another.
+// A child waits for a lock that is held here, and its file loses its name. The lock that the child gets must be on
+// another file.
 class LostLockFileTest : public FileLockPosixTest, public ::testing::WithParamInterface<std::tuple<Loss, bool>> {};
 
 TEST_P(LostLockFileTest, WhileWaiting) {
@@ -512,7 +513,7 @@ TEST_F(FileLockPosixTest, ADeadParentsLockLastsAsLongAsTheInheritedDescriptor) {
   EXPECT_TRUE(is_free(path_));
 }
 
-// Replaces the calling process by one that says nothing and ends when its standard input does.
+// Replaces the calling process by one that writes nothing and ends at the end of its standard input.
 [[noreturn]] void exec_cat(int input) {
   ::dup2(input, STDIN_FILENO);
   ::execl("/bin/cat", "cat", nullptr);

@@ -58,17 +58,6 @@ TEST(CheckTest, ErrorIsAStandardException) {
   EXPECT_THROW(TORCHTRT_THROW_ERROR("always"), std::exception);
 }
 
-TEST(AssertTest, CallsItABugInTheLibrary) {
-  EXPECT_NO_THROW(TORCHTRT_ASSERT(true, "fine"));
-  try {
-    TORCHTRT_ASSERT(1 > 2, "impossible");
-    FAIL() << "no Error was thrown";
-  } catch (const Error& error) {
-    EXPECT_TRUE(contains(error.msg(), "1 > 2") && contains(error.msg(), "impossible")) << error.msg();
-    EXPECT_TRUE(contains(error.msg(), "bug in Torch-TensorRT")) << error.msg();
-  }
-}
-
 // --- Logging ---
 
 class LoggingTest : public ::testing::Test {

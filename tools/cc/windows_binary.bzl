@@ -82,12 +82,25 @@ def _windows_binary_impl(ctx):
     )
     return [DefaultInfo(files = depset([program]), runfiles = ctx.runfiles([program]))]
 
+def _windows_impl(_settings, _attr):
+    return {"//tools/cc:is_windows": True}
+
+_windows = transition(
+    implementation = _windows_impl,
+    inputs = [],
+    outputs = ["//tools/cc:is_windows"],
+)
+
 windows_binary = rule(
     implementation = _windows_binary_impl,
-    attrs = {"deps": attr.label_list(
-        aspects = [_sources_aspect],
-        providers = [CcInfo],
-        doc = "cc_library targets, one of which has main()",
-    )},
+    attrs = {
+        "deps": attr.label_list(
+            aspects = [_sources_aspect],
+            cfg = _windows,
+            providers = [CcInfo],
+            doc = "cc_library targets, one of which has main()",
+        ),
+        "_allowlist_function_transition": attr.label(default = "@bazel_tools//tools/allowlists/function_transition_allowlist"),
+    },
     doc = "NAME.exe, linked statically: it runs without the compiler's DLLs.",
 )

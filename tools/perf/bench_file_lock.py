@@ -27,8 +27,8 @@ class Row:
     value: float
     baseline: str
     baseline_value: float
-    target: str
-    reached: bool
+    target: str = ""
+    reached: bool | None = None
 
     @property
     def ratio(self) -> float:
@@ -57,9 +57,7 @@ def table(native: dict[str, float], python: float, poll: float) -> list[Row]:
     interval = "filelock's poll interval"
     return [
         Row("acquire + release", own, calls, bare, "<= 1.6 x", own <= 1.6 * bare),
-        Row(
-            "acquire + release", own, name, python, ">= 40 x faster", python >= 40 * own
-        ),
+        Row("acquire + release", own, name, python),
         Row("hand-over, median", median, interval, poll, "<= 3 ms", median <= 3e-3),
         Row(
             "hand-over, 99th percentile", p99, interval, poll, "<= 10 ms", p99 <= 10e-3
@@ -93,7 +91,7 @@ def print_table(rows: list[Row], hand_over_rounds: int) -> None:
                 microseconds(row.baseline_value),
                 f"{row.ratio:.4f}",
                 row.target,
-                "reached" if row.reached else "MISSED",
+                {None: "", True: "reached", False: "MISSED"}[row.reached],
             )
         )
 

@@ -24,9 +24,9 @@
 
 #include "core/runtime/RuntimeCacheFile.h"
 #include "core/util/macros.h"
+#include "tools/perf/Report.h"
 #include "tools/perf/bench_shared_starts.h"
 #include "tools/perf/plain_file.h"
-#include "tools/perf/report.h"
 
 namespace torch_tensorrt::perf {
 namespace {

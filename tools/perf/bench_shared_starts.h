@@ -3,7 +3,7 @@
 #include <optional>
 #include <string>
 
-#include "tools/perf/report.h"
+#include "tools/perf/Report.h"
 
 namespace torch_tensorrt::perf {
 

@@ -9,7 +9,12 @@ from tools.upstream import cmake, cpp_cache_io, file_lock_targets, starlark
 from tools.upstream.errors import Missing, Problem
 from tools.upstream.series import Series, Tree
 
-LIBRARY = ["core/util/file_lock.cpp", "core/util/file_lock.h"]
+LIBRARY = [
+    "core/util/file_lock.cpp",
+    "core/util/file_lock.h",
+    "core/util/file_lock_posix.cpp",
+    "core/util/file_lock_windows.cpp",
+]
 TESTS = [
     "tests/cpp/test_file_lock.cpp",
     "tests/cpp/test_file_lock_posix.cpp",
@@ -19,6 +24,7 @@ TESTS = [
     "tests/util/processes/run_program.h",
     "tests/util/temporary_directory.h",
 ]
+PLATFORM_SOURCE = "file_lock_$<IF:$<PLATFORM_ID:Windows>,windows,posix>.cpp"
 PAGE = "docsrc/contributors/runtime_cache_lock.rst"
 FILES = [*LIBRARY, *TESTS, PAGE]
 
@@ -48,6 +54,7 @@ HOW_TESTED = (
 
 def _add_to_cmake(source: str) -> str:
     source = cmake.add_beside(source, "Exception.cpp", "file_lock.cpp")
+    source = cmake.add_beside(source, "file_lock.cpp", PLATFORM_SOURCE)
     if "Exception.h" in source:  # headers are not listed everywhere
         source = cmake.add_beside(source, "Exception.h", "file_lock.h")
     return source

@@ -31,6 +31,10 @@ HELPERS = {
         },
     ],
 }
+SOURCES = """["file_lock.cpp"] + select({
+        "@platforms//os:windows": ["file_lock_windows.cpp"],
+        "//conditions:default": ["file_lock_posix.cpp"],
+    })"""
 NOT_ON_WINDOWS = """select({
         "@platforms//os:windows": ["@platforms//:incompatible"],
         "//conditions:default": [],
@@ -56,7 +60,7 @@ def add_library(source: str) -> str:
         "cc_library",
         {
             "name": '"file_lock"',
-            "srcs": '["file_lock.cpp"]',
+            "srcs": SOURCES,
             "hdrs": '["file_lock.h"]',
             "deps": _listed(f":{macros}"),
         },

@@ -65,6 +65,7 @@ def test_no_source_is_forgotten(build_folder: Path) -> None:
         path.resolve()
         for pattern in ("core/*/*.cpp", "tests/util/*/*.cpp", "tests/cpp/*.cpp")
         for path in ROOT.glob(pattern)
+        if not path.name.endswith("_windows.cpp")
     }
     assert len(there) > 30
     assert there <= built

@@ -167,13 +167,20 @@ def test_targets_and_entries(checkout: Path, out: Path) -> None:
     export(checkout, out)
     am(checkout, out)
     util = (checkout / "core/util/BUILD").read_text()
-    assert '    deps = [":macros"],\n)\n' in util.split('name = "file_lock"')[1]
+    library = util.split('name = "file_lock"')[1]
+    assert library.startswith(
+        ',\n    srcs = ["file_lock.cpp"] + select({\n'
+        '        "@platforms//os:windows": ["file_lock_windows.cpp"],\n'
+        '        "//conditions:default": ["file_lock_posix.cpp"],\n    }),\n'
+    )
+    assert '    deps = [":macros"],\n)\n' in library
     assert (
         '        "Exception.h",\n        "file_lock.h",\n        "macros.h",\n' in util
     )
     cmake = (checkout / "core/util/CMakeLists.txt").read_text()
     folder = '    "${CMAKE_CURRENT_SOURCE_DIR}/'
-    assert f'Exception.cpp"\n{folder}file_lock.cpp"\n)' in cmake
+    platform = "file_lock_$<IF:$<PLATFORM_ID:Windows>,windows,posix>.cpp"
+    assert f'Exception.cpp"\n{folder}file_lock.cpp"\n{folder}{platform}"\n)' in cmake
     assert f'Exception.h"\n{folder}file_lock.h"\n{folder}macros.h")' in cmake
     tests = (checkout / "tests/cpp/BUILD").read_text()
     assert (
@@ -224,7 +231,11 @@ def test_load_and_save_of_upstream_take_the_lock(
     (tmp_path / "main.cpp").write_text(MAIN)
     program = tmp_path / "program"
     flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-I.", "-pthread"]
-    sources = ["core/runtime/TRTRuntimeConfig.cpp", "core/util/file_lock.cpp"]
+    sources = [
+        "core/runtime/TRTRuntimeConfig.cpp",
+        "core/util/file_lock.cpp",
+        "core/util/file_lock_posix.cpp",
+    ]
     command = ["c++", *flags, *sources, str(tmp_path / "main.cpp"), "-o", str(program)]
     subprocess.run(command, cwd=checkout, check=True)
     path = tmp_path / "cache.bin"

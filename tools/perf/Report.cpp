@@ -1,4 +1,4 @@
-#include "tools/perf/report.h"
+#include "tools/perf/Report.h"
 
 #include <algorithm>
 #include <cstddef>
