@@ -294,7 +294,7 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
 }
 
 void RuntimeCacheHandle::release_resources() {
-  contents_ = allocate(0);
+  contents_ = at::Tensor();
 }
 
 void RuntimeCacheHandle::attach() noexcept {

@@ -150,15 +150,15 @@ class RuntimeCacheFile:
                 replaced = _replace(self._path, data, expected)
         except (OSError, FileLockError) as error:
             raise self._error("save", error) from error
-        if replaced is not None:
+        if replaced is not None and replaced.is_written:
             _LOGGER.info(
-                (
-                    "Saved %d bytes to the runtime cache '%s'"
-                    if replaced.is_written
-                    else "%d bytes are in the runtime cache '%s' already"
-                ),
-                len(data),
+                "Saved %d bytes to the runtime cache '%s'", len(data), self._path
+            )
+        elif replaced is not None:
+            _LOGGER.info(
+                "The runtime cache '%s' has these %d bytes already",
                 self._path,
+                len(data),
             )
         return replaced
 
