@@ -19,4 +19,4 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   exit 2
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-exec "$python" -m tools.gpu.check "$@"
+exec "$python" -m tools.gpu.check.check "$@"

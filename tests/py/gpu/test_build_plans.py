@@ -9,15 +9,21 @@ from pathlib import Path
 
 import torch
 
-from tools.gpu.devices import GpuDevice
-from tools.gpu.models import CASES, make_input, make_model, relative_error
 from tools.gpu.names import TEST_PLANS
+from tools.gpu.plans.models import CASES, make_input, make_model, relative_error
+from tools.gpu.questions.devices import GpuDevice
 
 
 def test_builds_a_plan_and_keeps_the_weights(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
+            *(
+                sys.executable,
+                "-m",
+                "tools.gpu.plans.build_plans",
+                "--out",
+                str(tmp_path),
+            ),
             *("--compute-capabilities", "8.6", "--cases", "dynamic_float16"),
         ],
         capture_output=True,
@@ -38,7 +44,13 @@ def test_tests_find_the_plans_that_were_built_for_them(tmp_path: Path) -> None:
     words = ["--compute-capabilities", "8.6", "--cases", TEST_PLANS]
     subprocess.run(
         [
-            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
+            *(
+                sys.executable,
+                "-m",
+                "tools.gpu.plans.build_plans",
+                "--out",
+                str(tmp_path),
+            ),
             *words,
         ],
         check=True,

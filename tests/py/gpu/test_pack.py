@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.check import unpack
-from tools.gpu.pack import write_pack
+from tools.gpu.check.check import unpack
+from tools.gpu.plans.pack import write_pack
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.workers import Worker, WorkerDied, WorkerError, WorkerHung
+from tools.gpu.questions.workers import Worker, WorkerDied, WorkerError, WorkerHung
 
 _calls: list[str] = []
 

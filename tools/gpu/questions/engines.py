@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tools.gpu.devices import Device, Plan
-from tools.gpu.models import relative_error
+from tools.gpu.plans.models import relative_error
+from tools.gpu.questions.devices import Device, Plan
 
 if TYPE_CHECKING:  # `begin` imports them, when the log's level is set
     from torch_tensorrt.dynamo.runtime import TorchTensorRTModule

@@ -1,6 +1,6 @@
 """Asks a device all questions and writes the rows as JSON.
 
-    python -m tools.gpu.ask --device gpu --plans DIR --work DIR --json FILE
+    python -m tools.gpu.questions.ask --device gpu --plans DIR --work DIR --json FILE
 
 Exit status 0: all was asked, and the rows say how it came out.
 
@@ -17,13 +17,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.gpu.bad_blobs import bad_blobs
-from tools.gpu.devices import Device, GpuDevice, SimulatedDevice
 from tools.gpu.names import CACHE_STEP
-from tools.gpu.output_equality import graph_capture, output_equality
-from tools.gpu.questions import QUESTIONS, Laboratory, Question, refusal
+from tools.gpu.questions.bad_blobs import bad_blobs
+from tools.gpu.questions.devices import Device, GpuDevice, SimulatedDevice
+from tools.gpu.questions.laboratory import Laboratory, Question
+from tools.gpu.questions.output_equality import graph_capture, output_equality
+from tools.gpu.questions.runtime_cache import QUESTIONS, refusal
+from tools.gpu.questions.start_times import REPEATS, start_times
 from tools.gpu.report import Row, Status, write_json
-from tools.gpu.start_times import REPEATS, start_times
 
 
 def ask(

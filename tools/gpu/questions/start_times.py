@@ -7,11 +7,11 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from tools.gpu import engines
-from tools.gpu.engines import RUNTIMES, Start
-from tools.gpu.models import CASES
 from tools.gpu.names import SECOND
-from tools.gpu.questions import Laboratory
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.engines import RUNTIMES, Start
+from tools.gpu.questions.laboratory import Laboratory
 from tools.gpu.report import Row, Status, in_ms
 
 STEP = "time to first result"

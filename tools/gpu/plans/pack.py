@@ -21,10 +21,10 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools.gpu.build_plans import build, build_test_plans
-from tools.gpu.models import CASES
+from tools.gpu.check.prerequisites import Options, look
 from tools.gpu.names import COMPUTE_CAPABILITIES
-from tools.gpu.prerequisites import Options, look
+from tools.gpu.plans.build_plans import build, build_test_plans
+from tools.gpu.plans.models import CASES
 
 _PYTHON_PACKAGES = ["filelock", "platformdirs", "pytest"]
 

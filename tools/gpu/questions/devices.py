@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from tools.gpu.models import CASES, Case, make_input, make_model
 from tools.gpu.names import ENGINE_SUFFIX, WEIGHTS_SUFFIX
+from tools.gpu.plans.models import CASES, Case, make_input, make_model
 
 
 @dataclass(frozen=True)

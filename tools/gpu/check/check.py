@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tools.gpu.builder import (
+from tools.gpu.check.builder import (
     LIBRARY,
     SIMULATED_LIBRARY,
     Build,
@@ -22,6 +22,9 @@ from tools.gpu.builder import (
     python_path,
     stage_package,
 )
+from tools.gpu.check.prerequisites import Machine, Options, look
+from tools.gpu.check.processes import run
+from tools.gpu.check.suites import python_tests, run_gtests, run_pytests
 from tools.gpu.names import (
     CACHE_STEP,
     COMPUTE_CAPABILITIES,
@@ -30,10 +33,7 @@ from tools.gpu.names import (
     OWN_CACHE,
     TEST_PLANS,
 )
-from tools.gpu.prerequisites import Machine, Options, look
-from tools.gpu.processes import run
 from tools.gpu.report import Row, Status, read_rows, table, write_json
-from tools.gpu.suites import python_tests, run_gtests, run_pytests
 
 _COMPILES = "onnx"  # a word in each file of tests that calls torch_tensorrt.compile
 
@@ -237,7 +237,7 @@ class Check:
     def _build_plans(self, folder: Path, *words: str) -> int | None:
         return self._run_command(
             [
-                *(sys.executable, "-m", "tools.gpu.build_plans"),
+                *(sys.executable, "-m", "tools.gpu.plans.build_plans"),
                 *("--out", str(folder), *words),
             ],
             self._environment(LIBRARY),
@@ -273,7 +273,7 @@ class Check:
         work = self._work / "questions"
         (work / OWN_CACHE).unlink(missing_ok=True)
         command = [
-            *(sys.executable, "-m", "tools.gpu.ask", "--device", device),
+            *(sys.executable, "-m", "tools.gpu.questions.ask", "--device", device),
             *("--work", str(work), "--json", str(report), *words),
         ]
         for path in self._arguments.foreign_cache:
