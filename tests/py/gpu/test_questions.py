@@ -173,11 +173,11 @@ class HangingDevice(SimulatedDevice):
 
 
 def test_files_on_which_starts_hang_do_not_use_up_the_time(tmp_path: Path) -> None:
-    rows = bad_blobs(laboratory(tmp_path, HangingDevice()), flips=1, timeout=0.5)
+    rows = bad_blobs(laboratory(tmp_path, HangingDevice()), flips=1, timeout=0.1)
     _, cut, *_ = rows
     assert cut.status is Status.CONTRADICTION
     assert cut.answer == (
-        f"3 HANG, 3 {LEFT_OUT} (to 1 B: HANG: no answer within 0.5 s)"
+        f"3 HANG, 3 {LEFT_OUT} (to 1 B: HANG: no answer within 0.1 s)"
     )
 
 
@@ -276,8 +276,14 @@ def test_the_words_of_tensorrt_s_python_package_are_heard(tmp_path: Path) -> Non
         assert words_of_tensorrt(worker.output()) == "no such GPU"
 
 
+class FreshlyAskedDevice(SimulatedDevice):
+    """Its workers are what a GPU's are."""
+
+    wants_fresh_workers = True
+
+
 def test_own_cache_is_one_that_a_start_accepts(tmp_path: Path) -> None:
-    asked = laboratory(tmp_path)
+    asked = laboratory(tmp_path, FreshlyAskedDevice())
     (row,) = own_cache(asked)
     data = (asked.folder / OWN_CACHE).read_bytes()
     assert row.figure == f"{len(data)} B"
@@ -366,14 +372,10 @@ def test_a_question_that_breaks_off_stops_no_other(
     monkeypatch.setattr("tools.gpu.questions.ask.QUESTIONS", only)
     for name in ("refusal", "bad_blobs", "output_equality", "graph_capture"):
         monkeypatch.setattr(f"tools.gpu.questions.ask.{name}", good_question)
-    monkeypatch.setattr(
-        "tools.gpu.questions.ask.start_times", lambda laboratory, repeats: []
-    )
+    monkeypatch.setattr("tools.gpu.questions.ask.start_times", lambda laboratory, repeats: [])
     said: list[str] = []
     kept: list[int] = []
-    rows = ask(
-        laboratory(tmp_path), 1, said.append, lambda rows: kept.append(len(rows))
-    )
+    rows = ask(laboratory(tmp_path), 1, said.append, lambda rows: kept.append(len(rows)))
     assert [row.is_bad for row in rows] == [False, True, False, False, False, False]
     assert kept == [1, 2, 3, 4, 5, 5, 6]  # after each question, which may be the last
     assert rows[1].answer == "it broke off: RuntimeError: the disk is full"

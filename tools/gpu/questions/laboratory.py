@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -35,15 +34,15 @@ class Laboratory:
             raise ValueError(f"{self.folder} must be empty")
         self._numbers = count()
 
-    @contextmanager
-    def worker(self, log_level: str = "warning") -> Iterator[Worker]:
+    def worker(self, log_level: str = "warning") -> Worker:
         """A process with the device, before whose first call all is imported."""
-        with self.start_worker(log_level) as worker:
-            yield worker
-
-    def start_worker(self, log_level: str = "warning") -> Worker:
-        """The same for who closes it."""
-        return Worker(self.new_path("log"), engines.begin, self.device, log_level)
+        return Worker(
+            self.new_path("log"),
+            self.device.wants_fresh_workers,
+            engines.begin,
+            self.device,
+            log_level,
+        )
 
     def raw_run(self, name: str, blobs: Sequence[bytes] = ()) -> engines.RawRun:
         """engines.raw_run in a process of its own.

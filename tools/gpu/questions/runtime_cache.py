@@ -34,7 +34,7 @@ def refusal(laboratory: Laboratory) -> list[Row]:
             for name in laboratory.device.cases():
                 known = loads = False
                 try:
-                    known = worker(engines.device_is_known)
+                    known = worker(laboratory.device.is_known)
                     worker(engines.load, runtime, name)
                     loads = True
                     worker(engines.start, runtime, name, None)
