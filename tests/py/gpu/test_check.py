@@ -48,7 +48,7 @@ def test_paths_are_those_of_where_it_was_called(
     monkeypatch.chdir(tmp_path)
     options = {
         name: f"{name}_dir"
-        for name in ("pack", "headers", "googletest", "plans", "foreign_cache", "work")
+        for name in ("pack", "headers", "googletest", "foreign_cache", "work")
     }
     words = [
         word

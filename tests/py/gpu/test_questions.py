@@ -372,10 +372,10 @@ def test_a_question_that_breaks_off_stops_no_other(
     monkeypatch.setattr("tools.gpu.questions.ask.QUESTIONS", only)
     for name in ("refusal", "bad_blobs", "output_equality", "graph_capture"):
         monkeypatch.setattr(f"tools.gpu.questions.ask.{name}", good_question)
-    monkeypatch.setattr("tools.gpu.questions.ask.start_times", lambda laboratory, repeats: [])
+    monkeypatch.setattr("tools.gpu.questions.ask.start_times", lambda laboratory: [])
     said: list[str] = []
     kept: list[int] = []
-    rows = ask(laboratory(tmp_path), 1, said.append, lambda rows: kept.append(len(rows)))
+    rows = ask(laboratory(tmp_path), said.append, lambda rows: kept.append(len(rows)))
     assert [row.is_bad for row in rows] == [False, True, False, False, False, False]
     assert kept == [1, 2, 3, 4, 5, 5, 6]  # after each question, which may be the last
     assert rows[1].answer == "it broke off: RuntimeError: the disk is full"
