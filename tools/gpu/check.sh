@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Proves this repository on a machine with an NVIDIA GPU, without Bazel and without a network:
 #
-#   tools/gpu/check.sh OUT_DIR [--pack FILE] [--headers DIR] [--googletest DIR] [--plans DIR] [--foreign-cache FILE]...
+#   tools/gpu/check.sh OUT_DIR [--pack FILE] [--headers DIR] [--googletest DIR] [--foreign-cache FILE]...
 #                      [--without-gpu] [--work DIR] [--jobs N]
 #
 # Says at once what is missing; then builds the sources against the torch that $PYTHON (python3) has, runs the tests and asks
@@ -19,4 +19,4 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
   exit 2
 fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-exec "$python" -m tools.gpu.check "$@"
+exec "$python" -m tools.gpu.check.check "$@"

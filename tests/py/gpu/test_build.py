@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.builder import LIBRARY, configure_command, python_path, stage_package
-from tools.gpu.prerequisites import Machine, Options, look
+from tools.gpu.check.builder import (
+    LIBRARY,
+    configure_command,
+    python_path,
+    stage_package,
+)
+from tools.gpu.check.prerequisites import Machine, Options, look
 
 ROOT = Path(__file__).parents[3]
 

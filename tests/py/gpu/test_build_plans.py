@@ -7,42 +7,41 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from tools.gpu.devices import GpuDevice
-from tools.gpu.models import CASES, make_input, make_model, relative_error
 from tools.gpu.names import TEST_PLANS
+from tools.gpu.plans.models import CASES, make_input, make_model, relative_error
+from tools.gpu.questions.devices import GpuDevice
 
 
-def test_builds_a_plan_and_keeps_the_weights(tmp_path: Path) -> None:
-    done = subprocess.run(
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What build_plans.py writes."""
+    folder = tmp_path_factory.mktemp("plans")
+    subprocess.run(
         [
-            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
-            *("--compute-capabilities", "8.6", "--cases", "dynamic_float16"),
+            *(sys.executable, "-m", "tools.gpu.plans.build_plans", "--out", folder),
+            *("--compute-capabilities", "8.6"),
+            *("--cases", "dynamic_float16", TEST_PLANS),
         ],
-        capture_output=True,
-        text=True,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
-    device = GpuDevice(tmp_path)
+    return folder
+
+
+def test_builds_a_plan_and_keeps_the_weights(plans: Path) -> None:
+    device = GpuDevice(plans)
     assert device.cases() == ["dynamic_float16"]
     plan = device.plan("dynamic_float16")
     assert (plan.inputs, plan.outputs) == (["input"], ["output0"])
     assert 10_000 < plan.engine.numel() < 1_000_000
-    weights = torch.load(tmp_path / "dynamic_float16.weights.pt", weights_only=True)
+    weights = torch.load(plans / "dynamic_float16.weights.pt", weights_only=True)
     model = make_model(CASES["dynamic_float16"])
     assert all(torch.equal(weights[n], p) for n, p in model.named_parameters())
 
 
-def test_tests_find_the_plans_that_were_built_for_them(tmp_path: Path) -> None:
-    words = ["--compute-capabilities", "8.6", "--cases", TEST_PLANS]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "tools.gpu.build_plans", "--out", str(tmp_path)),
-            *words,
-        ],
-        check=True,
-    )
+def test_tests_find_the_plans_that_were_built_for_them(plans: Path) -> None:
     program = (
         "from tests.py.runtime.runtime_testing import make_plan\n"
         "plans = [make_plan(name) for name in ('a', 'b', 'c', 'p0')]\n"
@@ -54,7 +53,7 @@ def test_tests_find_the_plans_that_were_built_for_them(tmp_path: Path) -> None:
         env={
             **os.environ,
             "TORCHTRT_TEST_DEVICE": "gpu",
-            "TORCHTRT_TEST_PLANS": str(tmp_path / TEST_PLANS),
+            "TORCHTRT_TEST_PLANS": str(plans / TEST_PLANS),
         },
         check=True,
         capture_output=True,

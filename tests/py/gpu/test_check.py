@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tools.gpu import check
-from tools.gpu.builder import LIBRARY
-from tools.gpu.check import Check, parse
+from tools.gpu.check import check
+from tools.gpu.check.builder import LIBRARY
+from tools.gpu.check.check import Check, parse
+from tools.gpu.check.prerequisites import Machine
 from tools.gpu.names import OWN_CACHE, TEST_PLANS
-from tools.gpu.prerequisites import Machine
 from tools.gpu.report import Row, Status, write_json
 
 GOOD = Row("runtime cache", "first question", Status.ANSWER, "yes")
@@ -48,7 +48,7 @@ def test_paths_are_those_of_where_it_was_called(
     monkeypatch.chdir(tmp_path)
     options = {
         name: f"{name}_dir"
-        for name in ("pack", "headers", "googletest", "plans", "foreign_cache", "work")
+        for name in ("pack", "headers", "googletest", "foreign_cache", "work")
     }
     words = [
         word

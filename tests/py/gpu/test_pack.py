@@ -8,43 +8,30 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.check import unpack
-from tools.gpu.pack import write_pack
+from tools.gpu.check.check import unpack
+from tools.gpu.plans.pack import write_pack
 
 
-@pytest.fixture
-def pack(tmp_path: Path) -> Path:
-    folder = tmp_path / "staged"
-    (folder / "packages/some_package").mkdir(parents=True)
-    (folder / "packages/some_package/__init__.py").write_text("x = 1\n")
-    (folder / "include").mkdir()
-    (folder / "include/NvInferVersion.h").write_text("header\n")
-    path = tmp_path / "pack.tar.xz"
-    write_pack(folder, path)
-    assert [entry.name for entry in tmp_path.glob("pack*")] == ["pack.tar.xz"]
-    return path
-
-
-@pytest.fixture(autouse=True)
-def same_path_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unpacks_what_was_packed_once_until_the_pack_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "before")
+    staged = tmp_path / "staged"
+    (staged / "packages").mkdir(parents=True)
+    (staged / "include").mkdir()
+    (staged / "include/NvInferVersion.h").write_text("header\n")
+    pack = tmp_path / "pack.tar.xz"
+    write_pack(staged, pack)
+    assert [entry.name for entry in tmp_path.glob("pack*")] == ["pack.tar.xz"]
 
-
-def test_unpacks_what_was_packed(pack: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "unpacked"
-    unpack(pack, folder)
-    assert (folder / "include/NvInferVersion.h").read_text() == "header\n"
-    assert sys.path[0] == str(folder / "packages")
-    assert os.environ["PYTHONPATH"] == f"{folder}/packages{os.pathsep}before"
-
-
-def test_unpacks_once_and_again_when_the_pack_changed(
-    pack: Path, tmp_path: Path
-) -> None:
     folder = tmp_path / "unpacked"
     unpack(pack, folder)
     header = folder / "include/NvInferVersion.h"
+    assert header.read_text() == "header\n"
+    assert sys.path[0] == str(folder / "packages")
+    assert os.environ["PYTHONPATH"] == f"{folder}/packages{os.pathsep}before"
+
     header.write_text("changed\n")
     unpack(pack, folder)
     assert header.read_text() == "changed\n"

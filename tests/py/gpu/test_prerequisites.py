@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.check import say_what_is_missing
-from tools.gpu.prerequisites import Machine, Options, look
+from tools.gpu.check.check import say_what_is_missing
+from tools.gpu.check.prerequisites import Machine, Options, look
 
 ROOT = Path(__file__).parents[3]
 CHECK = ROOT / "tools/gpu/check.sh"

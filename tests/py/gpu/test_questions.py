@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from tests.util.simulation.simulated_device import relu_plan
-from tools.gpu import engines
-from tools.gpu.ask import ask
-from tools.gpu.bad_blobs import LEFT_OUT, REJECTED, bad_blobs
-from tools.gpu.devices import Plan, SimulatedDevice
-from tools.gpu.models import CASES
 from tools.gpu.names import FIRST, OWN_CACHE
-from tools.gpu.output_equality import graph_capture, output_equality
-from tools.gpu.questions import (
-    Laboratory,
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.ask import ask
+from tools.gpu.questions.bad_blobs import LEFT_OUT, REJECTED, bad_blobs
+from tools.gpu.questions.devices import Plan, SimulatedDevice
+from tools.gpu.questions.laboratory import Laboratory
+from tools.gpu.questions.output_equality import graph_capture, output_equality
+from tools.gpu.questions.runtime_cache import (
     byte_equality,
     deserialize_adds,
     merge_of_two_processes,
@@ -33,9 +33,9 @@ from tools.gpu.questions import (
     size_per_kernel,
     words_of_tensorrt,
 )
+from tools.gpu.questions.start_times import start_times
+from tools.gpu.questions.workers import WorkerDied, WorkerError
 from tools.gpu.report import Row, Status
-from tools.gpu.start_times import start_times
-from tools.gpu.workers import WorkerDied, WorkerError
 
 
 def laboratory(parent: Path, device: SimulatedDevice | None = None) -> Laboratory:
@@ -173,11 +173,11 @@ class HangingDevice(SimulatedDevice):
 
 
 def test_files_on_which_starts_hang_do_not_use_up_the_time(tmp_path: Path) -> None:
-    rows = bad_blobs(laboratory(tmp_path, HangingDevice()), flips=1, timeout=0.5)
+    rows = bad_blobs(laboratory(tmp_path, HangingDevice()), flips=1, timeout=0.1)
     _, cut, *_ = rows
     assert cut.status is Status.CONTRADICTION
     assert cut.answer == (
-        f"3 HANG, 3 {LEFT_OUT} (to 1 B: HANG: no answer within 0.5 s)"
+        f"3 HANG, 3 {LEFT_OUT} (to 1 B: HANG: no answer within 0.1 s)"
     )
 
 
@@ -276,8 +276,14 @@ def test_the_words_of_tensorrt_s_python_package_are_heard(tmp_path: Path) -> Non
         assert words_of_tensorrt(worker.output()) == "no such GPU"
 
 
+class FreshlyAskedDevice(SimulatedDevice):
+    """Its workers are what a GPU's are."""
+
+    wants_fresh_workers = True
+
+
 def test_own_cache_is_one_that_a_start_accepts(tmp_path: Path) -> None:
-    asked = laboratory(tmp_path)
+    asked = laboratory(tmp_path, FreshlyAskedDevice())
     (row,) = own_cache(asked)
     data = (asked.folder / OWN_CACHE).read_bytes()
     assert row.figure == f"{len(data)} B"
@@ -344,7 +350,7 @@ def refused(laboratory: Laboratory) -> list[Row]:
 def test_after_a_refusal_nothing_else_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tools.gpu.ask.refusal", refused)
+    monkeypatch.setattr("tools.gpu.questions.ask.refusal", refused)
     rows = ask(laboratory(tmp_path), say=lambda text: None)
     assert [row.status for row in rows] == [Status.REFUSED, Status.SKIPPED]
 
@@ -363,15 +369,13 @@ def test_a_question_that_breaks_off_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only: list[Callable[[Laboratory], list[Row]]] = [broken_question, good_question]
-    monkeypatch.setattr("tools.gpu.ask.QUESTIONS", only)
+    monkeypatch.setattr("tools.gpu.questions.ask.QUESTIONS", only)
     for name in ("refusal", "bad_blobs", "output_equality", "graph_capture"):
-        monkeypatch.setattr(f"tools.gpu.ask.{name}", good_question)
-    monkeypatch.setattr("tools.gpu.ask.start_times", lambda laboratory, repeats: [])
+        monkeypatch.setattr(f"tools.gpu.questions.ask.{name}", good_question)
+    monkeypatch.setattr("tools.gpu.questions.ask.start_times", lambda laboratory: [])
     said: list[str] = []
     kept: list[int] = []
-    rows = ask(
-        laboratory(tmp_path), 1, said.append, lambda rows: kept.append(len(rows))
-    )
+    rows = ask(laboratory(tmp_path), said.append, lambda rows: kept.append(len(rows)))
     assert [row.is_bad for row in rows] == [False, True, False, False, False, False]
     assert kept == [1, 2, 3, 4, 5, 5, 6]  # after each question, which may be the last
     assert rows[1].answer == "it broke off: RuntimeError: the disk is full"

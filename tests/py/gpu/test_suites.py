@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu import suites
+from tools.gpu.check import suites
+from tools.gpu.check.suites import run_gtests, run_pytests
 from tools.gpu.report import Row, Status, read_rows, table, write_json
-from tools.gpu.suites import run_gtests, run_pytests
 
 _GTEST = """#!/bin/sh
 file=${1#--gtest_output=json:}

@@ -2,7 +2,7 @@
 
 They run on the simulated device, or on a GPU: TORCHTRT_TEST_DEVICE says "simulated" or "gpu", and
 without it a GPU is taken that engines can be built for. TORCHTRT_TEST_PLANS names a folder with the
-GPU's engines, the `relu` of tools/gpu/build_plans.py; without it they are compiled.
+GPU's engines, the `relu` of tools/gpu/plans/build_plans.py; without it they are compiled.
 """
 
 from __future__ import annotations

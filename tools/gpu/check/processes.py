@@ -8,7 +8,7 @@ import signal
 import subprocess
 from typing import IO
 
-from tools.gpu.prerequisites import ROOT
+from tools.gpu.check.prerequisites import ROOT
 
 
 def run(

@@ -1,10 +1,10 @@
 """Packs what a machine with a GPU but no network lacks into one file, for check.sh's --pack.
 
-    ./bazelw run //tools/gpu:pack -- --out FILE.tar.xz [--python 3.12] [--plans DIR]
+    ./bazelw run //tools/gpu:pack -- --out FILE.tar.xz [--python 3.12]
 
 In it are TensorRT-RTX's library, its Python package for that Python and its C++ headers; filelock,
-platformdirs and pytest; GoogleTest's sources; and the engines of build_plans.py, which it builds
-unless they are given. Takes minutes: the library, 227 MB, is compressed to a quarter.
+platformdirs and pytest; GoogleTest's sources; and the engines of build_plans.py. Takes minutes: the
+library, 227 MB, is compressed to a quarter.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tools.gpu.build_plans import build, build_test_plans
-from tools.gpu.models import CASES
+from tools.gpu.check.prerequisites import Options, look
 from tools.gpu.names import COMPUTE_CAPABILITIES
-from tools.gpu.prerequisites import Options, look
+from tools.gpu.plans.build_plans import build, build_test_plans
+from tools.gpu.plans.models import CASES
 
 _PYTHON_PACKAGES = ["filelock", "platformdirs", "pytest"]
 
@@ -40,7 +40,7 @@ _FILTERS: list[dict[str, int]] = [
 ]
 
 
-def stage(folder: Path, options: Options, python: str, plans: Path | None) -> None:
+def stage(folder: Path, options: Options, python: str) -> None:
     """Lays out below `folder` what check.sh looks for in a pack."""
     machine = look(options)
     if machine.tensorrt_rtx_include is None or machine.tensorrt_rtx_library is None:
@@ -56,9 +56,6 @@ def stage(folder: Path, options: Options, python: str, plans: Path | None) -> No
         )
     shutil.copy(machine.googletest / "CMakeLists.txt", folder / "googletest")
     _copy_packages(folder, python)
-    if plans is not None:
-        shutil.copytree(plans, folder / "plans")
-        return
     (folder / "plans").mkdir()
     for case in CASES.values():
         build(case, folder / "plans", COMPUTE_CAPABILITIES)
@@ -117,7 +114,6 @@ def main() -> None:
     )
     parser.add_argument("--headers", type=Path, help="TensorRT-RTX's C++ headers")
     parser.add_argument("--googletest", type=Path, help="GoogleTest's sources")
-    parser.add_argument("--plans", type=Path, help="what build_plans.py wrote")
     arguments = parser.parse_args()
     # `bazel run` starts programs elsewhere than where it was called.
     path = Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."), arguments.out)
@@ -128,7 +124,6 @@ def main() -> None:
             folder,
             Options(arguments.headers, arguments.googletest),
             arguments.python,
-            arguments.plans,
         )
         write_pack(folder, path)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

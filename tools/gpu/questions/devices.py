@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
-from tools.gpu.models import CASES, Case, make_input, make_model
 from tools.gpu.names import ENGINE_SUFFIX, WEIGHTS_SUFFIX
+from tools.gpu.plans.models import CASES, Case, make_input, make_model
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Plan:
 
 class Device(Protocol):
     """Picklable: each process installs it for itself, before it calls anything else."""
+
+    wants_fresh_workers: ClassVar[bool]  # interpreters, which start in seconds
 
     def install(self) -> None:
         """Both runtimes load their plans there, to the end of this process."""
@@ -66,6 +68,9 @@ class GpuDevice:
     """
 
     plans: Path
+
+    # Forked processes have the same addresses, on which serialized bytes might depend.
+    wants_fresh_workers: ClassVar[bool] = True
 
     def install(self) -> None:
         # The reference shall be better than what is measured against it.
@@ -135,6 +140,8 @@ class SimulatedDevice:
     version: str = "1.6.1.120"
     compile_time: float = 0.0
     known: bool = True
+
+    wants_fresh_workers: ClassVar[bool] = False
 
     def install(self) -> None:
         from tests.util.simulation.simulated_device import installed_device

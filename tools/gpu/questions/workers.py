@@ -9,11 +9,14 @@ import signal
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+_PRELOADED = ["tools.gpu.questions.engines", "tests.util.simulation.simulated_device"]
 
 
 class WorkerError(Exception):
@@ -33,21 +36,31 @@ class WorkerHung(WorkerDied):
 
 
 class Worker:
-    """A fresh interpreter that calls module-level functions for this process, one at a time.
+    """A process that calls module-level functions for this one, one at a time.
 
     What it writes to stdout and stderr goes to the file `log`. One object in one thread at a time.
 
     Args:
         log: The file, which is appended to.
+        is_fresh: Whether it is a fresh interpreter, which takes seconds to import torch. Otherwise
+            it is a fork of one that has imported it, and runs nothing that `atexit` registered.
         begin: Called first, with `arguments`; the first call waits for it.
     """
 
     def __init__(
-        self, log: Path, begin: Callable[..., object], *arguments: object
+        self,
+        log: Path,
+        is_fresh: bool,
+        begin: Callable[..., object],
+        *arguments: object,
     ) -> None:
         self._log = log
-        # fork would copy torch's threads and the CUDA context.
-        context = multiprocessing.get_context("spawn")
+        context: SpawnContext | ForkServerContext
+        if is_fresh:
+            context = multiprocessing.get_context("spawn")
+        else:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(_PRELOADED)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, str(log)), daemon=True

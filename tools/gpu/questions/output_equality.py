@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tools.gpu import engines
-from tools.gpu.engines import RUNTIMES
-from tools.gpu.models import CASES
 from tools.gpu.names import FIRST
-from tools.gpu.questions import Laboratory
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.engines import RUNTIMES
+from tools.gpu.questions.laboratory import Laboratory
+from tools.gpu.questions.workers import WorkerDied, WorkerError
 from tools.gpu.report import Row, Status
-from tools.gpu.workers import WorkerDied, WorkerError
 
 STEP = "output equality"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tools.gpu.builder import (
+from tools.gpu.check.builder import (
     LIBRARY,
     SIMULATED_LIBRARY,
     Build,
@@ -22,6 +22,9 @@ from tools.gpu.builder import (
     python_path,
     stage_package,
 )
+from tools.gpu.check.prerequisites import Machine, Options, look
+from tools.gpu.check.processes import run
+from tools.gpu.check.suites import python_tests, run_gtests, run_pytests
 from tools.gpu.names import (
     CACHE_STEP,
     COMPUTE_CAPABILITIES,
@@ -30,10 +33,9 @@ from tools.gpu.names import (
     OWN_CACHE,
     TEST_PLANS,
 )
-from tools.gpu.prerequisites import Machine, Options, look
-from tools.gpu.processes import run
 from tools.gpu.report import Row, Status, read_rows, table, write_json
-from tools.gpu.suites import python_tests, run_gtests, run_pytests
+
+TIMEOUT = 1200  # seconds, after which a command is ended
 
 _COMPILES = "onnx"  # a word in each file of tests that calls torch_tensorrt.compile
 
@@ -51,10 +53,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "out", type=_absolute, metavar="OUT_DIR", help="for the results"
     )
-    parser.add_argument("--pack", type=_absolute, help="what tools/gpu/pack.py wrote")
+    parser.add_argument("--pack", type=_absolute, help="what //tools/gpu:pack wrote")
     parser.add_argument("--headers", type=_absolute, help="TensorRT-RTX's C++ headers")
     parser.add_argument("--googletest", type=_absolute, help="GoogleTest's sources")
-    parser.add_argument("--plans", type=_absolute, help="what build_plans.py wrote")
     parser.add_argument(
         "--foreign-cache",
         type=_absolute,
@@ -75,12 +76,6 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="for what is built, which a second run builds on; default: %(default)s",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=1200,
-        help="seconds after which a command is ended; default: %(default)g",
-    )
     return parser.parse_args(words)
 
 
@@ -148,9 +143,9 @@ class Check:
         """Runs it into the log; its exit status, None if it took too long."""
         self.log(f"$ {' '.join(command)}")
         with self._log_path.open("ab") as log:
-            status = run(command, log, self._arguments.timeout, environment)
+            status = run(command, log, TIMEOUT, environment)
         if status is None:
-            self.log(f"[not ended after {self._arguments.timeout:g} s]")
+            self.log(f"[not ended after {TIMEOUT} s]")
         return status
 
     def _build_sources(self) -> None:
@@ -212,15 +207,15 @@ class Check:
 
     def _find_plans(self) -> None:
         pack = self._work / "pack/plans"
-        if self._arguments.plans or pack.exists():
-            self._plans = self._arguments.plans or pack
+        if pack.exists():
+            self._plans = pack
             how = "built elsewhere"
         elif self._machine.can_build_plans:
             self._plans = self._work / "plans"
             self._build_plans(self._plans)
             how = f"built here for {', '.join(COMPUTE_CAPABILITIES)}"
         else:
-            answer = "no --plans, and no onnx and onnxscript to build them with"
+            answer = "no --pack, and no onnx and onnxscript to build them with"
             self._add(Row("plans", "engines for the GPU", Status.SKIPPED, answer))
             return
         sizes = {
@@ -237,7 +232,7 @@ class Check:
     def _build_plans(self, folder: Path, *words: str) -> int | None:
         return self._run_command(
             [
-                *(sys.executable, "-m", "tools.gpu.build_plans"),
+                *(sys.executable, "-m", "tools.gpu.plans.build_plans"),
                 *("--out", str(folder), *words),
             ],
             self._environment(LIBRARY),
@@ -273,7 +268,7 @@ class Check:
         work = self._work / "questions"
         (work / OWN_CACHE).unlink(missing_ok=True)
         command = [
-            *(sys.executable, "-m", "tools.gpu.ask", "--device", device),
+            *(sys.executable, "-m", "tools.gpu.questions.ask", "--device", device),
             *("--work", str(work), "--json", str(report), *words),
         ]
         for path in self._arguments.foreign_cache:
@@ -283,7 +278,7 @@ class Check:
             self._add(*read_rows(report))
         if status != 0:
             ended = (
-                f"not ended after {self._arguments.timeout:g} s"
+                f"not ended after {TIMEOUT} s"
                 if status is None
                 else f"exit status {status}"
             )
@@ -357,7 +352,7 @@ class Check:
         if "TORCHTRT_TEST_PLANS" in environment:
             return ""
         if not self._machine.can_build_plans:
-            return f"no onnx and onnxscript, and no folder {TEST_PLANS} in --plans"
+            return f"no onnx and onnxscript, and no folder {TEST_PLANS} in the pack"
         return "TensorRT-RTX does not build for this GPU" if "plans" in refused else ""
 
     def _test_environment(self) -> dict[str, str]:

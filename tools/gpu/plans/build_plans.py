@@ -1,11 +1,9 @@
 """Builds the engines that a check on a GPU runs, ahead of time, on a machine that needs no GPU.
 
-    python3 tools/gpu/build_plans.py --out DIR [--compute-capabilities 8.6 12.0 ...]
+    ./bazelw run //tools/gpu:build_plans -- --out DIR [--compute-capabilities 8.6 12.0 ...]
 
 DIR gets an engine file and the model's weights for each case of models.py, and `relu`, a folder of
-engine files for tests that can't compile any. Needs torch, onnx,
-onnxscript, tensorrt_rtx, and this repository's py/ on the PYTHONPATH:
-`./bazelw run //tools/gpu:build_plans -- --out DIR` has them all.
+engine files for tests that can't compile any.
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from tools.gpu.models import CASES, Case, make_input, make_model
 from tools.gpu.names import (
     COMPUTE_CAPABILITIES,
     ENGINE_SUFFIX,
     TEST_PLANS,
     WEIGHTS_SUFFIX,
 )
+from tools.gpu.plans.models import CASES, Case, make_input, make_model
 
 TEST_PLAN_WIDTHS = range(64, 192, 8)
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.gpu.prerequisites import ROOT
-from tools.gpu.processes import run
+from tools.gpu.check.prerequisites import ROOT
+from tools.gpu.check.processes import run
 from tools.gpu.report import Row, Status
 
 TIMEOUT = 900  # seconds for one program or file of tests, against hanging alone

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import tensorrt_rtx as trt
 import torch
 
-from tools.gpu.devices import Device, Plan
-from tools.gpu.models import relative_error
-
-if TYPE_CHECKING:  # `begin` imports them, when the log's level is set
-    from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
-    from torch_tensorrt.runtime import RuntimeSettings
+import torch_tensorrt.logging
+from tools.gpu.plans.models import relative_error
+from tools.gpu.questions.devices import Device, Plan
+from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
+from torch_tensorrt.runtime._engine.engine_loader import load_engine
+from torch_tensorrt.runtime._engine.engine_stream import EngineStream
 
 RUNTIMES = ["C++", "Python"]
 
 _state: dict[str, Any] = {"modules": []}
 
 
-def begin(device: Device, log_level: str = "warning") -> None:
-    """Makes this process ready to load plans, so that no later call pays for imports."""
-    os.environ["TORCHTRT_LOG_LEVEL"] = log_level  # read as the C++ runtime is loaded
-    import torch_tensorrt.dynamo.runtime  # noqa: F401
-
-    logging.basicConfig(level=log_level.upper())
+def begin(device: Device, log_level: str) -> None:
+    """Makes this process ready to load plans."""
+    torch_tensorrt.logging.set_level(log_level)
     device.install()
     _state["device"] = device
 
@@ -70,8 +67,6 @@ class Start:
 def _module(
     runtime: str, plan: Plan, settings: RuntimeSettings | None = None
 ) -> TorchTensorRTModule:
-    from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
-
     return TorchTensorRTModule(
         plan.engine,
         plan.inputs,
@@ -84,11 +79,6 @@ def _module(
 def load(runtime: str, name: str) -> None:
     """Deserializes the plan, and runs nothing."""
     _module(runtime, current_device().plan(name)).setup_engine()
-
-
-def device_is_known() -> bool:
-    """As Device.is_known."""
-    return current_device().is_known()
 
 
 def replay(runtime: str, name: str) -> float:
@@ -119,9 +109,6 @@ def start(
     strategy: str = "lazy",
 ) -> Start:
     """Starts an engine with a cache of its own, loaded from that path, and keeps both."""
-    from torch_tensorrt.runtime._runtime_cache import RuntimeCache
-    from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
-
     device = current_device()
     plan = device.plan(name)
     x, expected = device.example(name, batch)
@@ -153,16 +140,9 @@ def start(
         second - first,
         max(relative_error(y, expected), relative_error(y2, expected)),
         loaded,
-        len(cache_bytes()) if cache is not None else 0,
+        cache._handle.serialize().numel() if cache is not None else 0,
         _since(compilations),
     )
-
-
-def cache_bytes() -> bytes:
-    """The newest engine's cache, serialized."""
-    _, cache = _state["modules"][-1]
-    data: bytes = cache._handle.serialize().numpy().tobytes()
-    return data
 
 
 def save() -> int:
@@ -190,8 +170,6 @@ class RawEngine:
     """An engine on TensorRT-RTX's interface, past our caches and engines."""
 
     def __init__(self, plan: Plan) -> None:
-        from torch_tensorrt.runtime._engine.engine_loader import load_engine
-
         self._plan = plan
         self._loaded = load_engine(memoryview(plan.engine.numpy().tobytes()))
 
@@ -207,10 +185,6 @@ class RawEngine:
 
         Kernels for the very shape are compiled before it.
         """
-        import tensorrt_rtx as trt
-
-        from torch_tensorrt.runtime._engine.engine_stream import EngineStream
-
         device = current_device()
         x, expected = device.example(self._plan.case.name, batch)
         y = torch.empty_like(expected)

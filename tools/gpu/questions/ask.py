@@ -1,6 +1,6 @@
 """Asks a device all questions and writes the rows as JSON.
 
-    python -m tools.gpu.ask --device gpu --plans DIR --work DIR --json FILE
+    python -m tools.gpu.questions.ask --device gpu --plans DIR --work DIR --json FILE
 
 Exit status 0: all was asked, and the rows say how it came out.
 
@@ -17,40 +17,35 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.gpu.bad_blobs import bad_blobs
-from tools.gpu.devices import Device, GpuDevice, SimulatedDevice
 from tools.gpu.names import CACHE_STEP
-from tools.gpu.output_equality import graph_capture, output_equality
-from tools.gpu.questions import QUESTIONS, Laboratory, Question, refusal
+from tools.gpu.questions.bad_blobs import bad_blobs
+from tools.gpu.questions.devices import Device, GpuDevice, SimulatedDevice
+from tools.gpu.questions.laboratory import Laboratory, Question
+from tools.gpu.questions.output_equality import graph_capture, output_equality
+from tools.gpu.questions.runtime_cache import QUESTIONS, refusal
+from tools.gpu.questions.start_times import start_times
 from tools.gpu.report import Row, Status, write_json
-from tools.gpu.start_times import REPEATS, start_times
 
 
 def ask(
     laboratory: Laboratory,
-    repeats: int = REPEATS,
     say: Callable[[str], object] = print,
     keep: Callable[[list[Row]], object] = lambda rows: None,
 ) -> list[Row]:
     """All rows. A question that breaks off is a row too, and the others are asked all the same.
 
     Args:
-        repeats: Of start_times.
         say: Gets a line about each question that was asked.
         keep: Gets the rows so far after each, lest they are lost if this process is ended.
     """
-
-    def timed(laboratory: Laboratory) -> list[Row]:
-        return start_times(laboratory, repeats)
-
-    timed.__doc__ = start_times.__doc__
     rows = _asked(refusal, laboratory, say)
     keep(rows)
     if any(row.status is not Status.ANSWER for row in rows):
         reason = "the plans do not run"
         return [*rows, Row(CACHE_STEP, "all others", Status.SKIPPED, reason)]
     # What may hang comes last.
-    for question in [*QUESTIONS, output_equality, graph_capture, timed, bad_blobs]:
+    questions = [*QUESTIONS, output_equality, graph_capture, start_times, bad_blobs]
+    for question in questions:
         rows += _asked(question, laboratory, say)
         keep(rows)
     return rows
@@ -83,7 +78,6 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, required=True, help="the rows")
     parser.add_argument("--foreign-cache", type=Path, action="append", default=[])
-    parser.add_argument("--repeats", type=int, default=REPEATS)
     arguments = parser.parse_args()
 
     device: Device = SimulatedDevice(compile_time=0.01)
@@ -97,7 +91,6 @@ def main() -> None:
     laboratory = Laboratory(device, arguments.work, foreign)
     rows = ask(
         laboratory,
-        arguments.repeats,
         lambda text: print(text, flush=True),
         lambda rows: write_json(arguments.json, rows),
     )

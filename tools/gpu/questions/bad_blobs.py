@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from tools.gpu import engines
-from tools.gpu.engines import RUNTIMES
-from tools.gpu.models import CASES
 from tools.gpu.names import CACHE_STEP, FIRST
-from tools.gpu.questions import Laboratory, row
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.engines import RUNTIMES
+from tools.gpu.questions.laboratory import Laboratory, row
+from tools.gpu.questions.workers import Worker, WorkerDied, WorkerError, WorkerHung
 from tools.gpu.report import Row, Status
-from tools.gpu.workers import Worker, WorkerDied, WorkerError, WorkerHung
 
 # How a start may come out; the first three are what the design promises.
 REJECTED = "rejected with a warning"

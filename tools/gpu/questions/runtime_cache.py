@@ -9,77 +9,14 @@ inference does not change in size had all of the kernels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import count
-from pathlib import Path
 
-from tools.gpu import engines
-from tools.gpu.devices import Device
-from tools.gpu.engines import RUNTIMES
-from tools.gpu.models import CASES
 from tools.gpu.names import CACHE_STEP, DYNAMIC, FIRST, OWN_CACHE, SECOND
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.engines import RUNTIMES
+from tools.gpu.questions.laboratory import Laboratory, Question, row
+from tools.gpu.questions.workers import WorkerDied, WorkerError
 from tools.gpu.report import Row, Status, in_ms
-from tools.gpu.workers import Worker, WorkerDied, WorkerError
-
-
-@dataclass
-class Laboratory:
-    """Where questions are asked.
-
-    Attributes:
-        device: Each worker installs it.
-        folder: For files, which stay there. Empty at first.
-        foreign_caches: Serialized caches of other machines or versions, by what they are.
-    """
-
-    device: Device
-    folder: Path
-    foreign_caches: dict[str, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if any(self.folder.iterdir()):
-            # A cache of an earlier run would make a cold start warm.
-            raise ValueError(f"{self.folder} must be empty")
-        self._numbers = count()
-
-    @contextmanager
-    def worker(self, log_level: str = "warning") -> Iterator[Worker]:
-        """A process with the device, before whose first call all is imported."""
-        with self.start_worker(log_level) as worker:
-            yield worker
-
-    def start_worker(self, log_level: str = "warning") -> Worker:
-        """The same for who closes it."""
-        return Worker(self.new_path("log"), engines.begin, self.device, log_level)
-
-    def raw_run(self, name: str, blobs: Sequence[bytes] = ()) -> engines.RawRun:
-        """engines.raw_run in a process of its own.
-
-        Whether TensorRT-RTX keeps compiled kernels in an engine or a process is not documented.
-        """
-        with self.worker() as worker:
-            return worker(engines.raw_run, name, blobs)
-
-    def new_path(self, suffix: str) -> Path:
-        """Of a file that there is not yet."""
-        return self.folder / f"{next(self._numbers)}.{suffix}"
-
-
-Question = Callable[[Laboratory], list[Row]]
-
-
-def row(
-    question: str,
-    answer: str,
-    as_designed: bool,
-    figure: str = "",
-    how: str = "",
-    **details: object,
-) -> Row:
-    status = Status.ANSWER if as_designed else Status.CONTRADICTION
-    return Row(CACHE_STEP, question, status, answer, figure, how, dict(details))
 
 
 def refusal(laboratory: Laboratory) -> list[Row]:
@@ -97,7 +34,7 @@ def refusal(laboratory: Laboratory) -> list[Row]:
             for name in laboratory.device.cases():
                 known = loads = False
                 try:
-                    known = worker(engines.device_is_known)
+                    known = worker(laboratory.device.is_known)
                     worker(engines.load, runtime, name)
                     loads = True
                     worker(engines.start, runtime, name, None)

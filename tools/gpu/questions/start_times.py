@@ -7,29 +7,26 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from tools.gpu import engines
-from tools.gpu.engines import RUNTIMES, Start
-from tools.gpu.models import CASES
 from tools.gpu.names import SECOND
-from tools.gpu.questions import Laboratory
+from tools.gpu.plans.models import CASES
+from tools.gpu.questions import engines
+from tools.gpu.questions.engines import RUNTIMES, Start
+from tools.gpu.questions.laboratory import Laboratory
 from tools.gpu.report import Row, Status, in_ms
 
 STEP = "time to first result"
-REPEATS = 10
 _AHEAD = 8  # processes that have imported all before one of them is timed
 
 
-def start_times(
-    laboratory: Laboratory, repeats: int = REPEATS, name: str = SECOND
-) -> list[Row]:
-    """A row for each runtime, cold and warm, and one for what warm saves: medians of processes.
+def start_times(laboratory: Laboratory, repeats: int = 10) -> list[Row]:
+    """A row for each runtime, cold and warm: medians of processes.
 
     Imports and CUDA's own start are not in it: a process has them behind it when its time begins.
     No two processes are timed at once, and the kinds take turns.
     """
     warm_path = laboratory.new_path("cache")
     with laboratory.worker() as worker:
-        worker(engines.start, RUNTIMES[0], name, warm_path)
+        worker(engines.start, RUNTIMES[0], SECOND, warm_path)
         worker(engines.save)
     kinds = list(product(RUNTIMES, ["cold", "warm"]))
     starts: dict[tuple[str, str], list[Start]] = {kind: [] for kind in kinds}
@@ -45,19 +42,17 @@ def start_times(
                 if temperature == "warm":
                     path.write_bytes(warm_path.read_bytes())
                 starts[runtime, temperature].append(
-                    worker(engines.start, runtime, name, path)
+                    worker(engines.start, runtime, SECOND, path)
                 )
-    return _rows(starts, name, warm_path)
+    return _rows(starts, warm_path)
 
 
-def _rows(
-    starts: dict[tuple[str, str], list[Start]], name: str, warm_path: Path
-) -> list[Row]:
+def _rows(starts: dict[tuple[str, str], list[Start]], warm_path: Path) -> list[Row]:
     rows = []
     for (runtime, temperature), of_kind in starts.items():
         seconds = [start.seconds for start in of_kind]
         expected = all(s.compiled_nothing == (temperature == "warm") for s in of_kind)
-        right = all(start.error <= CASES[name].bound for start in of_kind)
+        right = all(start.error <= CASES[SECOND].bound for start in of_kind)
         compiled = (
             "compiles nothing" if temperature == "warm" else "compiles its kernels"
         )
@@ -73,7 +68,7 @@ def _rows(
                 ),
                 f"{in_ms(min(seconds))} to {in_ms(max(seconds))}; the inference after it "
                 f"{in_ms(median(s.next_seconds for s in of_kind))}",
-                f"{name}, median of {len(seconds)} processes, from the plan's bytes in memory to "
+                f"{SECOND}, median of {len(seconds)} processes, from the plan's bytes in memory to "
                 "the result on the host"
                 + (
                     f"; cache file of {warm_path.stat().st_size} B"

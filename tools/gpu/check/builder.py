@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.gpu.prerequisites import ROOT, Machine
+from tools.gpu.check.prerequisites import ROOT, Machine
 
 LIBRARY = "libtorchtrt_runtime.so"
 SIMULATED_LIBRARY = "libtorchtrt_runtime_simulated.so"

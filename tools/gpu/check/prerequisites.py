@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).absolute().parents[2]
+ROOT = Path(__file__).absolute().parents[3]
 
 _VERSION_MACROS = ["TRT_MAJOR_RTX", "TRT_MINOR_RTX", "TRT_PATCH_RTX"]
 
