@@ -48,14 +48,15 @@ LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
   const c10::Device device = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
   const auto runtime = util::make_trt(nvinfer1::createInferRuntime(logger()));
   if (runtime == nullptr) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX could not be started on " << device);
-}
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not be started on " << device);
+  }
   nvinfer1::ICudaEngine* engine = runtime->deserializeCudaEngine(plan.data(), plan.size());
   if (engine == nullptr) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX could not load a plan of "
-          << plan.size() << " bytes on " << device
-          << "; the log has its reasons (another version, another GPU, or no plan)");
-}
+    TORCHTRT_THROW_ERROR(
+        "TensorRT-RTX could not load a plan of "
+        << plan.size() << " bytes on " << device
+        << "; the log has its reasons (another version, another GPU, or no plan)");
+  }
   // The engine must go before its runtime, which the deleter holds.
   return {std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }), device};
 }

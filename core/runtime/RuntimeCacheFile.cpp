@@ -358,11 +358,8 @@ void sync_directory(const std::string& directory) {
   }
 }
 
-FileGeneration rename_over(
-    const std::string& target,
-    View bytes,
-    const std::optional<FileGeneration>& previous,
-    Notes& notes) {
+FileGeneration
+rename_over(const std::string& target, View bytes, const std::optional<FileGeneration>& previous, Notes& notes) {
   struct stat old{};
   const bool exists = ::stat(target.c_str(), &old) == 0; // as an empty file too
   TemporaryFile temporary(target, exists ? 0600 : 0666);

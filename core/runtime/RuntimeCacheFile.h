@@ -83,8 +83,8 @@ class RuntimeCacheFile {
 
   // Waits until no other process merges what it read with what it has, and keeps others waiting until the returned lock
   // is released. Callers take it after a conflict, so that of many that save at once one merges at a time and none in
-  // vain, while `path`.lock stays free. The lock file is `path`.merge.lock. It only saves work: the returned lock is not
-  // owned where `lock_timeout` passes or the lock file can't be used.
+  // vain, while `path`.lock stays free. The lock file is `path`.merge.lock. It only saves work: the returned lock is
+  // not owned where `lock_timeout` passes or the lock file can't be used.
   util::FileLock wait_for_turn() const;
 
  private:

@@ -83,8 +83,7 @@ at::Tensor copy(const at::Tensor& bytes) {
   if (!is_plain || bytes.scalar_type() != at::kByte || bytes.dim() != 1) {
     TORCHTRT_THROW_ERROR(
         "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the CPU, got one of "
-        << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", "
-        << bytes.layout());
+        << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", " << bytes.layout());
   }
   const at::Tensor contiguous = bytes.contiguous();
   const at::Tensor copied = allocate(contiguous.numel());
@@ -142,10 +141,10 @@ at::Tensor serialize_from(const IRuntimeCache& cache) {
 }
 
 struct Merged {
-  at::Tensor bytes = {};             // the kernels of both; undefined if they can't be had
-  bool adds_nothing = false;         // those on disk are all of them
-  const char* reason_against = "";   // why they can't be had
-  bool is_disk_rejected = false;     // that is the reason
+  at::Tensor bytes = {};           // the kernels of both; undefined if they can't be had
+  bool adds_nothing = false;       // those on disk are all of them
+  const char* reason_against = ""; // why they can't be had
+  bool is_disk_rejected = false;   // that is the reason
 };
 
 // TensorRT-RTX does not document whether deserialize() adds to what a cache has. It does if both orders give the same
@@ -224,8 +223,9 @@ class PathCaches {
 
   bool has(const RuntimeCacheHandle* cache) {
     const std::lock_guard lock(mutex_);
-    return std::any_of(
-        caches_.begin(), caches_.end(), [cache](const auto& entry) { return entry.second._unsafe_get_target() == cache; });
+    return std::any_of(caches_.begin(), caches_.end(), [cache](const auto& entry) {
+      return entry.second._unsafe_get_target() == cache;
+    });
   }
 
  private:
@@ -498,11 +498,9 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   }
   const std::lock_guard lock(state_mutex_);
   const at::Tensor bytes = serialize_locked();
-  const auto loaded = std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) {
-    return entry.second.digest.has_value();
-  });
-  const bool is_accepted =
-      bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
+  const auto loaded =
+      std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) { return entry.second.digest.has_value(); });
+  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
   if (auto* lives = std::get_if<Lives>(&contents_)) {
     lives->push_back(live);
   } else {
@@ -529,8 +527,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
 
 const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) const {
   if (path.empty() && path_.empty()) {
-    TORCHTRT_THROW_ERROR(
-        "This runtime cache has no path of its own, so load() and save() need one as their argument");
+    TORCHTRT_THROW_ERROR("This runtime cache has no path of its own, so load() and save() need one as their argument");
   }
   return path.empty() ? path_ : path;
 }

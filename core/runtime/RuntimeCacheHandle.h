@@ -58,8 +58,8 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // equal. A relative path is made absolute. Throws if `path` is empty or the working directory is gone.
   static c10::intrusive_ptr<RuntimeCacheHandle> for_path(const std::string& path);
 
-  // A pending handle. If for_path() made the original, returns for_path()'s cache instead, which takes the bytes only if
-  // it is new and there is no file yet.
+  // A pending handle. If for_path() made the original, returns for_path()'s cache instead, which takes the bytes only
+  // if it is new and there is no file yet.
   static c10::intrusive_ptr<RuntimeCacheHandle> from_state(const State& state);
 
   State state() const;
@@ -109,9 +109,9 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // Writes the bytes to `path`, or to path() if that is empty, and returns how many bytes were written: 0 if there are
   // no kernels, or the file has them all.
   //
-  // A live cache writes the file's kernels beside its own. Where it can't, because TensorRT-RTX rejects the file's bytes
-  // or replaces a cache's contents by what it deserializes, it writes its own, with a warning. If other processes save
-  // meanwhile it merges again, at most kMaxMerges times, and then throws. Savers that merge take turns
+  // A live cache writes the file's kernels beside its own. Where it can't, because TensorRT-RTX rejects the file's
+  // bytes or replaces a cache's contents by what it deserializes, it writes its own, with a warning. If other processes
+  // save meanwhile it merges again, at most kMaxMerges times, and then throws. Savers that merge take turns
   // (RuntimeCacheFile::wait_for_turn), so a second merge follows only if a process that has all of the file's kernels
   // saved in between.
   //

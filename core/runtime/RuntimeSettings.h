@@ -30,8 +30,8 @@ enum class CudaGraphStrategy : int32_t {
 std::string to_string(DynamicShapesKernelSpecializationStrategy strategy);
 std::string to_string(CudaGraphStrategy strategy);
 
-// The inverse of to_string. `Strategy` is one of the two above. Throws torch_tensorrt::Error listing the known names for
-// an unknown one.
+// The inverse of to_string. `Strategy` is one of the two above. Throws torch_tensorrt::Error listing the known names
+// for an unknown one.
 template <class Strategy>
 Strategy strategy_from_string(std::string_view name);
 

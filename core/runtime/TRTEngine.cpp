@@ -19,13 +19,14 @@ using nvinfer1::TensorIOMode;
 
 std::string_view bytes_of(const at::Tensor& plan) {
   if (!plan.defined()) {
- TORCHTRT_THROW_ERROR("The plan of an engine is an undefined tensor");
-}
+    TORCHTRT_THROW_ERROR("The plan of an engine is an undefined tensor");
+  }
   const bool is_plain = plan.layout() == at::kStrided && plan.is_cpu() && plan.is_contiguous();
   if (!(is_plain && plan.scalar_type() == at::kByte && plan.dim() == 1)) {
- TORCHTRT_THROW_ERROR("The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got one of "
-          << plan.scalar_type() << " and shape " << plan.sizes() << " on " << plan.device());
-}
+    TORCHTRT_THROW_ERROR(
+        "The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got one of "
+        << plan.scalar_type() << " and shape " << plan.sizes() << " on " << plan.device());
+  }
   return {static_cast<const char*>(plan.const_data_ptr()), plan.nbytes()};
 }
 
@@ -205,21 +206,21 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const bool is_capturing = stream_.is_capturing();
   if (context_ == nullptr) {
     if (is_capturing) {
- TORCHTRT_THROW_ERROR("The engine's first inference can't be captured in a CUDA graph; run it once before");
-}
+      TORCHTRT_THROW_ERROR("The engine's first inference can't be captured in a CUDA graph; run it once before");
+    }
     context_ = config_.create_execution_context(loaded_);
   }
   bind_inputs(checked_inputs);
   std::vector<at::Tensor> outputs = bind_outputs();
   const cudaStream_t stream = stream_.begin();
   if (!(!is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream))) {
- TORCHTRT_THROW_ERROR("This inference can't be captured in a CUDA graph, with " << config_.settings());
-}
+    TORCHTRT_THROW_ERROR("This inference can't be captured in a CUDA graph, with " << config_.settings());
+  }
   const bool is_enqueued = context_->enqueueV3(stream);
   stream_.end();
   if (!is_enqueued) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX could not run the engine; the log has its reasons");
-}
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not run the engine; the log has its reasons");
+  }
   return outputs;
 }
 
@@ -227,8 +228,8 @@ TRTEngine::State TRTEngine::state() const {
   const c10::DeviceGuard guard(loaded_.device);
   const auto plan = util::make_trt(loaded_.engine->serialize());
   if (plan == nullptr) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the engine");
-}
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the engine");
+  }
   const RuntimeSettings settings = config_.settings();
   return {
       at::from_blob(
@@ -258,13 +259,15 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
   const nvinfer1::DataType type = engine.getTensorDataType(name.c_str());
   const std::optional<at::ScalarType> dtype = scalar_type(type);
   if (!(dtype.has_value())) {
- TORCHTRT_THROW_ERROR("The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
-             << ", which torch has no tensors of");
-}
+    TORCHTRT_THROW_ERROR(
+        "The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
+               << ", which torch has no tensors of");
+  }
   if (!(engine.getTensorFormat(name.c_str()) == nvinfer1::TensorFormat::kLINEAR)) {
- TORCHTRT_THROW_ERROR("The " << name_of(mode) << " '" << name << "' is not laid out as a contiguous tensor ("
-             << engine.getTensorFormatDesc(name.c_str()) << ")");
-}
+    TORCHTRT_THROW_ERROR(
+        "The " << name_of(mode) << " '" << name << "' is not laid out as a contiguous tensor ("
+               << engine.getTensorFormatDesc(name.c_str()) << ")");
+  }
   const bool on_host = engine.getTensorLocation(name.c_str()) == nvinfer1::TensorLocation::kHOST;
   Binding binding{
       .name = name,
@@ -315,15 +318,16 @@ void TRTEngine::bind(const Binding& binding, const at::Tensor& tensor) {
   static char nothing[256];
   void* const address = tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nothing;
   if (!(context_->setTensorAddress(binding.name.c_str(), address))) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX refused the memory of '" << binding.name << "' at " << address);
-}
+    TORCHTRT_THROW_ERROR("TensorRT-RTX refused the memory of '" << binding.name << "' at " << address);
+  }
 }
 
 void TRTEngine::bind_inputs(const std::vector<at::Tensor>& inputs) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!(context_->setInputShape(inputs_[i].name.c_str(), to_dims(inputs[i].sizes())))) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX refused the shape " << inputs[i].sizes() << " of the input '" << inputs_[i].name << "'");
-}
+      TORCHTRT_THROW_ERROR(
+          "TensorRT-RTX refused the shape " << inputs[i].sizes() << " of the input '" << inputs_[i].name << "'");
+    }
     bind(inputs_[i], inputs[i]);
   }
 }
@@ -331,14 +335,15 @@ void TRTEngine::bind_inputs(const std::vector<at::Tensor>& inputs) {
 std::vector<at::Tensor> TRTEngine::bind_outputs() {
   const int32_t unspecified = context_->inferShapes(0, nullptr);
   if (unspecified != 0) {
- TORCHTRT_THROW_ERROR("TensorRT-RTX could not infer the shapes of the outputs from those of the inputs");
-}
+    TORCHTRT_THROW_ERROR("TensorRT-RTX could not infer the shapes of the outputs from those of the inputs");
+  }
   std::vector<at::Tensor> outputs;
   for (const Binding& output : outputs_) {
     const std::vector<int64_t> shape = extents(context_->getTensorShape(output.name.c_str()));
     if (!(std::find(shape.begin(), shape.end(), -1) == shape.end())) {
- TORCHTRT_THROW_ERROR("The shape of the output '" << output.name << "' depends on the inputs' values, which is not supported");
-}
+      TORCHTRT_THROW_ERROR(
+          "The shape of the output '" << output.name << "' depends on the inputs' values, which is not supported");
+    }
     outputs.push_back(at::empty(shape, at::TensorOptions(output.dtype).device(output.device)));
     bind(output, outputs.back());
   }

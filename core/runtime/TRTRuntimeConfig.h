@@ -46,8 +46,8 @@ class TRTRuntimeConfig {
           nvinfer1::ExecutionContextAllocationStrategy::kSTATIC);
 
   // Whether somebody else may capture the next inference of `context` on `stream`, with whatever is around it, in one
-  // CUDA graph. False if TensorRT-RTX says so, if it would itself capture meanwhile, or if it would specialize kernels in
-  // the background, which the graph would never get to use.
+  // CUDA graph. False if TensorRT-RTX says so, if it would itself capture meanwhile, or if it would specialize kernels
+  // in the background, which the graph would never get to use.
   bool is_monolithic_capturable(
       bool has_dynamic_inputs,
       const nvinfer1::IExecutionContext& context,

@@ -22,8 +22,8 @@ namespace logging = util::logging;
 void set_logging_level(int64_t level) {
   const auto parsed = logging::parse_level(std::to_string(level));
   if (!parsed) {
- TORCHTRT_THROW_ERROR("Unknown log level " << level << ", expected 0 (internal error) to 5 (graph)");
-}
+    TORCHTRT_THROW_ERROR("Unknown log level " << level << ", expected 0 (internal error) to 5 (graph)");
+  }
   logging::set_reportable_log_level(*parsed);
 }
 
@@ -39,8 +39,8 @@ bool set_runtime_settings(
     const std::string& cuda_graph_strategy,
     const OptionalCache& runtime_cache) {
   return engine->set_runtime_settings({
-      .dynamic_shapes_kernel_specialization_strategy =
-          strategy_from_string<DynamicShapesKernelSpecializationStrategy>(dynamic_shapes_kernel_specialization_strategy),
+      .dynamic_shapes_kernel_specialization_strategy = strategy_from_string<DynamicShapesKernelSpecializationStrategy>(
+          dynamic_shapes_kernel_specialization_strategy),
       .cuda_graph_strategy = strategy_from_string<CudaGraphStrategy>(cuda_graph_strategy),
       .runtime_cache = runtime_cache.value_or(c10::intrusive_ptr<RuntimeCacheHandle>()),
   });

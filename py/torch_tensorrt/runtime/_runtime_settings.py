@@ -1,5 +1,8 @@
 """The run-time knobs of an engine."""
 
+# A path is not normalized, which pathlib would do.
+# ruff: noqa: PTH109, PTH117, PTH118
+
 from __future__ import annotations
 
 import os
@@ -100,8 +103,7 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
         return None
     if isinstance(value, (str, os.PathLike)):
         path = checked_path(value)
-        # No pathlib, which would normalize it.
-        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH117, PTH118
+        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
     if isinstance(value, RuntimeCache):
         return value
     raise TypeError(

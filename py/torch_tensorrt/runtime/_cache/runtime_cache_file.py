@@ -1,7 +1,7 @@
 """The file of a runtime cache, the twin of core/runtime/RuntimeCacheFile.h."""
 
 # A path is used as written, which pathlib would change.
-# ruff: noqa: PTH104, PTH108, PTH115, PTH116, PTH118, PTH120, PTH208
+# ruff: noqa: PTH108, PTH115, PTH116, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -475,7 +475,7 @@ def _replace(
                 file = opened.enter_context(_open(target, os.O_WRONLY))
             except OSError:
                 raise reason from None
-            in_place = reason.strerror
+            in_place = str(reason.strerror)
             written = _write_in_place(file, data, target, current)
     _sync_directory(_directory_of(target))
     return Replaced(written, is_written=True, in_place=in_place)

@@ -63,7 +63,9 @@ class RuntimeCacheHandle:
         # Held by whatever changes the contents, and for disk work; taken before _state_lock.
         self._disk_lock = threading.RLock()
         self._is_at_disk = False  # guarded by _disk_lock
-        self._state_lock = threading.RLock()  # never held for disk work; guards the rest
+        self._state_lock = (
+            threading.RLock()
+        )  # never held for disk work; guards the rest
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[_Live] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path

@@ -175,4 +175,3 @@ def _set_cuda_graph_strategy(config: Any, strategy: str) -> None:
             "TensorRT-RTX refused the CUDA graph strategy %s; the engine runs without it",
             strategy,
         )
-
