@@ -129,10 +129,13 @@ std::string directory_of(const std::string& path) {
 std::string follow_links(const std::string& path) {
   fs::path target = path;
   for (int i = 0; i < kLinksFollowed; ++i) {
-    std::error_code not_a_link;
-    const fs::path link = fs::read_symlink(target, not_a_link);
-    if (not_a_link) {
+    std::error_code error;
+    const fs::path link = fs::read_symlink(target, error);
+    if (error == std::errc::invalid_argument || error == std::errc::no_such_file_or_directory) { // no link
       return target.string();
+    }
+    if (error) {
+      fail("follow", target.string(), error.value());
     }
     target = target.parent_path() / link; // `link` alone if that is absolute
   }

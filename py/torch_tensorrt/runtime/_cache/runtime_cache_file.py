@@ -1,7 +1,7 @@
 """The file of a runtime cache, the twin of core/runtime/RuntimeCacheFile.h."""
 
 # A path is used as written, which pathlib would change.
-# ruff: noqa: PTH108, PTH115, PTH116, PTH118, PTH120, PTH208
+# ruff: noqa: PTH108, PTH116, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -277,9 +277,11 @@ def _follow_links(path: str) -> str:
     target = path
     for _ in range(_LINKS_FOLLOWED):
         try:
-            link = os.readlink(target)
-        except OSError:  # it is none
-            return target
+            link = _call("follow", target, os.readlink, target)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # no link
+                return target
+            raise
         target = os.path.join(os.path.dirname(target), link)
     raise OSError(errno.ELOOP, f"follow '{path}': {os.strerror(errno.ELOOP)}")
 
