@@ -147,6 +147,8 @@ def _lock_exclusively(path: str, deadline: float) -> _Release | None:
     try:
         lock.acquire(max(0.0, deadline - time.monotonic()), _LONGEST_POLL)
     except Timeout:
+        if isinstance(lock, SoftFileLock):
+            raise _no_flock() from None
         return None
     except NotImplementedError:  # filelock 3.12 where there is no flock
         raise _no_flock() from None
