@@ -300,7 +300,7 @@ class TemporaryFile {
       // EBUSY: the target is a mount point. EPERM, EACCES: somebody else's file in a sticky directory, for example.
       const int code = errno;
       if (code == EBUSY || code == EPERM || code == EACCES) {
-        throw CannotReplace(code, std::generic_category(), "rename '" + path_ + "' to '" + target + "'");
+        throw CannotReplace(code, std::generic_category(), "rename to '" + target + "'");
       }
       fail("rename to", target, code);
     }
@@ -448,6 +448,14 @@ replace_locked(const std::string& path, View bytes, const std::optional<FileGene
   return write(target, bytes, current, notes);
 }
 
+FileLock take_lock(const std::string& path, FileLock::Mode mode, std::chrono::milliseconds timeout) {
+  FileLock lock(FileLock::lock_path(path), mode);
+  if (!lock.try_lock_for(timeout)) {
+    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << timeout.count() << " ms");
+  }
+  return lock;
+}
+
 // Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
 template <class Body>
 auto with_context(const char* operation, const std::string& path, const Body& body) {
@@ -510,7 +518,7 @@ std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
   try {
     replaced = with_context("save", path_, [&] {
       generation_at(path_); // so that what must be refused gets no lock file
-      const FileLock lock = take_lock(FileLock::Mode::kExclusive);
+      const FileLock lock = take_lock(path_, FileLock::Mode::kExclusive, lock_timeout_);
       return replace_locked(path_, bytes, expected, notes);
     });
   } catch (...) {
@@ -527,29 +535,19 @@ std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
 }
 
 FileLock RuntimeCacheFile::wait_for_turn() const {
-  FileLock turn(FileLock::lock_path(path_ + ".merge"));
+  const std::string path = path_ + ".merge";
   try {
-    if (!turn.try_lock_for(lock_timeout_)) {
-      LOG_INFO("Merging without waiting any longer for '" << turn.path() << "'");
-    }
+    return take_lock(path, FileLock::Mode::kExclusive, lock_timeout_);
   } catch (const Error& error) {
     LOG_INFO("Merging without waiting for others: " << error.msg());
   }
-  return turn;
-}
-
-FileLock RuntimeCacheFile::take_lock(FileLock::Mode mode) const {
-  FileLock lock(FileLock::lock_path(path_), mode);
-  if (!lock.try_lock_for(lock_timeout_)) {
-    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << lock_timeout_.count() << " ms");
-  }
-  return lock;
+  return FileLock(FileLock::lock_path(path));
 }
 
 // None where the lock file does not exist and its directory is closed to us.
 std::optional<FileLock> RuntimeCacheFile::take_lock_to_read() const {
   try {
-    return take_lock(FileLock::Mode::kShared);
+    return take_lock(path_, FileLock::Mode::kShared, lock_timeout_);
   } catch (const Error&) {
     const std::string lock_path = FileLock::lock_path(path_);
     struct stat status{};

@@ -88,7 +88,6 @@ class RuntimeCacheFile {
   util::FileLock wait_for_turn() const;
 
  private:
-  util::FileLock take_lock(util::FileLock::Mode mode) const;
   std::optional<util::FileLock> take_lock_to_read() const;
   std::optional<Contents> read_or_fail() const;
 
