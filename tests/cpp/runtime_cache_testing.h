@@ -4,8 +4,6 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <memory>
-#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -23,21 +21,6 @@ inline core::runtime::RuntimeCacheFile::View view(const std::string& text) {
 
 inline std::string text(core::runtime::RuntimeCacheFile::View bytes) {
   return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
-inline core::runtime::RuntimeCacheFile::Bytes owned(std::string text) {
-  const auto owner = std::make_shared<const std::string>(std::move(text));
-  return {.view = view(*owner), .owner = owner};
-}
-
-// What load() read; none if it read nothing.
-inline std::optional<std::string> load(core::runtime::RuntimeCacheFile& file) {
-  std::string bytes;
-  const size_t size = file.load([&bytes](size_t n) {
-    bytes.resize(n);
-    return reinterpret_cast<std::byte*>(bytes.data());
-  });
-  return size == 0 ? std::nullopt : std::optional(bytes);
 }
 
 inline std::string read_file(const std::string& path) {

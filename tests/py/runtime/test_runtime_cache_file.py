@@ -1,30 +1,28 @@
-"""The contract of the cache file, over the handles of both runtimes."""
+"""The store, in both languages."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 
-from tests.py.runtime.runtime_cache_testing import (
-    KINDS,
-    Log,
-    MakeHandle,
-    handle_of,
-    names_in,
-    to_bytes,
-    to_tensor,
-)
+from tests.py.runtime.runtime_cache_testing import KINDS, Log, names_in
+from tests.py.runtime.stores import Store, write
 from torch_tensorrt.logging import info
+
+OPERATIONS: dict[str, Callable[[Store], Any]] = {
+    "load": lambda store: store.read(),
+    "save": lambda store: store.replace(b"ours"),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -33,20 +31,14 @@ def other_kind(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def save(make_handle: MakeHandle, path: Path, data: bytes) -> int:
-    """Saves `data` over whatever is there."""
-    handle = make_handle(path)
-    handle.load()
-    handle.deserialize(to_tensor(data))
-    written: int = handle.save()
-    return written
+@pytest.fixture
+def store(kind: str, path: Path) -> Store:
+    return Store(kind, path)
 
 
-def error_of(make_handle: MakeHandle, path: Path | str, operation: str) -> str:
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"ours"))
+def error_of(operation: str, store: Store) -> str:
     with pytest.raises(RuntimeError) as failure:
-        getattr(handle, operation)()
+        OPERATIONS[operation](store)
     return str(failure.value)
 
 
@@ -61,122 +53,129 @@ def shared_lock(path: Path) -> Iterator[None]:
         os.close(file)
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4096, 262144, 262145, 20_000_001])
-def test_a_file_of_one_runtime_is_the_others(
+@pytest.mark.parametrize(
+    "size", [1, 4095, 4096, 65536, 65537, 262144, 262145, 20_000_001]
+)
+def test_a_file_of_one_language_is_the_others(
     kind: str, other_kind: str, path: Path, size: int
 ) -> None:
-    data = torch.randint(256, [size], dtype=torch.uint8)
-    writer, reader = handle_of(kind, path), handle_of(other_kind, path)
-    writer.deserialize(data)
-    assert writer.save() == size
-    assert path.stat().st_size == size
-    assert reader.load() == size
-    assert torch.equal(reader.serialize(), data)
-    assert reader.save() == 0
+    data = random.Random(size).randbytes(size)
+    written = Store(kind, path).replace(data)
+    assert written is not None and written.is_written
+    assert path.read_bytes() == data
+    other = Store(other_kind, path)
+    assert other.read() == (data, written.generation)
+    assert other.replace(data) == (written.generation, False, "")
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
 def test_a_missing_file_is_no_error_and_creates_nothing(
-    make_handle: MakeHandle, path: Path, log: Log
+    kind: str, path: Path, log: Log
 ) -> None:
     with info():
         for missing in (path, path.parent / "no" / "such" / "cache.bin"):
-            assert make_handle(missing).load() == 0
+            store = Store(kind, missing)
+            assert store.is_empty()
+            assert store.read() is None
             assert log.lines() == [
                 f"INFO: There is no runtime cache at '{missing}' yet"
             ]
     assert names_in(path.parent) == set()
 
 
-def test_an_empty_file_is_a_missing_one(make_handle: MakeHandle, path: Path) -> None:
+def test_an_empty_file_is_a_missing_one(store: Store, path: Path) -> None:
     path.touch()
-    handle = make_handle(path)
-    assert handle.load() == 0
-    assert not handle.has_cache()
+    assert store.is_empty()
+    assert store.read() is None
     assert names_in(path.parent) == {"cache.bin"}
-    handle.deserialize(to_tensor(b"ours"))
-    assert handle.save() == 4
+    assert store.replace(b"ours") is not None
+    assert not store.is_empty()
     assert path.read_bytes() == b"ours"
 
 
-def test_saving_the_same_bytes_touches_nothing(
-    make_handle: MakeHandle, path: Path, log: Log
+def test_writes_over_the_expected_generation_alone(
+    store: Store, kind: str, other_kind: str, path: Path
 ) -> None:
-    path.write_bytes(b"kernels")
-    before = path.stat()
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"kernels"))
+    first = write(store, b"first").generation
+    for expected in (None, first._replace(mtime_ns=first.mtime_ns - 1)):
+        assert store.replace(b"ours", expected) is None
+        assert path.read_bytes() == b"first"
+    second = Store(other_kind, path).replace(b"second", first)
+    assert second is not None
+    assert store.read() == (b"second", second.generation)
+    assert store.replace(b"ours", first) is None
+    assert path.read_bytes() == b"second"
+    assert store.replace(b"ours", second.generation) is not None
+    assert path.read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("is_emptied", [False, True])
+def test_a_file_that_is_gone_is_written_anew(
+    store: Store, path: Path, is_emptied: bool
+) -> None:
+    old = write(store, b"old").generation
+    path.unlink()
+    if is_emptied:
+        path.touch()
+    assert store.replace(b"ours", old) is not None
+    assert path.read_bytes() == b"ours"
+
+
+def test_bytes_that_are_there_are_left_alone_whatever_is_expected(
+    store: Store, path: Path, log: Log
+) -> None:
+    there = write(store, b"kernels").generation
+    log.lines()
     with info():
-        assert handle.save() == 0
-    assert log.lines() == [
-        f"INFO: The runtime cache '{path}' has these 7 bytes already"
-    ]
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (
-        before.st_ino,
-        before.st_mtime_ns,
-    )
+        for expected in (None, there, there._replace(inode=0)):
+            assert store.replace(b"kernels", expected) == (there, False, "")
+            assert log.lines() == [
+                f"INFO: The runtime cache '{path}' has these 7 bytes already"
+            ]
+    status = path.stat()
+    assert (status.st_ino, status.st_mtime_ns) == (there.inode, there.mtime_ns)
 
 
-def test_one_byte_is_difference_enough(make_handle: MakeHandle, path: Path) -> None:
+def test_one_byte_is_difference_enough(store: Store, path: Path) -> None:
     data = bytearray(600_000)
-    save(make_handle, path, bytes(data))
+    write(store, bytes(data))
     for at in (0, 65_535, 65_536, 262_143, 262_144, 400_000, 524_288, 599_999):
         data[at] = 1
-        assert save(make_handle, path, bytes(data)) == len(data), at
+        write(store, bytes(data))
         assert path.read_bytes() == data, at
 
 
-def test_a_load_and_a_save_are_told(
-    make_handle: MakeHandle, path: Path, log: Log
-) -> None:
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"kernels"))
+def test_a_read_and_a_write_are_told(store: Store, path: Path, log: Log) -> None:
     with info():
-        handle.save()
-        handle.load()
+        store.replace(b"kernels")
+        store.read()
     assert log.lines() == [
         f"INFO: Saved 7 bytes to the runtime cache '{path}'",
         f"INFO: Loaded 7 bytes from the runtime cache '{path}'",
     ]
 
 
-def test_a_file_that_is_gone_is_written_anew(
-    make_handle: MakeHandle, path: Path
-) -> None:
-    path.write_bytes(b"kernels")
-    handle = make_handle(path)
-    handle.load()
-    path.unlink()
-    assert handle.save() == 7
-    assert path.read_bytes() == b"kernels"
-
-
 def test_no_two_generations_look_alike(kind: str, other_kind: str, path: Path) -> None:
     """Of one size, in the same tick of the clock, and perhaps on the same inode."""
-    for _ in range(50):
-        path.unlink(missing_ok=True)
-        handle = handle_of(kind, path)
-        save_as_other = partial(save, partial(handle_of, other_kind), path)
-        save_as_other(b"1")
-        handle.load()
-        save_as_other(b"2")
-        save_as_other(b"3")
-        assert handle.save() == 0
-        assert path.read_bytes() == b"3"
+    ours, other = Store(kind, path), Store(other_kind, path)
+    generations = {write(ours, b"0").generation}
+    for i in range(1, 100):
+        generations.add(write(other if i % 2 else ours, b"%d" % (i % 10)).generation)
+    assert len(generations) == 100
 
 
 def test_a_new_generation_is_later_though_the_clock_was_set_back(
-    make_handle: MakeHandle, path: Path
+    store: Store, path: Path
 ) -> None:
     path.write_bytes(b"1")
     future = time.time_ns() + 86_400 * 10**9
     os.utime(path, ns=(future, future))
-    save(make_handle, path, b"2")
+    write(store, b"2")
     assert path.stat().st_mtime_ns > future
 
 
 def test_refuses_anything_but_a_regular_file_and_creates_no_lock(
-    make_handle: MakeHandle, tmp_path: Path
+    kind: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -195,90 +194,92 @@ def test_refuses_anything_but_a_regular_file_and_creates_no_lock(
         "/dev/null": "'{path}' is not a regular file",
     }
     for path, reason in reasons.items():
-        for operation in ("load", "save"):
+        for operation in OPERATIONS:
             expected = f"Can't {operation} the runtime cache '{path}': {reason}"
-            error = error_of(make_handle, path, operation)
-            assert expected.format(path=path) in error
+            error = error_of(operation, Store(kind, path))
+            assert error.endswith(expected.format(path=path))
+    assert Store(kind, tmp_path / "file" / "cache.bin").is_empty()
     assert names_in(tmp_path) == before
     assert names_in(folder) == set()
 
 
-def test_a_vanished_directory_is_an_error_of_save(
-    make_handle: MakeHandle, tmp_path: Path
-) -> None:
+def test_refuses_impossible_paths(kind: str) -> None:
+    with pytest.raises(RuntimeError, match="The path of a runtime cache is empty"):
+        Store(kind, "")
+    with pytest.raises(RuntimeError, match="has a NUL in it, after 'a'"):
+        Store(kind, "a\0b")
+
+
+def test_a_vanished_directory_is_an_error_of_a_write(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "gone" / "cache.bin"
-    error = error_of(make_handle, path, "save")
-    assert f"Can't save the runtime cache '{path}': " in error
-    assert f"lock file '{path}.lock': No such file or directory" in error
+    assert error_of("save", Store(kind, path)).endswith(
+        f"Can't save the runtime cache '{path}': Can't open lock file '{path}.lock': "
+        "No such file or directory"
+    )
     assert names_in(tmp_path) == set()
 
 
-@pytest.mark.parametrize("operation", ["load", "save"])
+@pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_lock_file_that_is_a_link_or_a_folder_is_refused(
-    make_handle: MakeHandle, path: Path, operation: str
+    store: Store, path: Path, operation: str
 ) -> None:
     path.write_bytes(b"theirs")
     lock = Path(f"{path}.lock")
     lock.symlink_to("elsewhere")
-    error = error_of(make_handle, path, operation)
+    error = error_of(operation, store)
     assert f"'{lock}'" in error and "a symbolic link is refused here" in error
     lock.unlink()
     lock.mkdir()
-    assert f"'{lock}'" in error_of(make_handle, path, operation)
+    assert f"'{lock}'" in error_of(operation, store)
     assert path.read_bytes() == b"theirs"
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
-def test_a_first_file_has_the_mode_of_any_other(
-    make_handle: MakeHandle, path: Path
-) -> None:
+def test_a_first_file_has_the_mode_of_any_other(store: Store, path: Path) -> None:
     mask = os.umask(0o027)
     try:
-        save(make_handle, path, b"ours")
+        write(store, b"ours")
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o7777 == 0o640
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o606, 0o640])
+@pytest.mark.parametrize("contents", [b"", b"theirs"])
 def test_keeps_the_mode_of_the_file_that_is_there(
-    make_handle: MakeHandle, path: Path, mode: int
+    store: Store, path: Path, mode: int, contents: bytes
 ) -> None:
-    path.write_bytes(b"theirs")
+    path.write_bytes(contents)
     path.chmod(mode)
     before = path.stat().st_ino
-    save(make_handle, path, b"ours")
+    write(store, b"ours")
     assert path.stat().st_ino != before
     assert path.stat().st_mode & 0o7777 == mode
 
 
-def test_keeps_owner_and_group_where_it_may(
-    make_handle: MakeHandle, path: Path
-) -> None:
+def test_keeps_owner_and_group_where_it_may(store: Store, path: Path) -> None:
     path.write_bytes(b"theirs")
     try:
         os.chown(path, 4711, 4712)
     except OSError as error:
         pytest.skip(f"this user may not give files away here: {error}")
-    save(make_handle, path, b"ours")
+    write(store, b"ours")
     assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
 
 
 def test_follows_symbolic_links_to_the_file_that_it_replaces(
-    make_handle: MakeHandle, path: Path
+    store: Store, path: Path
 ) -> None:
     real = path.parent / "real" / "kernels"
     real.parent.mkdir()
     absolute = path.with_name("absolute")
     absolute.symlink_to(real)
     path.symlink_to("absolute")  # relative, and dangling so far
-    handle = make_handle(path)
-    assert handle.load() == 0
+    assert store.read() is None
     for data in (b"first", b"second"):
-        handle.deserialize(to_tensor(data))
-        assert handle.save() == len(data)
+        written = write(store, data)
         assert real.read_bytes() == data
-    assert make_handle(path).load() == 6
+        assert store.read() == (data, written.generation)
     assert path.is_symlink() and absolute.is_symlink()
     assert names_in(path.parent) == {
         "absolute",
@@ -290,7 +291,7 @@ def test_follows_symbolic_links_to_the_file_that_it_replaces(
 
 
 def test_sweeps_the_temporary_files_of_dead_writers_alone(
-    make_handle: MakeHandle, path: Path, log: Log
+    store: Store, path: Path, log: Log
 ) -> None:
     stale = Path(f"{path}.1-0123456789abcdef.tmp")
     held = Path(f"{path}.1-fedcba9876543210.tmp")
@@ -310,104 +311,119 @@ def test_sweeps_the_temporary_files_of_dead_writers_alone(
         file.write_bytes(b"torn")
     with held.open("wb") as writer, info():
         fcntl.flock(writer, fcntl.LOCK_EX)
-        save(make_handle, path, b"ours")
+        write(store, b"1")
         assert f"INFO: Removed '{stale}', left by a writer that died" in log.lines()
         assert not stale.exists()
         assert held.exists()
-    save(make_handle, path, b"ours")
+    write(store, b"2")
     assert not held.exists()
     for file in others:
         assert file.exists(), file
 
 
-def test_loads_together_with_other_readers(make_handle: MakeHandle, path: Path) -> None:
-    path.write_bytes(b"theirs")
-    with shared_lock(path):
-        assert make_handle(path).load() == 6
-
-
-@pytest.mark.parametrize("operation", ["load", "save"])
-def test_waits_for_who_holds_the_lock(
-    make_handle: MakeHandle, path: Path, operation: str
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_held_lock_is_an_error_after_the_timeout(
+    kind: str, path: Path, operation: str
 ) -> None:
     path.write_bytes(b"theirs")
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"kernels"))
-    results: list[int] = []
-    waiting = threading.Thread(
-        target=lambda: results.append(getattr(handle, operation)())
-    )
     with FileLock(f"{path}.lock"):
+        assert error_of(operation, Store(kind, path, 0.02)).endswith(
+            f"Can't {operation} the runtime cache '{path}': another holder kept the lock "
+            f"'{path}.lock' for 20 ms"
+        )
+    assert path.read_bytes() == b"theirs"
+
+
+def test_readers_go_together(store: Store, path: Path) -> None:
+    path.write_bytes(b"theirs")
+    with shared_lock(path):
+        contents = store.read()
+    assert contents is not None and contents[0] == b"theirs"
+
+
+@pytest.mark.parametrize(
+    ("operation", "holds"),
+    [("load", FileLock), ("save", FileLock), ("save", shared_lock)],
+)
+def test_waits_for_who_holds_the_lock(
+    store: Store, path: Path, operation: str, holds: Any
+) -> None:
+    path.touch() if operation == "save" else path.write_bytes(b"theirs")
+    results: list[Any] = []
+    waiting = threading.Thread(
+        target=lambda: results.append(OPERATIONS[operation](store))
+    )
+    with holds(f"{path}.lock") if holds is FileLock else holds(path):
         waiting.start()
         waiting.join(timeout=0.2)
         assert results == []
-        assert path.read_bytes() == b"theirs"
     waiting.join()
-    assert results == [6 if operation == "load" else 7]
+    (result,) = results
+    assert result is not None
+    assert path.read_bytes() == (b"theirs" if operation == "load" else b"ours")
 
 
-def test_a_reader_makes_a_save_wait(make_handle: MakeHandle, path: Path) -> None:
-    path.write_bytes(b"theirs")
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"kernels"))
-    saving = threading.Thread(target=handle.save)
-    with shared_lock(path):
-        saving.start()
-        saving.join(timeout=0.2)
-        assert path.read_bytes() == b"theirs"
-    saving.join()
-    assert path.read_bytes() == b"kernels"
-
-
-@pytest.mark.parametrize("loss", ["unlinked", "renamed"])
-def test_a_lock_file_that_lost_its_name_guards_nothing(
-    make_handle: MakeHandle, path: Path, loss: str
+def test_a_turn_comes_when_the_one_before_has_ended(
+    kind: str, other_kind: str, path: Path
 ) -> None:
-    lock_path = Path(f"{path}.lock")
-    handle = make_handle(path)
-    handle.deserialize(to_tensor(b"kernels"))
-    saving = threading.Thread(target=handle.save)
-    nameless = FileLock(lock_path)
-    with nameless:
-        saving.start()
-        saving.join(timeout=0.1)
-        if loss == "renamed":
-            os.link(lock_path, f"{lock_path}.old")
-        # Locked before it gets the name, so that the save can't be the first to lock it.
-        with Path(f"{lock_path}.new").open("w") as named:
-            fcntl.flock(named, fcntl.LOCK_EX)
-            Path(named.name).replace(lock_path)
-            nameless.release()
-            saving.join(timeout=0.2)
-            assert not path.exists()
-    saving.join()
-    assert path.read_bytes() == b"kernels"
+    events: list[str] = []
+
+    def take_turn() -> None:
+        with Store(other_kind, path).wait_for_turn():
+            events.append("second")
+
+    waiting = threading.Thread(target=take_turn)
+    store = Store(kind, path)
+    with store.wait_for_turn():
+        waiting.start()
+        waiting.join(timeout=0.2)
+        # It is not the lock of the file, which others may use.
+        write(Store(other_kind, path), b"theirs")
+        events.append("first")
+    waiting.join()
+    assert events == ["first", "second"]
+    assert names_in(path.parent) == {
+        "cache.bin",
+        "cache.bin.lock",
+        "cache.bin.merge.lock",
+    }
 
 
-def test_threads_with_their_own_handles_see_whole_files(
-    make_handle: MakeHandle, path: Path
-) -> None:
+def test_a_turn_that_does_not_come_is_taken(kind: str, path: Path, log: Log) -> None:
+    lock = Path(f"{path}.merge.lock")
+    merging = "INFO: Merging without waiting for others: "
+    with info():
+        with FileLock(lock), Store(kind, path, 0.02).wait_for_turn():
+            assert log.lines() == [
+                f"{merging}another holder kept the lock '{lock}' for 20 ms"
+            ]
+        lock.unlink()
+        lock.symlink_to("elsewhere")
+        with Store(kind, path).wait_for_turn():
+            (line,) = log.lines()
+    assert line.startswith(f"{merging}Can't open lock file '{lock}': ")
+    assert names_in(path.parent) == {lock.name}
+
+
+def test_threads_that_share_a_store_see_whole_files(store: Store) -> None:
     size = 300_000
     seen: set[bytes] = set()
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            handle = make_handle(path)
-            if handle.load() > 0:
-                seen.add(to_bytes(torch.unique(handle.serialize())))
-
-    def read_without_the_lock() -> None:
-        while not done.is_set():
-            with suppress(FileNotFoundError):
-                seen.add(bytes(set(path.read_bytes())))
+            contents = store.read()
+            if contents is not None:
+                seen.add(bytes(set(contents[0])))
 
     readers = [threading.Thread(target=read) for _ in range(2)]
-    readers.append(threading.Thread(target=read_without_the_lock))
     for reader in readers:
         reader.start()
+    expected = None
     for value in range(1, 21):
-        save(make_handle, path, bytes([value]) * size)
+        written = store.replace(bytes([value]) * size, expected)
+        assert written is not None
+        expected = written.generation
     done.set()
     for reader in readers:
         reader.join()

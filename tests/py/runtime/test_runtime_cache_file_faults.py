@@ -1,10 +1,11 @@
-"""Every system call that a load or save of the Python runtime makes fails in turn.
+"""Every system call of the store fails in turn, in both languages.
 
-The same for the C++ runtime is tests/cpp/test_runtime_cache_file_faults.cpp.
+LD_PRELOAD is tests/util/processes/observed_calls.cpp, which asks before each.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -12,248 +13,306 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import filelock
 import pytest
 
 from tests.py.runtime.runtime_cache_testing import Log, names_in
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
+from tests.py.runtime.stores import Store, write
+from torch_tensorrt.logging import info
 
-CALLS: dict[str, Any] = {
-    "open": os,
-    "fstat": os,
-    "stat": os,
-    "lstat": os,
-    "readlink": os,
-    "listdir": os,
-    "preadv": os,
-    "pwrite": os,
-    "fsync": os,
-    "rename": os,
-    "ftruncate": os,
-    "fchmod": os,
-    "fchown": os,
-    "utime": os,
-    "flock": fcntl,
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)
+_observe_calls = ctypes.CDLL(None).observe_calls
+
+CALLS = {
+    "fchmod",
+    "fchown",
+    "flock",
+    "fstat",
+    "fsync",
+    "futimens",
+    "lstat",
+    "open",
+    "read",
+    "readlink",
+    "rename",
+    "stat",
+    "write",
 }
 
 
+@contextmanager
+def observed(before: Callable[[str], int]) -> Iterator[None]:
+    """Calls `before` before each call of this thread.
+
+    It returns 0, the errno that the call is to fail with, or -n if it may move n bytes at most.
+    """
+    callback = _CALLBACK(lambda call: before(call.decode()))
+    _observe_calls(callback)
+    try:
+        yield
+    finally:
+        _observe_calls(None)
+
+
 class Faults:
-    """Which call fails while these are armed, and how."""
+    """The `nth` call fails with `error`, counting `only` those of a name, or all."""
 
     def __init__(
         self,
-        monkeypatch: pytest.MonkeyPatch,
-        *,
-        call: int = 0,
-        error: int = 0,
+        error: int,
+        nth: int = 1,
         only: str = "",
         always: dict[str, int] | None = None,
-        most_bytes: int | None = None,
     ) -> None:
-        """The `call`-th fails with `error`, counting `only` those of a name, or all."""
         self.failed = ""
-        self._monkeypatch = monkeypatch
-        self._calls_until_failure = call
         self._error = error
+        self._left = nth
         self._only = only
         self._always = always or {}
-        self._most_bytes = most_bytes
 
-    @contextmanager
-    def armed(self) -> Iterator[None]:
-        with self._monkeypatch.context() as patch:
-            for name, module in CALLS.items():
-                patch.setattr(module, name, self._failing(name, getattr(module, name)))
-            yield
-
-    def _failing(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            error = self._always.get(name, 0)
-            if self._calls_until_failure > 0 and self._only in ("", name):
-                self._calls_until_failure -= 1
-                if self._calls_until_failure == 0:
-                    self.failed = name
-                    error = self._error
-            if error:
-                # A call on a path tells it, as the real one does.
-                about = [text for text in arguments[:1] if isinstance(text, str)]
-                raise OSError(error, os.strerror(error), *about)
-            if self._most_bytes is not None and name in ("preadv", "pwrite"):
-                file, data, offset = arguments
-                view = data[0] if name == "preadv" else data
-                view = view[: self._most_bytes]
-                return real(file, [view] if name == "preadv" else view, offset)
-            return real(*arguments, **named)
-
-        return call
+    def __call__(self, call: str) -> int:
+        # ftruncate: filelock before 4.2 truncates its lock file, which it may fail to.
+        if call in self._always or call in ("fwrite", "ftruncate"):
+            return self._always.get(call, 0)
+        if self._only in ("", call):
+            self._left -= 1
+            if self._left == 0:
+                self.failed = call
+                return self._error
+        return 0
 
 
-def concatenate(disk: memoryview, ours: memoryview) -> memoryview:
-    return memoryview(bytes(disk) + bytes(ours))
+@pytest.fixture
+def store(kind: str, path: Path) -> Store:
+    store = Store(kind, path, 0)
+    write(store, b"0")  # what a first use imports or remembers
+    return store
 
 
 def reset(path: Path) -> None:
-    """The time lies ahead, so that a save has to set the new file's, whatever the clock says."""
-    path.write_bytes(b"theirs,")
+    """The time lies ahead, so that a write has to set the new file's, whatever the clock says."""
+    path.write_bytes(b"theirs")
     future = time.time_ns() + 3600 * 10**9
     os.utime(path, ns=(future, future))
 
 
-def loaded(path: Path) -> bytes:
-    """As the next process finds it."""
-    buffer = bytearray()
-
-    def allocate(size: int) -> memoryview:
-        nonlocal buffer
-        buffer = bytearray(size)
-        return memoryview(buffer)
-
-    RuntimeCacheFile(str(path), 0).load(allocate)
-    return bytes(buffer)
+def read(store: Store) -> bytes:
+    contents = store.read()
+    assert contents is not None
+    return contents[0]
 
 
-def save_with(faults: Faults, path: Path) -> str:
-    """What the save raised; empty if it succeeded."""
-    file = RuntimeCacheFile(str(path), 0)
+def write_with(faults: Callable[[str], int], store: Store, path: Path) -> str:
+    """What replacing "theirs" by "theirs and ours" raised; empty if it succeeded."""
+    reset(path)
+    contents = store.read()
+    assert contents is not None
     try:
-        with faults.armed():
-            file.save(memoryview(b"ours"), concatenate)
+        with observed(faults):
+            replaced = store.replace(b"theirs and ours", contents[1])
     except RuntimeError as error:
         return str(error)
+    assert replaced is not None and replaced.is_written
     return ""
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_a_save_that_fails_anywhere_leaves_the_old_file_and_no_litter(
-    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+def test_a_write_that_fails_anywhere_leaves_the_old_file_and_no_litter(
+    store: Store, path: Path, error: int
 ) -> None:
+    path.rename(path.with_name("kernels"))
+    path.symlink_to("kernels")
     failed = set()
-    for call in range(1, 1000):
-        reset(path)
-        faults = Faults(monkeypatch, call=call, error=error)
-        message = save_with(faults, path)
+    for nth in range(1, 1000):
+        faults = Faults(error, nth)
+        message = write_with(faults, store, path)
         if not faults.failed:
             break
         failed.add(faults.failed)
-        where = f"call {call}, of {faults.failed}"
+        where = f"call {nth}, of {faults.failed}"
         if message:
             assert f"Can't save the runtime cache '{path}': " in message, where
             assert os.strerror(error) in message, where
         was_last_step = f" '{path.parent}': " in message
-        expected = b"theirs," if message and not was_last_step else b"theirs,ours"
-        assert loaded(path) == expected, where
-        assert names_in(path.parent) <= {"cache.bin", "cache.bin.lock"}, where
-    # filelock before 4.2 truncates its lock file.
-    assert failed - {"ftruncate"} == CALLS.keys() - {"ftruncate"}
+        expected = b"theirs" if message and not was_last_step else b"theirs and ours"
+        assert read(store) == expected, where
+        assert path.is_symlink(), where
+        assert names_in(path.parent) == {"cache.bin", "cache.bin.lock", "kernels"}
+    assert failed == CALLS - {"read"}
 
 
-def test_a_load_that_fails_anywhere_says_so(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_that_fails_is_an_error(store: Store, path: Path) -> None:
+    path.write_bytes(b"theirs")
+    with (
+        observed(Faults(errno.EIO, only="read")),
+        pytest.raises(RuntimeError, match=f"read '{path}': {os.strerror(errno.EIO)}"),
+    ):
+        store.replace(b"theirs")
+
+
+def test_a_read_that_fails_anywhere_says_so(store: Store, path: Path) -> None:
     reset(path)
     failed = set()
-    for call in range(1, 1000):
-        faults = Faults(monkeypatch, call=call, error=errno.EIO)
+    for nth in range(1, 1000):
+        faults = Faults(errno.EIO, nth)
         try:
-            with faults.armed():
-                data = loaded(path)
+            with observed(faults):
+                data = read(store)
         except RuntimeError as error:
             assert f"Can't load the runtime cache '{path}': " in str(error)
             assert os.strerror(errno.EIO) in str(error)
         else:
-            assert data == b"theirs,"
+            assert data == b"theirs"
         if not faults.failed:
             break
         failed.add(faults.failed)
-    assert failed == {"stat", "open", "flock", "fstat", "lstat", "preadv"}
+    assert failed == {"stat", "open", "flock", "fstat", "lstat", "read"}
+
+
+@pytest.mark.parametrize("call", ["open", "write", "fsync"])
+def test_an_interrupted_call_is_made_again(store: Store, path: Path, call: str) -> None:
+    for nth in range(1, 1000):
+        faults = Faults(errno.EINTR, nth, call)
+        assert write_with(faults, store, path) == ""
+        with observed(Faults(errno.EINTR, 1, "read")):
+            assert read(store) == b"theirs and ours"
+        if not faults.failed:
+            break
+    assert nth > 1
 
 
 def test_reads_and_writes_that_stop_short_are_continued(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, path: Path
 ) -> None:
-    reset(path)
-    faults = Faults(monkeypatch, most_bytes=2)
-    assert save_with(faults, path) == ""
-    assert path.read_bytes() == b"theirs,ours"
-    with faults.armed():
-        assert loaded(path) == b"theirs,ours"
+    def two_bytes(call: str) -> int:
+        return -2 if call in ("read", "write") else 0
+
+    assert write_with(two_bytes, store, path) == ""
+    with observed(two_bytes):
+        assert read(store) == b"theirs and ours"
+
+
+@pytest.mark.parametrize("contents", [b"short", b"much longer"])
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    store: Store, path: Path, contents: bytes
+) -> None:
+    path.write_bytes(b"0123456789")
+    reads = 0
+
+    def change(call: str) -> int:
+        nonlocal reads
+        if call == "read":
+            reads += 1
+            if reads == 1:
+                path.write_bytes(contents)
+        return 0
+
+    with observed(change):
+        assert read(store) == contents
+    assert reads > 1
+
+
+def test_a_file_that_never_stops_changing_is_an_error(store: Store, path: Path) -> None:
+    def grow(call: str) -> int:
+        if call == "read":
+            path.write_bytes(bytes(path.stat().st_size + 1))
+        return 0
+
+    with (
+        observed(grow),
+        pytest.raises(
+            RuntimeError,
+            match=f"Can't load the runtime cache '{path}': read '{path}': it kept changing, by a "
+            "program that does not take the lock",
+        ),
+    ):
+        store.read()
 
 
 def test_a_directory_that_can_not_be_synced_by_nature_is_no_error(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, path: Path
 ) -> None:
-    reset(path)
-    faults = Faults(monkeypatch, call=2, error=errno.EINVAL, only="fsync")
-    assert save_with(faults, path) == ""
+    faults = Faults(errno.EINVAL, 2, "fsync")
+    assert write_with(faults, store, path) == ""
     assert faults.failed == "fsync"
 
 
 @pytest.mark.parametrize("error", [errno.EBUSY, errno.EPERM, errno.EACCES])
 def test_where_a_rename_is_impossible_the_file_is_written_in_place(
-    path: Path, monkeypatch: pytest.MonkeyPatch, log: Log, error: int
+    store: Store, path: Path, error: int
 ) -> None:
     reset(path)
     before = path.stat()
-    assert save_with(Faults(monkeypatch, always={"rename": error}), path) == ""
-    assert path.read_bytes() == b"theirs,ours"
+    contents = store.read()
+    assert contents is not None
+    with observed(Faults(error, only="rename")):
+        replaced = store.replace(b"theirs and ours", contents[1])
+    assert replaced is not None and replaced.is_written
+    assert replaced.in_place == f"rename to '{path}': {os.strerror(error)}"
+    assert store.read() == (b"theirs and ours", replaced.generation)
     assert path.stat().st_ino == before.st_ino
     assert path.stat().st_mtime_ns > before.st_mtime_ns
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
-    (warning,) = log.warnings()
-    assert "is written in place" in warning and os.strerror(error) in warning
 
 
 def test_a_write_in_place_that_finds_no_space_leaves_the_old_contents(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, path: Path, log: Log
 ) -> None:
-    reset(path)
     # The first write goes to the temporary file, the second puts the longer end behind the old
     # contents.
-    faults = Faults(
-        monkeypatch,
-        call=2,
-        error=errno.ENOSPC,
-        only="pwrite",
-        always={"rename": errno.EBUSY},
-    )
-    message = save_with(faults, path)
+    faults = Faults(errno.ENOSPC, 2, "write", {"rename": errno.EBUSY})
+    message = write_with(faults, store, path)
     assert f"write '{path}': {os.strerror(errno.ENOSPC)}" in message
-    assert path.read_bytes() == b"theirs,"
+    assert path.read_bytes() == b"theirs"
+    assert log.lines() == []
 
 
-@pytest.mark.skipif(
-    tuple(map(int, filelock.__version__.split(".")[:2])) < (4, 2),
-    reason="filelock before 4.2 fails first: it truncates its lock file",
-)
 def test_contents_that_can_not_be_restored_are_an_error_in_the_log(
-    path: Path, monkeypatch: pytest.MonkeyPatch, log: Log
+    store: Store, path: Path, log: Log
 ) -> None:
-    reset(path)
-    faults = Faults(
-        monkeypatch,
-        call=2,
-        error=errno.ENOSPC,
-        only="pwrite",
-        always={"rename": errno.EBUSY, "ftruncate": errno.EIO},
-    )
-    assert os.strerror(errno.ENOSPC) in save_with(faults, path)
-    assert f"ERROR: Can't cut '{path}' back to 7 bytes: it is damaged" in log.lines()
+    always = {"rename": errno.EBUSY, "ftruncate": errno.EIO}
+    faults = Faults(errno.ENOSPC, 2, "write", always)
+    assert os.strerror(errno.ENOSPC) in write_with(faults, store, path)
+    assert log.lines() == [f"ERROR: Can't cut '{path}' back to 6 bytes: it is damaged"]
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
 @pytest.mark.filterwarnings("ignore:flock not supported")  # filelock's
 def test_a_file_system_without_flock_is_an_error(
-    path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+    store: Store, path: Path, error: int
 ) -> None:
-    path.write_bytes(b"theirs,")
-    faults = Faults(monkeypatch, always={"flock": error})
-    message = save_with(faults, path)
-    assert message.startswith(
-        f"Can't save the runtime cache '{path}': Can't lock lock file '{path}.lock': "
-    )
+    faults = Faults(0, 0, always={"flock": error})
+    message = write_with(faults, store, path)
+    text = f"the runtime cache '{path}': Can't lock lock file '{path}.lock': "
+    assert f"Can't save {text}" in message
     assert message.endswith("(its file system may have no flock)")
-    with faults.armed(), pytest.raises(RuntimeError, match="may have no flock"):
-        loaded(path)
-    assert path.read_bytes() == b"theirs,"
+    with observed(faults), pytest.raises(RuntimeError, match=f"Can't load {text}"):
+        store.read()
+    assert path.read_bytes() == b"theirs"
+
+
+def test_the_cpp_runtime_logs_nothing_under_the_lock(path: Path) -> None:
+    """The fixture `logs_without_the_lock` looks at the Python runtime."""
+    store = Store("cpp", path)
+    Path(f"{path}.1-0123456789abcdef.tmp").touch()
+    lock_was_free = []
+
+    def try_the_lock(call: str) -> int:
+        if call == "fwrite":
+            lock_was_free.append(is_free(Path(f"{path}.lock")))
+        return 0
+
+    with info(), observed(try_the_lock):
+        store.replace(b"ours")  # tells of the stale file too
+        store.replace(b"ours")
+        store.read()
+    assert lock_was_free == [True] * 4
+
+
+def is_free(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

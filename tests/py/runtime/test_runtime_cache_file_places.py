@@ -1,25 +1,22 @@
 """Directories and mounts where a cache can't be locked, replaced or written as usual.
 
-Over both runtimes, in children in which permissions, mounts and limits count.
+In both languages, in children in which permissions, mounts and limits count.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.py.runtime.runtime_cache_testing import (
-    handle_of,
-    names_in,
-    to_bytes,
-    to_tensor,
-)
+from tests.py.runtime.runtime_cache_testing import names_in
+from tests.py.runtime.stores import Store, write
 from tests.py.runtime.unprivileged import (
     MS_BIND,
     MS_RDONLY,
@@ -31,8 +28,10 @@ from tests.py.runtime.unprivileged import (
     stderr_of,
 )
 from torch_tensorrt.logging import info
+from torch_tensorrt.runtime._cache.runtime_cache_file import Replaced
 
 Run = Callable[..., Any]
+Operation = Callable[[str, Path], Any]
 
 
 @pytest.fixture(scope="module")
@@ -73,34 +72,29 @@ def path(folder: Path) -> Path:
     return folder / "cache.bin"
 
 
-def loaded(kind: str, path: Path) -> bytes:
-    handle = handle_of(kind, path)
-    handle.load()
-    return to_bytes(handle.serialize())
+def read(kind: str, path: Path) -> bytes:
+    contents = Store(kind, path).read()
+    assert contents is not None
+    return contents[0]
 
 
-def save(kind: str, path: Path, data: bytes) -> int:
-    handle = handle_of(kind, path)
-    handle.deserialize(to_tensor(data))
-    written: int = handle.save()
-    return written
+def replace(kind: str, path: Path, data: bytes = b"ours") -> Replaced:
+    return write(Store(kind, path), data)
 
 
-def error_of_load(kind: str, path: Path) -> str:
+def replace_blindly(kind: str, path: Path) -> None:
+    assert Store(kind, path).replace(b"ours") is None
+
+
+def error_of(operation: Operation, kind: str, path: Path) -> str:
     with pytest.raises(RuntimeError) as failure:
-        loaded(kind, path)
-    return str(failure.value)
-
-
-def error_of_save(kind: str, path: Path) -> str:
-    with pytest.raises(RuntimeError) as failure:
-        save(kind, path, b"ours")
+        operation(kind, path)
     return str(failure.value)
 
 
 def log_of_load(kind: str, path: Path, log: Path) -> list[str]:
     with info():
-        return stderr_of(lambda: loaded(kind, path), log)
+        return stderr_of(lambda: read(kind, path), log)
 
 
 def test_a_read_only_directory_loads_without_a_lock(
@@ -108,13 +102,13 @@ def test_a_read_only_directory_loads_without_a_lock(
 ) -> None:
     path.write_bytes(b"baked in")
     folder.chmod(0o555)
-    assert unprivileged(loaded, kind, path) == b"baked in"
+    assert unprivileged(read, kind, path) == b"baked in"
     assert unprivileged(log_of_load, kind, path, folder.parent / "log") == [
         f"INFO: [Torch-TensorRT] - Reading the runtime cache '{path}' without a lock: its "
         "directory is read-only",
         f"INFO: [Torch-TensorRT] - Loaded 8 bytes from the runtime cache '{path}'",
     ]
-    error = unprivileged(error_of_save, kind, path)
+    error = unprivileged(error_of, replace_blindly, kind, path)
     assert f"Can't save the runtime cache '{path}': Can't open lock file" in error
     assert "Permission denied" in error
     assert names_in(folder) == {"cache.bin"}
@@ -128,8 +122,8 @@ def test_a_lock_file_closed_to_us_is_an_error(
     lock = Path(f"{path}.lock")
     lock.touch(0)
     folder.chmod(0o555)
-    for function in (error_of_load, error_of_save):
-        error = unprivileged(function, kind, path)
+    for operation in (read, replace_blindly):
+        error = unprivileged(error_of, operation, kind, path)
         assert f"Can't open lock file '{lock}': Permission denied" in error
 
 
@@ -138,8 +132,8 @@ def test_a_lock_file_that_may_only_be_read_is_locked(
 ) -> None:
     path.write_bytes(b"theirs")
     Path(f"{path}.lock").touch(0o444)
-    assert unprivileged(loaded, kind, path) == b"theirs"
-    assert unprivileged(save, kind, path, b"ours") == 4
+    assert unprivileged(read, kind, path) == b"theirs"
+    unprivileged(replace, kind, path)
     assert path.read_bytes() == b"ours"
 
 
@@ -148,55 +142,46 @@ def test_a_file_or_directory_that_may_not_be_read_is_an_error(
 ) -> None:
     path.write_bytes(b"theirs")
     path.chmod(0)
-    for operation, function in (("load", error_of_load), ("save", error_of_save)):
-        assert (
-            f"Can't {operation} the runtime cache '{path}': open '{path}': Permission denied"
-            in unprivileged(function, kind, path)
+    for name, operation in (("load", read), ("save", replace_blindly)):
+        error = unprivileged(error_of, operation, kind, path)
+        assert error.endswith(
+            f"Can't {name} the runtime cache '{path}': open '{path}': Permission denied"
         )
     folder.chmod(0)
-    for function in (error_of_load, error_of_save):
-        assert f"stat '{path}': Permission denied" in unprivileged(function, kind, path)
+    for operation in (read, replace_blindly):
+        error = unprivileged(error_of, operation, kind, path)
+        assert error.endswith(f"stat '{path}': Permission denied")
 
 
 def test_a_directory_that_may_not_be_listed_is_saved_to(
     unprivileged: Run, kind: str, folder: Path, path: Path
 ) -> None:
     folder.chmod(0o333)
-    assert unprivileged(save, kind, path, b"ours") == 4
+    unprivileged(replace, kind, path)
     assert path.read_bytes() == b"ours"
 
 
-def save_longer_and_shorter(kind: str, path: Path) -> list[bytes]:
-    handle = handle_of(kind, path)
-    contents = []
+def replace_by_longer_and_shorter(kind: str, path: Path) -> str:
+    """Why both were written in place."""
+    reasons = set()
     for data in (b"longer than before", b"short"):
-        handle.load()
-        handle.deserialize(to_tensor(data))
-        assert handle.save() == len(data)
-        contents.append(path.read_bytes())
-    return contents
+        reasons.add(
+            re.sub(r"\.[0-9]+-[0-9a-f]+\.tmp", "", replace(kind, path, data).in_place)
+        )
+        assert path.read_bytes() == data
+    (reason,) = reasons
+    return reason
 
 
-def log_of_saves_in_place(kind: str, path: Path, log: Path) -> list[str]:
-    contents: list[bytes] = []
-    lines = stderr_of(lambda: contents.extend(save_longer_and_shorter(kind, path)), log)
-    assert contents == [b"longer than before", b"short"]
-    return lines
-
-
-def test_an_open_file_in_a_closed_directory_is_written_in_place_with_one_warning(
+def test_an_open_file_in_a_closed_directory_is_written_in_place(
     unprivileged: Run, kind: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
     Path(f"{path}.lock").touch()
     folder.chmod(0o555)
     inode = path.stat().st_ino
-    (line,) = unprivileged(log_of_saves_in_place, kind, path, folder.parent / "log")
-    assert line.startswith(
-        f"WARNING: [Torch-TensorRT] - The runtime cache '{path}' is written in place, so a crash "
-        f"meanwhile can tear it, because it can't be replaced: create '{path}."
-    )
-    assert line.endswith(".tmp': Permission denied")
+    reason = unprivileged(replace_by_longer_and_shorter, kind, path)
+    assert reason == f"create '{path}': Permission denied"
     assert path.stat().st_ino == inode
     assert names_in(folder) == {"cache.bin", "cache.bin.lock"}
 
@@ -208,30 +193,27 @@ def test_a_closed_file_in_a_closed_directory_is_an_error(
     path.chmod(0o444)
     Path(f"{path}.lock").touch()
     folder.chmod(0o555)
-    assert "Permission denied" in unprivileged(error_of_save, kind, path)
+    error = unprivileged(error_of, replace, kind, path)
+    assert f"Can't save the runtime cache '{path}': create '{path}." in error
+    assert error.endswith("Permission denied")
     assert path.read_bytes() == b"theirs"
 
 
-def error_of_save_at_limit(kind: str, path: Path, limit: int) -> str:
-    handle = handle_of(kind, path)
-    handle.load()
-    handle.deserialize(torch.ones(2 * limit, dtype=torch.uint8))
+def replace_at_limit(kind: str, path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python has told the system to fail such a write rather than to kill.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
     try:
-        with pytest.raises(RuntimeError) as failure:
-            handle.save()
+        replace(kind, path, bytes(2 * 65536))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    return str(failure.value)
 
 
 def test_a_file_too_large_for_its_limit_leaves_the_old_one(
     unprivileged: Run, kind: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
-    error = unprivileged(error_of_save_at_limit, kind, path, 65536)
+    error = unprivileged(error_of, replace_at_limit, kind, path)
     assert f"Can't save the runtime cache '{path}': write '{path}." in error
     assert "File too large" in error
     assert path.read_bytes() == b"theirs"
@@ -242,8 +224,8 @@ def use_read_only_mount(kind: str, folder: Path) -> None:
     mount(str(folder), folder, "none", MS_BIND)
     mount("none", folder, "none", MS_BIND | MS_REMOUNT | MS_RDONLY)
     for name in ("cache.bin", "locked.bin"):
-        assert loaded(kind, folder / name) == b"baked in"
-        assert "Read-only file system" in error_of_save(kind, folder / name)
+        assert read(kind, folder / name) == b"baked in"
+        assert "Read-only file system" in error_of(replace, kind, folder / name)
 
 
 def test_a_read_only_mount_loads_with_and_without_a_lock_file(
@@ -255,11 +237,10 @@ def test_a_read_only_mount_loads_with_and_without_a_lock_file(
     mounting(use_read_only_mount, kind, folder)
 
 
-def use_file_mounted_by_itself(kind: str, source: Path, path: Path, log: Path) -> None:
+def use_file_mounted_by_itself(kind: str, source: Path, path: Path) -> None:
     mount(str(source), path, "none", MS_BIND)
-    (line,) = log_of_saves_in_place(kind, path, log)
-    assert "is written in place" in line
-    assert line.endswith(f".tmp' to '{path}': Device or resource busy")
+    reason = replace_by_longer_and_shorter(kind, path)
+    assert reason == f"rename to '{path}': Device or resource busy"
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
@@ -269,27 +250,20 @@ def test_a_file_mounted_by_itself_is_written_in_place(
     source = folder.parent / "source"
     source.write_bytes(b"theirs")
     path.touch()
-    mounting(use_file_mounted_by_itself, kind, source, path, folder.parent / "log")
+    mounting(use_file_mounted_by_itself, kind, source, path)
     assert source.read_bytes() == b"short"
     assert path.read_bytes() == b""
 
 
 def use_full_disk(kind: str, path: Path) -> None:
     mount("none", path.parent, "tmpfs", 0, "size=1m")
-    save(kind, path, b"theirs")
-    handle = handle_of(kind, path)
-    handle.load()
-    handle.deserialize(torch.ones(2 << 20, dtype=torch.uint8))
-    with pytest.raises(RuntimeError) as failure:
-        handle.save()
-    assert f"Can't save the runtime cache '{path}': write '{path}." in str(
-        failure.value
-    )
-    assert "No space left on device" in str(failure.value)
+    replace(kind, path, b"theirs")
+    error = error_of(partial(replace, data=bytes(2 << 20)), kind, path)
+    assert f"Can't save the runtime cache '{path}': write '{path}." in error
+    assert "No space left on device" in error
     assert path.read_bytes() == b"theirs"
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
-    handle.deserialize(to_tensor(b"ours"))
-    assert handle.save() == 4, "the space is not free again"
+    replace(kind, path)  # the space is free again
 
 
 def test_a_full_disk_leaves_the_old_file(mounting: Run, kind: str, path: Path) -> None:
@@ -303,17 +277,12 @@ def use_full_disk_in_place(kind: str, path: Path) -> None:
     path.touch()
     mount(str(source), path, "none", MS_BIND)
     path.with_name("filler").write_bytes(bytes(400 << 10))
-    handle = handle_of(kind, path)
     # The temporary file fits, but is in the way of the bytes in place.
-    for size, fits in ((500 << 10, True), (700 << 10, False)):
-        handle.load()
-        handle.deserialize(torch.full([size], size % 251, dtype=torch.uint8))
-        if fits:
-            assert handle.save() == size
-        else:
-            with pytest.raises(RuntimeError, match="No space left on device"):
-                handle.save()
-        assert path.read_bytes() == bytes([(500 << 10) % 251]) * (500 << 10)
+    large = b"x" * (500 << 10)
+    replace(kind, path, large)
+    error = error_of(partial(replace, data=b"y" * (700 << 10)), kind, path)
+    assert "No space left on device" in error
+    assert path.read_bytes() == large
 
 
 def test_a_full_disk_leaves_a_file_that_is_written_in_place(

@@ -1,0 +1,74 @@
+"""The store of both languages behind one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torch_tensorrt  # noqa: F401  loads the library that registers the C++ store
+from torch_tensorrt.runtime._cache.runtime_cache_file import (
+    FileGeneration,
+    Replaced,
+    RuntimeCacheFile,
+)
+
+
+class Store:
+    """RuntimeCacheFile of the language `kind`, with bytes in the place of views."""
+
+    def __init__(self, kind: str, path: Path | str, lock_timeout: float = 10.0) -> None:
+        self._is_python = kind == "python"
+        make = (
+            RuntimeCacheFile
+            if self._is_python
+            else torch.classes.tensorrt_stores.RuntimeCacheFile
+        )
+        self._file: Any = make(str(path), lock_timeout)
+
+    def is_empty(self) -> bool:
+        return bool(self._file.is_empty())
+
+    def read(self) -> tuple[bytes, FileGeneration] | None:
+        contents = self._file.read()
+        if contents is None:
+            return None
+        data, generation = contents
+        return (
+            bytes(data if self._is_python else data.numpy()),
+            FileGeneration(*generation),
+        )
+
+    def replace(
+        self, data: bytes, expected: FileGeneration | None = None
+    ) -> Replaced | None:
+        if self._is_python:
+            replaced = self._file.replace(memoryview(data), expected)
+        else:
+            view = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            replaced = self._file.replace(view, expected)
+        if replaced is None:
+            return None
+        generation, is_written, in_place = replaced
+        return Replaced(FileGeneration(*generation), is_written, in_place)
+
+    @contextmanager
+    def wait_for_turn(self) -> Iterator[None]:
+        if self._is_python:
+            with self._file.wait_for_turn():
+                yield
+        else:
+            turn = self._file.wait_for_turn()
+            yield
+            turn.release()
+
+
+def write(store: Store, data: bytes) -> Replaced:
+    """Writes `data` over whatever is there."""
+    contents = store.read()
+    replaced = store.replace(data, contents[1] if contents else None)
+    assert replaced is not None and replaced.is_written
+    return replaced

@@ -1,0 +1,135 @@
+// To be preloaded: lets a test watch the calls of the C library that one thread makes, and make them fail. Programs
+// that were compiled for large files call other names, the same on 64-bit Linux.
+
+#undef _FORTIFY_SOURCE // its inline functions would stand in for the ones defined here
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+#include <utility>
+
+namespace {
+
+// Runs before the call that it names. Returns 0 if the call is to be made, the errno that it is to fail with, or -n if
+// it may move n bytes at most.
+using Observer = int (*)(const char* call);
+
+thread_local Observer observer = nullptr;
+
+int ask(const char* call) {
+  const Observer asked = std::exchange(observer, nullptr); // what it calls itself is not observed
+  const int answer = asked == nullptr ? 0 : asked(call);
+  observer = asked;
+  return answer;
+}
+
+bool fails(int answer) {
+  if (answer > 0) {
+    errno = answer;
+  }
+  return answer > 0;
+}
+
+size_t limited(size_t size, int answer) {
+  return answer < 0 ? std::min(size, static_cast<size_t>(-answer)) : size;
+}
+
+template <class Function>
+Function* real(const char* name) {
+  return reinterpret_cast<Function*>(::dlsym(RTLD_NEXT, name));
+}
+
+int open_observed(const char* name, const char* path, int flags, mode_t mode) {
+  return fails(ask("open")) ? -1 : real<int(const char*, int, ...)>(name)(path, flags, mode);
+}
+
+} // namespace
+
+#define TORCHTRT_OBSERVED(symbol, name, parameters, ...)                       \
+  int symbol parameters {                                                      \
+    return fails(ask(name)) ? -1 : real<int parameters>(#symbol)(__VA_ARGS__); \
+  }
+
+extern "C" {
+
+// Of the calling thread, to the next call; nullptr for none.
+void observe_calls(Observer next) {
+  observer = next;
+}
+
+#define TORCHTRT_OPEN(symbol)                                                   \
+  int symbol(const char* path, int flags, ...) {                                \
+    va_list arguments;                                                          \
+    va_start(arguments, flags);                                                 \
+    const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0; \
+    va_end(arguments);                                                          \
+    return open_observed(#symbol, path, flags, mode);                           \
+  }
+
+TORCHTRT_OPEN(open)
+TORCHTRT_OPEN(open64)
+
+TORCHTRT_OBSERVED(stat, "stat", (const char* path, struct stat* status) noexcept, path, status)
+TORCHTRT_OBSERVED(stat64, "stat", (const char* path, struct stat64* status) noexcept, path, status)
+TORCHTRT_OBSERVED(lstat, "lstat", (const char* path, struct stat* status) noexcept, path, status)
+TORCHTRT_OBSERVED(lstat64, "lstat", (const char* path, struct stat64* status) noexcept, path, status)
+TORCHTRT_OBSERVED(fstat, "fstat", (int fd, struct stat* status) noexcept, fd, status)
+TORCHTRT_OBSERVED(fstat64, "fstat", (int fd, struct stat64* status) noexcept, fd, status)
+TORCHTRT_OBSERVED(fsync, "fsync", (int fd), fd)
+TORCHTRT_OBSERVED(rename, "rename", (const char* from, const char* to) noexcept, from, to)
+TORCHTRT_OBSERVED(ftruncate, "ftruncate", (int fd, off_t size) noexcept, fd, size)
+TORCHTRT_OBSERVED(ftruncate64, "ftruncate", (int fd, off64_t size) noexcept, fd, size)
+TORCHTRT_OBSERVED(fchmod, "fchmod", (int fd, mode_t mode) noexcept, fd, mode)
+TORCHTRT_OBSERVED(fchown, "fchown", (int fd, uid_t owner, gid_t group) noexcept, fd, owner, group)
+TORCHTRT_OBSERVED(futimens, "futimens", (int fd, const struct timespec times[2]) noexcept, fd, times)
+TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
+
+ssize_t readlink(const char* path, char* buffer, size_t size) noexcept {
+  return fails(ask("readlink")) ? -1 : real<ssize_t(const char*, char*, size_t)>("readlink")(path, buffer, size);
+}
+
+ssize_t pread(int fd, void* buffer, size_t size, off_t offset) {
+  const int answer = ask("read");
+  return fails(answer) ? -1
+                       : real<ssize_t(int, void*, size_t, off_t)>("pread")(fd, buffer, limited(size, answer), offset);
+}
+
+ssize_t preadv64v2(int fd, const iovec* pieces, int count, off64_t offset, int flags) {
+  const int answer = ask("read");
+  if (answer == 0) {
+    return real<ssize_t(int, const iovec*, int, off64_t, int)>("preadv64v2")(fd, pieces, count, offset, flags);
+  }
+  return fails(answer) ? -1 : ::pread64(fd, pieces->iov_base, limited(pieces->iov_len, answer), offset);
+}
+
+// What Python has where there is no preadv64v2.
+ssize_t preadv64(int fd, const iovec* pieces, int count, off64_t offset) {
+  return ::preadv64v2(fd, pieces, count, offset, 0);
+}
+
+ssize_t pwrite(int fd, const void* bytes, size_t size, off_t offset) {
+  const int answer = ask("write");
+  return fails(answer)
+      ? -1
+      : real<ssize_t(int, const void*, size_t, off_t)>("pwrite")(fd, bytes, limited(size, answer), offset);
+}
+
+ssize_t pwrite64(int fd, const void* bytes, size_t size, off64_t offset) {
+  return ::pwrite(fd, bytes, size, offset);
+}
+
+// The log of the C++ runtime.
+size_t fwrite(const void* bytes, size_t size, size_t count, FILE* file) {
+  ask("fwrite");
+  return real<size_t(const void*, size_t, size_t, FILE*)>("fwrite")(bytes, size, count, file);
+}
+
+} // extern "C"

@@ -1,0 +1,118 @@
+// The store of the C++ runtime in Python, as `torch.classes.tensorrt_stores.RuntimeCacheFile`.
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+#include "core/runtime/RuntimeCacheFile.h"
+#include "core/util/file_lock.h"
+
+namespace torch_tensorrt::tests {
+namespace {
+
+using core::runtime::FileGeneration;
+using core::runtime::RuntimeCacheFile;
+using core::util::FileLock;
+
+using Generation = std::tuple<int64_t, int64_t, int64_t, int64_t>; // device, inode, size, mtime_ns
+
+Generation to_tuple(const FileGeneration& generation) {
+  return {
+      static_cast<int64_t>(generation.device),
+      static_cast<int64_t>(generation.inode),
+      static_cast<int64_t>(generation.size),
+      generation.mtime_ns};
+}
+
+FileGeneration from_tuple(const Generation& generation) {
+  const auto& [device, inode, size, mtime_ns] = generation;
+  return {
+      .device = static_cast<uint64_t>(device),
+      .inode = static_cast<uint64_t>(inode),
+      .size = static_cast<uint64_t>(size),
+      .mtime_ns = mtime_ns};
+}
+
+class Turn : public torch::CustomClassHolder {
+ public:
+  explicit Turn(FileLock lock) : lock_(std::move(lock)) {}
+
+  // Its lock may be none.
+  void release() {
+    if (lock_.owns_lock()) {
+      lock_.unlock();
+    }
+  }
+
+ private:
+  FileLock lock_;
+};
+
+class PythonRuntimeCacheFile : public torch::CustomClassHolder {
+ public:
+  PythonRuntimeCacheFile(std::string path, double lock_timeout)
+      : file_(
+            std::move(path),
+            std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(lock_timeout))) {}
+
+  bool is_empty() const {
+    return file_.is_empty();
+  }
+
+  std::optional<std::tuple<at::Tensor, Generation>> read() const {
+    std::optional<RuntimeCacheFile::Contents> contents = file_.read();
+    if (!contents) {
+      return std::nullopt;
+    }
+    const std::shared_ptr<std::byte[]> bytes = std::move(contents->bytes);
+    const auto size = static_cast<int64_t>(contents->generation.size);
+    return std::tuple(at::from_blob(bytes.get(), {size}, [bytes](void*) {}, at::kByte), to_tuple(contents->generation));
+  }
+
+  std::optional<std::tuple<Generation, bool, std::string>> replace(
+      const at::Tensor& bytes,
+      const std::optional<Generation>& expected) const {
+    const RuntimeCacheFile::View view(static_cast<const std::byte*>(bytes.const_data_ptr()), bytes.nbytes());
+    const auto replaced = file_.replace(view, expected ? std::optional(from_tuple(*expected)) : std::nullopt);
+    if (!replaced) {
+      return std::nullopt;
+    }
+    return std::tuple(to_tuple(replaced->generation), replaced->is_written, replaced->in_place);
+  }
+
+  c10::intrusive_ptr<Turn> wait_for_turn() const {
+    return c10::make_intrusive<Turn>(file_.wait_for_turn());
+  }
+
+ private:
+  const RuntimeCacheFile file_;
+};
+
+TORCH_LIBRARY(tensorrt_stores, m) {
+  m.class_<Turn>("Turn").def("release", [](const c10::intrusive_ptr<Turn>& self) { self->release(); });
+  m.class_<PythonRuntimeCacheFile>("RuntimeCacheFile")
+      .def(torch::init<std::string, double>())
+      .def("is_empty", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self) { return self->is_empty(); })
+      .def("read", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self) { return self->read(); })
+      .def(
+          "replace",
+          [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self,
+             const at::Tensor& bytes,
+             const std::optional<Generation>& expected) { return self->replace(bytes, expected); })
+      .def("wait_for_turn", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self) {
+        return self->wait_for_turn();
+      });
+}
+
+} // namespace
+} // namespace torch_tensorrt::tests
