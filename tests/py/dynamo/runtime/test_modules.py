@@ -16,11 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.py.runtime.runtime_testing import (
-    DEADLINE,
-    RUNTIMES,
-    run_interpreter,
-)
+from tests.py.runtime.runtime_testing import DEADLINE, run_interpreter
 from tests.util.simulation.simulated_device import (
     dynamic_relu_plan,
     installed_device,
@@ -33,12 +29,6 @@ from torch_tensorrt.runtime._engine.engine_module import EngineModule
 X = torch.tensor([-1.5, 0.0, 2.0, -3.0])
 
 MakeModule = Callable[..., EngineModule]
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture
