@@ -29,6 +29,7 @@ from tests.py.runtime.runtime_testing import (
     make_cache,
     make_plan,
     run,
+    run_interpreter,
     start,
     uses_gpu,
 )
@@ -43,6 +44,7 @@ from torch_tensorrt.runtime import (
 )
 from torch_tensorrt.runtime import _runtime_cache as implementation
 
+NO_FORK_ON_GPU = pytest.mark.skipif(uses_gpu(), reason="CUDA does not survive a fork")
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="counts calls of TensorRT-RTX")
 
 
@@ -381,6 +383,99 @@ def test_threads_that_come_and_go_lose_nothing(
     for thread in threads:
         thread.join()
     assert kernels_missing(runtime, path, *plans) == 0
+
+
+# Forks, each in an interpreter of its own. The child of the last one would hang for ever.
+
+FORK = """
+import gc, os, signal, sys, threading, time, warnings
+from torch_tensorrt.runtime import _runtime_cache
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+use_device()
+runtime, path, *plans = sys.argv[1:]
+plans = [Plan.read(plan) for plan in plans]
+def fork(child):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        child()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+CHILD_ENDS = """
+module = start(runtime, plans[0], path)
+print(fork(EXIT), os.path.exists(path))
+"""
+
+CHILD_DROPS = """
+module = start(runtime, plans[0], path)
+def child():
+    module.runtime_settings = module.runtime_settings.merge(runtime_cache=None)
+print(fork(child), os.path.exists(path))
+"""
+
+CHILD_STARTS = """
+module = start(runtime, plans[0], path)
+def child():
+    theirs = start(runtime, plans[1], path)
+    assert theirs.runtime_settings.runtime_cache is not module.runtime_settings.runtime_cache
+    assert theirs.runtime_settings.runtime_cache.is_cpp_runtime() == (runtime == "cpp")
+    del theirs
+    assert os.path.exists(path)
+print(fork(child), kernels_missing(runtime, Path(path), plans[1]))
+"""
+
+# Others make caches meanwhile, and let them go.
+CHILD_OF_A_BUSY_PARENT = """
+is_done = False
+def make_caches():
+    while not is_done:
+        _runtime_cache.path_cache(path, use_python_runtime=runtime == "python")
+threads = [threading.Thread(target=make_caches) for _ in range(2)]
+for thread in threads:
+    thread.start()
+def child():
+    _runtime_cache.path_cache(path, use_python_runtime=runtime == "python")
+print({fork(child) for _ in range(50)})
+is_done = True
+"""
+
+
+def run_fork(code: str, runtime: str, path: Path, *plans: Plan) -> str:
+    files = [plan.write(path.with_name(f"plan{i}")) for i, plan in enumerate(plans)]
+    ended = run_interpreter(FORK + code, runtime, path, *files)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout
+
+
+@NO_FORK_ON_GPU
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (CHILD_ENDS.replace("EXIT", "lambda: os._exit(3)"), 3),
+        (CHILD_ENDS.replace("EXIT", "lambda: sys.exit(3)"), 3),
+        (CHILD_DROPS, 0),
+    ],
+    ids=["os._exit", "sys.exit", "settings"],
+)
+def test_a_forked_child_saves_nothing_of_its_parent(
+    runtime: str, path: Path, code: str, status: int
+) -> None:
+    plan = make_plan("a")
+    assert run_fork(code, runtime, path, plan) == f"{status} False\n"
+    assert kernels_missing(runtime, path, plan) == 0
+
+
+@NO_FORK_ON_GPU
+def test_a_forked_child_has_caches_of_its_own(runtime: str, path: Path) -> None:
+    plans = [make_plan(name) for name in "ab"]
+    assert run_fork(CHILD_STARTS, runtime, path, *plans) == "0 0\n"
+    assert kernels_missing(runtime, path, *plans) == 0
+
+
+def test_a_fork_while_threads_make_caches(runtime: str, path: Path) -> None:
+    assert run_fork(CHILD_OF_A_BUSY_PARENT, runtime, path) == "{0}\n"
 
 
 # Copies.
