@@ -505,8 +505,12 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
     lives->push_back(live);
   } else {
     contents_ = Lives{live};
-    if (!is_accepted) {
-      forget_stores();
+    for (auto& [path, store] : stores_) {
+      // A copy only keeps away from its original's files. Now it can merge with them.
+      if (!is_accepted || !store.contained) {
+        store.contained.reset();
+        store.digest.reset();
+      }
     }
   }
   return live->cache;

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +26,10 @@ from torch_tensorrt.runtime._cache.byte_streams import (
     write_all,
 )
 from torch_tensorrt.runtime._cache.checked_path import checked_path
-from torch_tensorrt.runtime._cache.file_lock import call_without_lock
+from torch_tensorrt.runtime._cache.file_lock import (
+    call_without_lock,
+    deferred_calls,
+)
 from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
@@ -71,17 +74,23 @@ class _PathCaches:
 
     def __init__(self) -> None:
         # Reentrant because the garbage collector may end an engine anywhere.
-        self.lock = threading.RLock()
-        # Guarded by lock.
+        self._lock = threading.RLock()
+        # Guarded by _lock.
         self.caches: weakref.WeakValueDictionary[_Key, RuntimeCache] = (
             weakref.WeakValueDictionary()
         )
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(
-                before=self.lock.acquire,
-                after_in_parent=self.lock.release,
+                before=self._lock.acquire,
+                after_in_parent=self._lock.release,
                 after_in_child=self._start_over,
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nothing waits in it: what the garbage collector ends there is saved after the block."""
+        with deferred_calls(), self._lock:
+            yield
 
     def find_or_make(
         self, path: str, use_python_runtime: bool
@@ -89,7 +98,7 @@ class _PathCaches:
         """The cache, and whether it is new."""
         directory, name = os.path.split(path)
         key = (os.path.realpath(directory), name, use_python_runtime)
-        with self.lock:
+        with self.locked():
             cache = self.caches.get(key)
             if cache is not None:
                 return cache, False
@@ -102,7 +111,7 @@ class _PathCaches:
     def _start_over(self) -> None:
         """In a child of fork(), whose parent's caches belong to the parent's engines."""
         self.caches.clear()
-        self.lock.release()
+        self._lock.release()
 
 
 _path_caches = _PathCaches()
@@ -168,7 +177,7 @@ class RuntimeCache:
         self._engines: set[_Engine] = set()
         self._handle = handle
         self._key = key
-        self._has_ended = False  # a path cache whose last engine let it go
+        self._has_ended = False  # saved for the last time, unless it is a path cache and used again
 
     @property
     def path(self) -> str:
@@ -295,34 +304,32 @@ class RuntimeCache:
 
     def _attach(self, engine: _Engine) -> None:
         """An engine begins to use the cache."""
-        with _path_caches.lock:
+        with _path_caches.locked():
             self._engines.add(engine)
             if self._has_ended and self._key is not None:
-                self._begin_again(self._key)
-
-    def _begin_again(self, key: _Key) -> None:
-        """A path cache that has ended serves an engine again. Requires the table's lock."""
-        self._has_ended = False
-        _attach_to(self._handle)
-        self.autosave_on_del = True
-        _path_caches.caches.setdefault(key, self)
+                self._has_ended = False
+                _attach_to(self._handle)
+                self.autosave_on_del = True
+                _path_caches.caches.setdefault(self._key, self)
 
     def _detach(self, engine: _Engine) -> None:
         """An engine, which has been released, lets the cache go.
 
         Saves a path cache that no other engine uses.
         """
-        self._engines.discard(engine)
-        if self._key is None or self._engines or self._has_ended:
-            return
-        self._has_ended = True
-        self._autosave_if_enabled()
-        # Only now, so that an engine made meanwhile does not load the file from before the save.
-        with _path_caches.lock:
-            if self._engines:
-                self._begin_again(self._key)
-            elif _path_caches.caches.get(self._key) is self:
-                del _path_caches.caches[self._key]
+        with _path_caches.locked():
+            self._engines.discard(engine)
+            if self._key is not None and not self._engines and not self._has_ended:
+                self._has_ended = True
+                self._autosave_if_enabled()
+                # Only then, so that an engine made meanwhile does not load the file from before.
+                call_without_lock(self._leave_table)
+
+    def _leave_table(self) -> None:
+        with _path_caches.locked():
+            key = self._key
+            if key and self._has_ended and _path_caches.caches.get(key) is self:
+                del _path_caches.caches[key]
 
     def _save_if_autosaving(self) -> None:
         """Saves a cache of its own that an engine was switched away from."""
@@ -357,11 +364,13 @@ class RuntimeCache:
 
     def _autosave_if_enabled(self) -> None:
         """Saves as `autosave_on_del` says, for `__del__` and for the exit. Raises nothing."""
-        if self._autosave_on_del:
-            self._autosave_on_del = False
-            # The garbage collector may run this within another cache's save to the same file,
-            # which would never go on while this waits for its lock.
-            call_without_lock(self._autosave)
+        with _path_caches.locked():
+            if self._autosave_on_del:
+                self._autosave_on_del = False
+                self._has_ended = True
+                # The garbage collector may run this within another cache's save to the same file,
+                # which would never go on while this waits for its lock.
+                call_without_lock(self._autosave)
 
     def _autosave(self) -> None:
         try:

@@ -102,11 +102,20 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
     if value is None:
         return None
     if isinstance(value, (str, os.PathLike)):
-        path = checked_path(value)
-        return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+        return _absolute(checked_path(value))
     if isinstance(value, RuntimeCache):
         return value
     raise TypeError(
         f"The runtime setting runtime_cache is {value!r}, of type {type(value).__name__}; "
         "expected a RuntimeCache, a path or None"
     )
+
+
+def _absolute(path: str) -> str:
+    if os.path.isabs(path):
+        return path
+    try:
+        return os.path.join(os.getcwd(), path)
+    except OSError as error:
+        text = f"Can't make the path '{path}' of a runtime cache absolute"
+        raise OSError(error.errno, f"{text}: {error.strerror}") from error

@@ -11,26 +11,31 @@ from typing import Any
 import pytest
 
 from tests.py.runtime import runtime_testing
-from tests.py.runtime.runtime_cache_testing import KINDS, Log, MakeHandle, handle_of
+from tests.py.runtime.runtime_cache_testing import (
+    RUNTIMES,
+    Log,
+    MakeHandle,
+    handle_of,
+)
 from torch_tensorrt.runtime._cache.file_lock import is_in_block
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=RUNTIMES)
 def kind(request: pytest.FixtureRequest) -> str:
     """The runtime under test."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(params=runtime_testing.RUNTIMES)
+@pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture
-def make_handle(kind: str) -> MakeHandle:
-    return partial(handle_of, kind)
+def make_handle(runtime: str) -> MakeHandle:
+    return partial(handle_of, runtime)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,24 @@ import torch
 import torch_tensorrt  # noqa: F401  registers the C++ handle
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 
-# The runtimes, whose handles have one contract.
-KINDS = ("cpp", "python")
+# Their handles have one contract.
+RUNTIMES = ("cpp", "python")
+KINDS = RUNTIMES
 
 MakeHandle = Callable[[Path | str], Any]
 
 
-def handle_of(kind: str, path: Path | str = "") -> Any:
-    if kind == "cpp":
+def handle_of(runtime: str, path: Path | str = "") -> Any:
+    if runtime == "cpp":
         return torch.classes.tensorrt.RuntimeCacheHandle(str(path))
     return RuntimeCacheHandle(str(path))
+
+
+def copy_of(handle: Any) -> Any:
+    """A pending one."""
+    if isinstance(handle, RuntimeCacheHandle):
+        return RuntimeCacheHandle.from_state(handle.state)
+    return copy.deepcopy(handle)
 
 
 def to_tensor(data: bytes) -> torch.Tensor:

@@ -32,7 +32,6 @@ from torch_tensorrt.runtime._engine.engine_file import load_engine_file
 
 T = TypeVar("T")
 
-RUNTIMES = ["cpp", "python"]
 KERNELS = 5  # of each plan, on the simulated device
 DEADLINE = 240  # seconds: against hanging alone
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.py.runtime.runtime_testing import (
     Plan,
@@ -68,6 +70,20 @@ sys.modules["numpy"] = None
 warnings.filterwarnings("ignore", "Failed to initialize NumPy")
 """
 
+SWITCHED_OFF = """
+module = begin()
+module.runtime_settings.runtime_cache.save()
+module.runtime_settings.runtime_cache.autosave_on_del = False
+"""
+
+MANY = """
+from torch_tensorrt.runtime import _runtime_cache
+_runtime_cache._EXIT_TIMEOUT = 0.5
+def place():
+    return make_cache(runtime, path, autosave=True) if OWN else path
+modules = [start(runtime, plans[0], place()) for _ in range(16)]
+"""
+
 EXIT_IN_A_FUNCTION = """
 def main():
     module = begin()
@@ -125,6 +141,7 @@ def plan() -> Plan:
         pytest.param(IN_A_THREAD, 0, id="thread"),
         pytest.param(IN_A_THREAD_THAT_NEVER_ENDS, 0, id="endless-thread"),
         pytest.param(IN_A_CACHE_OF_ITS_OWN, 0, id="cache"),
+        pytest.param(SWITCHED_OFF, 0, id="switched-off"),
         pytest.param(EXIT_IN_A_FUNCTION, 3, id="sys.exit"),
         pytest.param(SIGTERM, 0, id="sigterm"),
     ],
@@ -175,3 +192,17 @@ def test_a_save_that_fails_at_exit_is_one_warning(
     (warning,) = ended.stderr.splitlines()
     assert f"Can't save the runtime cache '{path}': " in warning
     assert warning.endswith("No such file or directory")
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["path", "own"])
+def test_all_caches_of_an_exit_wait_as_long_as_one(
+    runtime: str, path: Path, plan: Plan, own: bool
+) -> None:
+    with FileLock(f"{path}.lock"):
+        ended = run_program(f"OWN = {own}\n{MANY}", runtime, path, plan)
+    assert (ended.returncode, ended.stdout) == (0, "")
+    waits = re.findall(
+        rf"another holder kept the lock '{path}.lock' for (\d+) ms\n", ended.stderr
+    )
+    assert len(waits) == len(ended.stderr.splitlines()) == (16 if own else 1)
+    assert 400 <= sum(map(int, waits)) <= 500 + len(waits)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tests.py.runtime.runtime_testing import (
-    RUNTIMES,
     children,
     kernels_missing,
     make_cache,
@@ -31,9 +30,6 @@ from torch_tensorrt.runtime import (
 
 PLAN = make_plan("a")
 OTHER_PLAN = make_plan("b")
-
-each_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
-
 
 def make_module(
     runtime: str, cache: RuntimeCache | Path | None = None
@@ -61,7 +57,6 @@ class BlockError(Exception):
 # runtime_config
 
 
-@each_runtime
 def test_settings_hold_for_the_block(device: Any, runtime: str, path: Path) -> None:
     cache = make_cache(runtime, path)
     module = start(runtime, PLAN, cache)
@@ -75,7 +70,6 @@ def test_settings_hold_for_the_block(device: Any, runtime: str, path: Path) -> N
     run(module, PLAN)
 
 
-@each_runtime
 def test_settings_are_restored_after_an_exception(runtime: str) -> None:
     module = make_module(runtime)
     error = BlockError()
@@ -86,7 +80,6 @@ def test_settings_are_restored_after_an_exception(runtime: str) -> None:
     assert module.runtime_settings == RuntimeSettings()
 
 
-@each_runtime
 def test_the_inner_settings_win(runtime: str, path: Path) -> None:
     module = make_module(runtime)
     with runtime_config(
@@ -99,7 +92,6 @@ def test_the_inner_settings_win(runtime: str, path: Path) -> None:
     assert module.runtime_settings == RuntimeSettings()
 
 
-@each_runtime
 def test_the_cache_for_a_block_saves_and_the_one_before_is_put_back(
     device: Any, runtime: str, path: Path, tmp_path: Path
 ) -> None:
@@ -133,7 +125,6 @@ def twice(modules: list[TorchTensorRTModule]) -> object:
     return [torch.nn.ModuleList(modules), *modules]
 
 
-@each_runtime
 @pytest.mark.parametrize("gather", [in_a_list, in_an_iterator, in_a_sequential, twice])
 def test_settings_hold_for_each_engine_once(
     runtime: str,
@@ -174,7 +165,6 @@ def test_settings_that_one_engine_refuses_change_none(path: Path) -> None:
     assert python.runtime_settings == RuntimeSettings()
 
 
-@each_runtime
 def test_settings_that_fail_half_way_are_put_back(
     runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +184,6 @@ def test_settings_that_fail_half_way_are_put_back(
     assert module.runtime_settings == RuntimeSettings()
 
 
-@each_runtime
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
@@ -237,7 +226,6 @@ def test_targets_without_engines_are_named(use: Callable[[Any], None]) -> None:
         use([engine, "engine"])
 
 
-@each_runtime
 def test_settings_decorate_a_function(device: Any, runtime: str) -> None:
     module = make_module(runtime)
 
@@ -256,7 +244,6 @@ def test_settings_decorate_a_function(device: Any, runtime: str) -> None:
 # runtime_cache
 
 
-@each_runtime
 def test_the_second_block_is_warm(device: Any, runtime: str, path: Path) -> None:
     module = make_module(runtime)
     with runtime_cache(module, path) as cache:
@@ -273,7 +260,6 @@ def test_the_second_block_is_warm(device: Any, runtime: str, path: Path) -> None
             assert device.counters()["compilations"] == 0
 
 
-@each_runtime
 def test_all_engines_share_the_cache_and_get_theirs_back(
     device: Any, runtime: str, path: Path, tmp_path: Path
 ) -> None:
@@ -292,7 +278,6 @@ def test_all_engines_share_the_cache_and_get_theirs_back(
     assert kernels_missing(runtime, path, PLAN, OTHER_PLAN) == 0
 
 
-@each_runtime
 def test_the_inner_cache_wins(
     device: Any, runtime: str, path: Path, tmp_path: Path
 ) -> None:
@@ -307,7 +292,6 @@ def test_the_inner_cache_wins(
     assert not path.exists()
 
 
-@each_runtime
 def test_nested_blocks_may_share_a_path(device: Any, runtime: str, path: Path) -> None:
     module, other = make_module(runtime), start(runtime, OTHER_PLAN, None)
     with runtime_cache([module, other], path):
@@ -317,7 +301,6 @@ def test_nested_blocks_may_share_a_path(device: Any, runtime: str, path: Path) -
     assert kernels_missing(runtime, path, PLAN, OTHER_PLAN) == 0
 
 
-@each_runtime
 def test_saves_once_and_after_the_engines_have_let_go(
     device: Any, runtime: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +320,6 @@ def test_saves_once_and_after_the_engines_have_let_go(
     assert path.exists()
 
 
-@each_runtime
 def test_without_autosave_nothing_is_saved(
     device: Any, runtime: str, path: Path
 ) -> None:
@@ -349,7 +331,6 @@ def test_without_autosave_nothing_is_saved(
     assert kernels_missing(runtime, path, PLAN) == 0
 
 
-@each_runtime
 def test_what_others_save_meanwhile_stays(
     device: Any, runtime: str, path: Path
 ) -> None:
@@ -360,7 +341,6 @@ def test_what_others_save_meanwhile_stays(
     assert kernels_missing(runtime, path, PLAN, OTHER_PLAN) == 0
 
 
-@each_runtime
 @pytest.mark.parametrize(
     "error", [BlockError(), KeyboardInterrupt(), SystemExit(3)], ids=repr
 )
@@ -376,7 +356,6 @@ def test_saves_if_the_block_raises(
     assert kernels_missing(runtime, path, PLAN) == 0
 
 
-@each_runtime
 def test_a_failed_save_is_an_error(device: Any, runtime: str, tmp_path: Path) -> None:
     module = make_module(runtime)
     path = tmp_path / "missing" / "cache.bin"
@@ -388,7 +367,6 @@ def test_a_failed_save_is_an_error(device: Any, runtime: str, tmp_path: Path) ->
     assert cache_of(module) is None
 
 
-@each_runtime
 def test_a_failed_save_hides_no_exception(
     device: Any, runtime: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -405,7 +383,6 @@ def test_a_failed_save_hides_no_exception(
     assert f"Can't save the runtime cache '{path}'" in warning.getMessage()
 
 
-@each_runtime
 def test_a_failed_load_costs_a_warning_and_a_cold_start(
     device: Any, runtime: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -423,7 +400,6 @@ def test_engines_of_both_runtimes_have_no_cache_in_common(path: Path) -> None:
         pytest.fail("the block ran")
 
 
-@each_runtime
 def test_the_cache_decorates_a_function(device: Any, runtime: str, path: Path) -> None:
     module = make_module(runtime)
 
@@ -440,7 +416,6 @@ def test_the_cache_decorates_a_function(device: Any, runtime: str, path: Path) -
 # Streams
 
 
-@each_runtime
 def test_a_stream_is_loaded_and_replaced_from_its_position(
     device: Any, runtime: str, path: Path
 ) -> None:
@@ -460,7 +435,6 @@ def test_a_stream_is_loaded_and_replaced_from_its_position(
     assert kernels_missing(runtime, path, PLAN) == 0
 
 
-@each_runtime
 def test_a_shorter_save_leaves_nothing_of_the_stream_before(
     device: Any, runtime: str
 ) -> None:
@@ -474,7 +448,6 @@ def test_a_shorter_save_leaves_nothing_of_the_stream_before(
     assert len(used.getvalue()) == len(clean.getvalue())
 
 
-@each_runtime
 def test_a_save_without_bytes_leaves_a_stream_alone(runtime: str) -> None:
     class Unread(io.BytesIO):
         """One that has more after its end was read."""
@@ -488,7 +461,6 @@ def test_a_save_without_bytes_leaves_a_stream_alone(runtime: str) -> None:
     assert stream.getvalue() == b"precious"
 
 
-@each_runtime
 def test_a_file_is_written_when_the_block_ends(
     device: Any, runtime: str, path: Path
 ) -> None:
@@ -504,7 +476,6 @@ def test_a_file_is_written_when_the_block_ends(
         assert cache.has_cache()
 
 
-@each_runtime
 def test_a_pipe_is_written_where_it_is(device: Any, runtime: str, path: Path) -> None:
     module = make_module(runtime)
     reading, writing = os.pipe()
@@ -516,7 +487,6 @@ def test_a_pipe_is_written_where_it_is(device: Any, runtime: str, path: Path) ->
     assert kernels_missing(runtime, path, PLAN) == 0
 
 
-@each_runtime
 def test_a_failing_stream_hides_no_exception(
     device: Any, runtime: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -544,7 +514,6 @@ def unwritable() -> io.BufferedReader:
     return io.BufferedReader(io.BytesIO())
 
 
-@each_runtime
 @pytest.mark.parametrize(
     ("place", "error", "text"),
     [

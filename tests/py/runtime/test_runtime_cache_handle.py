@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import pickle
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from filelock import FileLock
 from tests.py.runtime.runtime_cache_testing import (
     Log,
     MakeHandle,
+    copy_of,
     handle_of,
     names_in,
     to_bytes,
@@ -96,17 +94,10 @@ def test_takes_a_strided_tensor(make_handle: MakeHandle, path: Path) -> None:
     assert to_bytes(handle.serialize()) == b"kern"
 
 
-@pytest.mark.parametrize(
-    "duplicate",
-    [lambda handle: pickle.loads(pickle.dumps(handle)), copy.copy, copy.deepcopy],
-    ids=["pickle", "copy", "deepcopy"],
-)
-def test_copies_carry_path_and_bytes(
-    make_handle: MakeHandle, path: Path, duplicate: Any
-) -> None:
+def test_copies_carry_path_and_bytes(make_handle: MakeHandle, path: Path) -> None:
     handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
-    other = duplicate(handle)
+    other = copy_of(handle)
     assert other.path == str(path)
     assert to_bytes(other.serialize()) == b"kernels"
     assert other.save() == 7
@@ -120,7 +111,7 @@ def test_loaded_bytes_do_not_overwrite_a_newer_file(
     assert handle.load() == 3
     path.write_bytes(b"newer")
     assert handle.save() == 0
-    assert pickle.loads(pickle.dumps(handle)).save() == 0
+    assert copy_of(handle).save() == 0
     assert path.read_bytes() == b"newer"
 
 
@@ -225,14 +216,6 @@ def test_handing_bytes_out_copies_none(make_handle: MakeHandle) -> None:
     handle.deserialize(to_tensor(b"kernels"))
     addresses = {getattr(handle.serialize(), "const_data_ptr")() for _ in range(3)}
     assert len(addresses) == 1
-
-
-def test_autosave_is_on_and_copied(make_handle: MakeHandle, path: Path) -> None:
-    handle = make_handle(path)
-    assert handle.autosave
-    handle.autosave = False
-    assert not pickle.loads(pickle.dumps(handle)).autosave
-    assert not copy.deepcopy(handle).autosave
 
 
 def test_an_impossible_path_is_refused(make_handle: MakeHandle) -> None:

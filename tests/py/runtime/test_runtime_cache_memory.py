@@ -42,17 +42,17 @@ def growth(function: Callable[[], Any]) -> int:
     return resident("VmHWM") - before
 
 
-def growth_by_use(kind: str, path: Path) -> dict[str, int]:
+def growth_by_use(runtime: str, path: Path) -> dict[str, int]:
     # The first use of each brings code.
-    small = handle_of(kind, path.with_name("small"))
+    small = handle_of(runtime, path.with_name("small"))
     small.deserialize(torch.ones(100_000, dtype=torch.uint8))
     small.save()
     small.load()
-    handle = handle_of(kind, path)
+    handle = handle_of(runtime, path)
     handle.deserialize(torch.randint(256, [SIZE], dtype=torch.uint8))
     saving = growth(handle.save)
     saving_again = growth(handle.save)
-    reader = handle_of(kind, path)
+    reader = handle_of(runtime, path)
     loading = growth(reader.load)
     serializing = growth(reader.serialize)
     return {
@@ -66,7 +66,7 @@ def growth_by_use(kind: str, path: Path) -> dict[str, int]:
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="the system can't tell"
 )
-def test_memory(child: Child, kind: str, path: Path) -> None:
-    bytes_of = child(growth_by_use, kind, path)
+def test_memory(child: Child, runtime: str, path: Path) -> None:
+    bytes_of = child(growth_by_use, runtime, path)
     assert SIZE - LITTLE < bytes_of.pop("load") < SIZE + LITTLE
     assert {use: size for use, size in bytes_of.items() if size > LITTLE} == {}

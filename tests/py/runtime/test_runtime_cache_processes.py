@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import (
     DEADLINE,
-    RUNTIMES,
     Plan,
     children,
     fork_server,

@@ -15,7 +15,6 @@ import tensorrt_rtx
 import torch
 
 from tests.py.runtime.runtime_testing import (
-    RUNTIMES,
     make_cache,
     make_plan,
     run,
@@ -52,7 +51,6 @@ def test_the_strategies_are_those_of_tensorrt_rtx(
     assert [member.name.lower() for member in members] == list(names)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(
     ("setting", "value"),
     [(setting, value) for setting, values in STRATEGIES for value in values],
@@ -108,7 +106,6 @@ def test_a_path_that_can_be_no_files_is_refused(value: str) -> None:
         RuntimeSettings(runtime_cache=value)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_caches_are_equal_if_they_are_one_object(runtime: str, path: Path) -> None:
     cache = make_cache(runtime, path)
     settings = RuntimeSettings(runtime_cache=cache)
@@ -118,7 +115,6 @@ def test_caches_are_equal_if_they_are_one_object(runtime: str, path: Path) -> No
     assert settings != RuntimeSettings(runtime_cache=path)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_are_keys_of_a_dict(runtime: str, path: Path) -> None:
     cache = make_cache(runtime, path)
     keys = {

@@ -35,7 +35,7 @@ _Release = Callable[[], None]
 
 class _OfThisThread(threading.local):
     def __init__(self) -> None:
-        self.blocks = 0  # of file_lock() that it is in
+        self.blocks = 0  # of deferred_calls() that it is in
         self.deferred: deque[Callable[[], object]] = deque()
 
 
@@ -68,30 +68,38 @@ def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[No
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
-    _of_this_thread.blocks += 1
-    try:
+    with deferred_calls():
         release = _lock(path, timeout, shared)
         try:
             yield
         finally:
             with suppress(OSError):  # then the end of its descriptor releases it
                 release()
+
+
+@contextmanager
+def deferred_calls() -> Iterator[None]:
+    """Makes `call_without_lock` of this thread wait for the end of the block."""
+    _of_this_thread.blocks += 1
+    try:
+        yield
     finally:
         _of_this_thread.blocks -= 1
         _call_deferred()
 
 
 def call_without_lock(function: Callable[[], object]) -> None:
-    """Calls the function: at once, or when this thread has left its blocks of `file_lock`.
+    """Calls the function: at once, or when this thread has left its blocks of `deferred_calls`.
 
-    For what the garbage collector runs anywhere, and for what waits for other threads.
+    For what the garbage collector runs anywhere, and for what waits for other threads. A block of
+    `file_lock` is one of `deferred_calls` too.
     """
     _of_this_thread.deferred.append(function)
     _call_deferred()
 
 
 def is_in_block() -> bool:
-    """Whether this thread is in a block of `file_lock`, or waits for one."""
+    """Whether this thread is in a block of `deferred_calls`."""
     return _of_this_thread.blocks > 0
 
 

@@ -353,8 +353,11 @@ class RuntimeCacheHandle:
                 )
                 if isinstance(self._contents, torch.Tensor):
                     self._contents = [live]
-                    if not is_accepted:
-                        self._forget_stores()
+                    for store in self._stores.values():
+                        # A copy only keeps away from its original's files. Now it can merge with
+                        # them.
+                        if not is_accepted or store.contained is None:
+                            store.contained = store.digest = None
                 else:
                     self._contents.append(live)
             return live.cache

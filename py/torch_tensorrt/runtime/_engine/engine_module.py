@@ -12,6 +12,7 @@ import torch
 from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt._library import library_error
+from torch_tensorrt.runtime._cache.file_lock import call_without_lock, deferred_calls
 from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
@@ -127,16 +128,17 @@ class EngineModule(torch.nn.Module):
     @runtime_settings.setter
     def runtime_settings(self, settings: RuntimeSettings) -> None:
         check_settings(settings)
-        with self._lock:
+        with deferred_calls(), self._lock:  # what is saved is saved without the lock
             old = self._cache
             settings = self._with_cache(settings)
             if self._slot.engine is not None:
                 _apply(settings, self._slot.engine)
             self._settings = settings
             self._attach_to_cache()
-        if old is not None and old is not settings.runtime_cache:
-            old._detach(self._slot)
-            old._save_if_autosaving()
+            if old is not None and old is not settings.runtime_cache:
+                # With the lock, or another thread might have attached to the old one again.
+                old._detach(self._slot)
+                call_without_lock(old._save_if_autosaving)
 
     @property
     def _cache(self) -> RuntimeCache | None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import (
     DEADLINE,
-    RUNTIMES,
     children,
     kernels_missing,
     make_cache,

@@ -16,11 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.py.runtime.runtime_testing import (
-    DEADLINE,
-    RUNTIMES,
-    run_interpreter,
-)
+from tests.py.runtime.runtime_testing import DEADLINE, run_interpreter
 from tests.util.simulation.simulated_device import (
     dynamic_relu_plan,
     installed_device,
@@ -33,12 +29,6 @@ from torch_tensorrt.runtime._engine.engine_module import EngineModule
 X = torch.tensor([-1.5, 0.0, 2.0, -3.0])
 
 MakeModule = Callable[..., EngineModule]
-
-
-@pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture
@@ -282,13 +272,12 @@ def test_another_cache_saves_the_one_before_it_each_time(
     make: MakeModule, device: Any, path: Path
 ) -> None:
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
-    settings, cache = module.runtime_settings, cache_of(module)
+    settings = module.runtime_settings
     for _ in range(2):
         module.runtime_settings = settings
         run(module)
         module.runtime_settings = RuntimeSettings()
         assert kernels_in(path, device, make) == 2
-        assert cache.autosave_on_del
         path.unlink()
 
 
@@ -485,10 +474,7 @@ def test_copies_run_with_the_same_settings(
     assert type(copied) is type(module)
     assert copied.is_cpp_runtime() == module.is_cpp_runtime()
     assert copied.name == "relu"
-    assert copied.runtime_settings == settings.merge(runtime_cache=cache_of(copied))
-    assert cache_of(copied).path == str(path)
-    assert cache_of(copied) is not cache_of(module)
-    assert cache_of(copied).autosave_on_del
+    assert copied.runtime_settings == module.runtime_settings
 
 
 def test_copies_of_modules_that_share_a_cache_share_one(
