@@ -50,8 +50,8 @@ TEST_F(RuntimeConfigTest, ContextsGetTheSettingsOfTheirTime) {
       {.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy::kEAGER,
        .cuda_graph_strategy = CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE,
        .runtime_cache = new_cache()});
-  const auto first = config.create_execution_context(
-      loaded_, nvinfer1::ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE);
+  const auto first =
+      config.create_execution_context(loaded_, nvinfer1::ExecutionContextAllocationStrategy::kON_PROFILE_CHANGE);
   config.settings(RuntimeSettings());
   const auto second = config.create_execution_context(loaded_);
 
@@ -83,9 +83,7 @@ TEST_F(RuntimeConfigTest, InitializesOnce) {
   TRTRuntimeConfig config({.runtime_cache = new_cache()});
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
-    threads.emplace_back([&] {
-      config.create_execution_context(loaded_);
-    });
+    threads.emplace_back([&] { config.create_execution_context(loaded_); });
   }
   for (std::thread& thread : threads) {
     thread.join();
@@ -150,7 +148,8 @@ TEST_F(RuntimeConfigTest, SavesNothingWithoutAutosaveOrPath) {
 }
 
 TEST_F(RuntimeConfigTest, AForkedChildSavesItsOwnKernelsAlone) {
-  auto config = std::make_unique<TRTRuntimeConfig>(RuntimeSettings{.runtime_cache = RuntimeCacheHandle::for_path(path_)});
+  auto config =
+      std::make_unique<TRTRuntimeConfig>(RuntimeSettings{.runtime_cache = RuntimeCacheHandle::for_path(path_)});
   config->create_execution_context(loaded_);
   ChildProcess child([&](Channel&) {
     config.reset();
