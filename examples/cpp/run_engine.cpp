@@ -69,7 +69,7 @@ void run(const Arguments& arguments) {
 
   runtime::RuntimeSettings settings;
   if (!arguments.runtime_cache.empty()) {
-    settings.runtime_cache = c10::make_intrusive<runtime::RuntimeCacheHandle>(arguments.runtime_cache);
+    settings.runtime_cache = runtime::RuntimeCacheHandle::for_path(arguments.runtime_cache);
   }
   runtime::TRTEngine engine(runtime::load_engine(plan), settings);
   const std::vector<at::Tensor> inputs = engine.example_inputs();

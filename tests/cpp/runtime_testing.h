@@ -10,9 +10,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <NvInferRuntime.h>
+#include <c10/core/Device.h>
+#include <c10/util/intrusive_ptr.h>
 
+#include "core/runtime/EngineLoader.h"
 #include "core/runtime/RuntimeCacheHandle.h"
-#include "core/runtime/TRTRuntimeConfig.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_cache_testing.h"
 #include "tests/util/simulation/ByteStream.h"
@@ -92,11 +94,14 @@ class RuntimeTest : public ::testing::Test {
     return c10::make_intrusive<RuntimeCacheHandle>(path_);
   }
 
-  // An engine starts with that cache and compiles what of `names` is not in it.
-  static void compile(const CachePtr& cache, const KernelNames& names) {
+  // As an engine does that starts with that cache, in which some of `names` may be already.
+  static void compile(const CachePtr& cache, const KernelNames& names, c10::Device device = c10::kCPU) {
     const core::runtime::LoadedEngine loaded = load_simulated(relu_plan(kernels(names)));
-    core::runtime::TRTRuntimeConfig config({.runtime_cache = cache});
-    config.create_execution_context(loaded.engine.get());
+    std::shared_ptr<nvinfer1::IRuntimeCache> live; // outlives the config
+    const std::unique_ptr<nvinfer1::IRuntimeConfig> config(loaded.engine->createRuntimeConfig());
+    live = cache->ensure_materialized(config.get(), device);
+    config->setRuntimeCache(*live);
+    const std::unique_ptr<nvinfer1::IExecutionContext> context(loaded.engine->createExecutionContext(config.get()));
   }
 
   // As a process does that starts without any cache and does not lose one.

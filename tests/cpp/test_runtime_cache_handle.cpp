@@ -1,19 +1,23 @@
+// A handle that no engine uses yet, and the table of path caches.
+
 #include "core/runtime/RuntimeCacheHandle.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
-#include <chrono>
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
-#include "core/util/Exception.h"
+#include "core/runtime/RuntimeCacheFile.h"
 #include "core/util/file_lock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_cache_testing.h"
+#include "tests/util/processes/child_process.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {
@@ -23,9 +27,11 @@ using core::runtime::RuntimeCacheFile;
 using core::runtime::RuntimeCacheHandle;
 using core::util::FileLock;
 using ::testing::AllOf;
+using ::testing::Each;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
+
+using CachePtr = c10::intrusive_ptr<RuntimeCacheHandle>;
 
 at::Tensor tensor(const std::string& bytes) {
   const at::Tensor result = at::empty({static_cast<int64_t>(bytes.size())}, at::kByte);
@@ -41,11 +47,11 @@ std::string text(const at::Tensor& bytes) {
 
 class RuntimeCacheHandleTest : public ::testing::Test {
  protected:
-  // As another process would, whatever is there.
+  // As another process would that has what is there.
   void save_as_other(const std::string& bytes) const {
-    RuntimeCacheFile(path_).save(view(bytes), [](RuntimeCacheFile::View, RuntimeCacheFile::View ours) {
-      return RuntimeCacheFile::Bytes{ours, nullptr};
-    });
+    const RuntimeCacheFile file(path_);
+    const auto contents = file.read();
+    file.replace(view(bytes), contents ? std::optional(contents->generation) : std::nullopt);
   }
 
   // What is logged meanwhile.
@@ -61,34 +67,6 @@ class RuntimeCacheHandleTest : public ::testing::Test {
   RuntimeCacheHandle handle_{path_};
 };
 
-TEST_F(RuntimeCacheHandleTest, StartsEmpty) {
-  EXPECT_EQ(handle_.path(), path_);
-  EXPECT_FALSE(handle_.has_cache());
-  EXPECT_EQ(text(handle_.serialize()), "");
-  EXPECT_EQ(handle_.load(), 0);
-  EXPECT_EQ(handle_.save(), 0);
-  EXPECT_THAT(names_in(directory_.path()), IsEmpty());
-}
-
-TEST_F(RuntimeCacheHandleTest, TakesBytesToTheFileAndBack) {
-  handle_.deserialize(tensor("kernels"));
-  EXPECT_TRUE(handle_.has_cache());
-  EXPECT_EQ(handle_.save(), 7);
-  EXPECT_EQ(read_file(path_), "kernels");
-  RuntimeCacheHandle other(path_);
-  EXPECT_EQ(other.load(), 7);
-  EXPECT_TRUE(other.has_cache());
-  EXPECT_EQ(text(other.serialize()), "kernels");
-  EXPECT_EQ(other.save(), 0);
-}
-
-TEST_F(RuntimeCacheHandleTest, AnEmptyTensorClearsTheBytes) {
-  handle_.deserialize(tensor("kernels"));
-  handle_.deserialize(tensor(""));
-  EXPECT_FALSE(handle_.has_cache());
-  EXPECT_EQ(handle_.save(), 0);
-}
-
 TEST_F(RuntimeCacheHandleTest, NobodyElseCanChangeItsBytes) {
   const at::Tensor given = tensor("kernels");
   handle_.deserialize(given);
@@ -101,62 +79,23 @@ TEST_F(RuntimeCacheHandleTest, NobodyElseCanChangeItsBytes) {
   EXPECT_EQ(text(again), "kernels");
 }
 
-TEST_F(RuntimeCacheHandleTest, SerializeDoesNotCopy) {
-  handle_.deserialize(tensor("kernels"));
-  EXPECT_EQ(handle_.serialize().const_data_ptr(), handle_.serialize().const_data_ptr());
+TEST_F(RuntimeCacheHandleTest, LoadedBytesOutliveIt) {
+  save_as_other("kernels");
+  auto handle = c10::make_intrusive<RuntimeCacheHandle>(path_);
+  handle->load();
+  const at::Tensor bytes = handle->serialize();
+  handle.reset();
+  EXPECT_EQ(text(bytes), "kernels");
 }
 
-TEST_F(RuntimeCacheHandleTest, TakesAStridedTensor) {
-  handle_.deserialize(tensor("k-e-r-n-").slice(0, 0, 8, 2));
-  EXPECT_EQ(text(handle_.serialize()), "kern");
-}
-
-TEST_F(RuntimeCacheHandleTest, RefusesOtherTensorsAndKeepsItsBytes) {
-  handle_.deserialize(tensor("kernels"));
-  EXPECT_THAT(error_of([&] { handle_.deserialize(at::zeros({3})); }), AllOf(HasSubstr("uint8"), HasSubstr("Float")));
-  EXPECT_THAT(error_of([&] { handle_.deserialize(at::zeros({3}, at::kChar)); }), HasSubstr("Char"));
-  EXPECT_THAT(error_of([&] { handle_.deserialize(at::zeros({2, 3}, at::kByte)); }), HasSubstr("[2, 3]"));
-  EXPECT_THAT(
-      error_of([&] { handle_.deserialize(at::empty({3}, at::TensorOptions(at::kByte).device(at::kMeta))); }),
-      HasSubstr("meta"));
-  EXPECT_THAT(error_of([&] { handle_.deserialize(tensor("abc").to_sparse()); }), HasSubstr("Sparse"));
+TEST_F(RuntimeCacheHandleTest, RefusesAnUndefinedTensor) {
   EXPECT_THAT(error_of([&] { handle_.deserialize(at::Tensor()); }), HasSubstr("undefined"));
-  EXPECT_EQ(text(handle_.serialize()), "kernels");
-}
-
-TEST_F(RuntimeCacheHandleTest, WithoutAPathLoadAndSaveNeedOne) {
-  RuntimeCacheHandle handle("");
-  handle.deserialize(tensor("kernels"));
-  EXPECT_THAT(error_of([&] { handle.save(); }), HasSubstr("path"));
-  EXPECT_THAT(error_of([&] { handle.load(); }), HasSubstr("path"));
-  EXPECT_EQ(handle.save(path_), 7);
-  RuntimeCacheHandle other("");
-  EXPECT_EQ(other.load(path_), 7);
-}
-
-TEST_F(RuntimeCacheHandleTest, AnotherPathIsUsedInItsPlace) {
-  const std::string elsewhere = directory_.file("elsewhere.bin");
-  handle_.deserialize(tensor("kernels"));
-  EXPECT_EQ(handle_.save(elsewhere), 7);
-  EXPECT_THAT(names_in(directory_.path()), UnorderedElementsAre("elsewhere.bin", "elsewhere.bin.lock"));
-  save_as_other("others");
-  EXPECT_EQ(handle_.load(), 6);
-  EXPECT_EQ(handle_.load(elsewhere), 7);
-  EXPECT_EQ(handle_.path(), path_);
 }
 
 TEST_F(RuntimeCacheHandleTest, ALoadThatFindsNothingKeepsTheBytes) {
   handle_.deserialize(tensor("kernels"));
   EXPECT_EQ(handle_.load(), 0);
   EXPECT_EQ(text(handle_.serialize()), "kernels");
-}
-
-TEST_F(RuntimeCacheHandleTest, LoadedBytesNeverOverwriteANewerFile) {
-  save_as_other("old");
-  handle_.load();
-  save_as_other("newer");
-  EXPECT_EQ(log_of([&] { EXPECT_EQ(handle_.save(), 0); }), "");
-  EXPECT_EQ(read_file(path_), "newer");
 }
 
 TEST_F(RuntimeCacheHandleTest, LoadedBytesAreWrittenWhereTheFileIsGone) {
@@ -167,7 +106,7 @@ TEST_F(RuntimeCacheHandleTest, LoadedBytesAreWrittenWhereTheFileIsGone) {
   EXPECT_EQ(read_file(path_), "kernels");
 }
 
-TEST_F(RuntimeCacheHandleTest, SavedBytesNeverOverwriteANewerFileEither) {
+TEST_F(RuntimeCacheHandleTest, SavedBytesDoNotOverwriteANewerFile) {
   handle_.deserialize(tensor("old"));
   handle_.save();
   save_as_other("newer");
@@ -184,23 +123,19 @@ TEST_F(RuntimeCacheHandleTest, SavingElsewhereDoesNotMakeLoadedBytesOurs) {
   EXPECT_EQ(read_file(path_), "newer");
 }
 
-TEST_F(RuntimeCacheHandleTest, GivenBytesReplaceAFileThatItHasNotReadWithAWarning) {
+TEST_F(RuntimeCacheHandleTest, GivenBytesReplaceAFileThatItHasReadOrWrittenWithAWarning) {
   save_as_other("theirs");
+  handle_.load();
   handle_.deserialize(tensor("kernels"));
   EXPECT_THAT(
       log_of([&] { EXPECT_EQ(handle_.save(), 7); }),
       AllOf(HasSubstr("WARNING"), HasSubstr(path_), HasSubstr("7 bytes"), HasSubstr("6 bytes")));
   EXPECT_EQ(read_file(path_), "kernels");
   handle_.deserialize(tensor("kernels, more"));
-  EXPECT_EQ(log_of([&] { EXPECT_EQ(handle_.save(), 13); }), "") << "that file was its own";
-}
-
-TEST_F(RuntimeCacheHandleTest, GivenBytesReplaceAFileThatItHasReadWithoutOne) {
-  save_as_other("theirs");
-  handle_.load();
-  handle_.deserialize(tensor("kernels"));
-  EXPECT_EQ(log_of([&] { EXPECT_EQ(handle_.save(), 7); }), "");
-  EXPECT_EQ(read_file(path_), "kernels");
+  EXPECT_THAT(log_of([&] { EXPECT_EQ(handle_.save(), 13); }), AllOf(HasSubstr("13 bytes"), HasSubstr("7 bytes")));
+  EXPECT_EQ(read_file(path_), "kernels, more");
+  handle_.deserialize(tensor("kernels, more"));
+  EXPECT_EQ(log_of([&] { EXPECT_EQ(handle_.save(), 0); }), "");
 }
 
 TEST_F(RuntimeCacheHandleTest, BytesLoadedFromElsewhereCountAsGiven) {
@@ -211,36 +146,6 @@ TEST_F(RuntimeCacheHandleTest, BytesLoadedFromElsewhereCountAsGiven) {
   save_as_other("theirs");
   handle_.load(elsewhere);
   EXPECT_THAT(log_of([&] { EXPECT_EQ(handle_.save(), 7); }), HasSubstr("6 bytes"));
-}
-
-TEST_F(RuntimeCacheHandleTest, ItsStateCarriesPathAndBytes) {
-  handle_.deserialize(tensor("kernels"));
-  RuntimeCacheHandle copy(handle_.state());
-  EXPECT_EQ(copy.path(), path_);
-  EXPECT_EQ(text(copy.serialize()), "kernels");
-  EXPECT_EQ(copy.save(), 7);
-}
-
-TEST_F(RuntimeCacheHandleTest, ACopyOfLoadedBytesDoesNotOverwriteANewerFile) {
-  save_as_other("old");
-  handle_.load();
-  RuntimeCacheHandle copy(handle_.state());
-  save_as_other("newer");
-  EXPECT_EQ(copy.save(), 0);
-  EXPECT_EQ(read_file(path_), "newer");
-}
-
-TEST_F(RuntimeCacheHandleTest, AFailureLeavesItAsItWas) {
-  save_as_other("theirs");
-  RuntimeCacheHandle handle(path_, std::chrono::milliseconds(10));
-  handle.deserialize(tensor("kernels"));
-  FileLock held(path_ + ".lock");
-  held.lock();
-  EXPECT_THAT(error_of([&] { handle.save(); }), AllOf(HasSubstr("save"), HasSubstr(path_ + ".lock")));
-  EXPECT_THAT(error_of([&] { handle.load(); }), AllOf(HasSubstr("load"), HasSubstr(path_ + ".lock")));
-  EXPECT_EQ(text(handle.serialize()), "kernels");
-  held.unlock();
-  EXPECT_EQ(handle.save(), 7);
 }
 
 TEST_F(RuntimeCacheHandleTest, BytesAreAtHandWhileASaveWaits) {
@@ -258,23 +163,141 @@ TEST_F(RuntimeCacheHandleTest, ThreadsMayShareIt) {
   constexpr int kThreads = 4;
   constexpr int kRounds = 20;
   std::vector<std::thread> threads;
-  for (int i = 0; i < kThreads; ++i) {
-    threads.emplace_back([&, i] {
-      const std::string own(static_cast<size_t>(1000 + i), static_cast<char>('a' + i));
-      for (int round = 0; round < kRounds; ++round) {
-        handle_.deserialize(tensor(own));
-        handle_.save();
-        handle_.load();
-        const std::string bytes = text(handle_.serialize());
-        EXPECT_EQ(bytes, std::string(bytes.size(), bytes.at(0)));
-        EXPECT_TRUE(handle_.has_cache());
+  log_of([&] { // each replaces what the others saved, with a warning
+    for (int i = 0; i < kThreads; ++i) {
+      threads.emplace_back([&, i] {
+        const std::string own(static_cast<size_t>(1000 + i), static_cast<char>('a' + i));
+        for (int round = 0; round < kRounds; ++round) {
+          handle_.deserialize(tensor(own));
+          handle_.save();
+          handle_.load();
+          const std::string bytes = text(handle_.serialize());
+          EXPECT_EQ(bytes, std::string(bytes.size(), bytes.at(0)));
+          EXPECT_TRUE(handle_.has_cache());
+        }
+      });
+    }
+    for (std::thread& thread : threads) {
+      thread.join();
+    }
+  });
+  EXPECT_THAT(names_in(directory_.path()), UnorderedElementsAre("cache.bin", "cache.bin.lock"));
+}
+
+TEST_F(RuntimeCacheHandleTest, TheLastEngineThatDetachesSaves) {
+  handle_.attach();
+  handle_.attach();
+  EXPECT_FALSE(handle_.detach());
+  handle_.attach();
+  EXPECT_FALSE(handle_.detach());
+  EXPECT_TRUE(handle_.detach());
+  handle_.attach();
+  ChildProcess child([&](Channel&) { require(!handle_.detach(), "detach() is true in a forked child"); });
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_TRUE(handle_.detach());
+}
+
+class PathCacheTest : public RuntimeCacheHandleTest {
+ protected:
+  static CachePtr for_path(const std::string& path) {
+    return RuntimeCacheHandle::for_path(path);
+  }
+};
+
+TEST_F(PathCacheTest, IsOneForEveryoneWhoAsks) {
+  const CachePtr cache = for_path(path_);
+  EXPECT_EQ(cache->path(), path_);
+  EXPECT_EQ(for_path(path_), cache);
+  EXPECT_NE(for_path(directory_.file("other.bin")), cache);
+}
+
+TEST_F(PathCacheTest, IsOneForTwoSpellings) {
+  const CachePtr cache = for_path(path_);
+  const std::string link = directory_.file("link");
+  std::filesystem::create_directory_symlink(directory_.path(), link);
+  EXPECT_EQ(for_path(link + "/cache.bin"), cache);
+  EXPECT_EQ(for_path(link + "/./link/cache.bin"), cache);
+  std::filesystem::create_symlink(path_, directory_.file("link.bin"));
+  EXPECT_NE(for_path(directory_.file("link.bin")), cache) << "its lock has another name";
+}
+
+TEST_F(PathCacheTest, MakesARelativePathAbsoluteAndNormalizesNothing) {
+  const CachePtr cache = for_path(path_);
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(directory_.path());
+  const CachePtr same = for_path("cache.bin");
+  const CachePtr other = for_path("./down/../other.bin");
+  std::filesystem::current_path(before);
+  EXPECT_EQ(same, cache);
+  EXPECT_EQ(other->path(), directory_.file("./down/../other.bin"));
+}
+
+TEST_F(PathCacheTest, NeedsAPath) {
+  EXPECT_THAT(error_of([] { for_path(""); }), HasSubstr("path of a runtime cache is empty"));
+}
+
+TEST_F(PathCacheTest, EndsWithItsLastOwner) {
+  CachePtr cache = for_path(path_);
+  cache->deserialize(tensor("kernels"));
+  CachePtr second = for_path(path_);
+  cache.reset();
+  EXPECT_TRUE(for_path(path_)->has_cache());
+  second.reset();
+  EXPECT_FALSE(for_path(path_)->has_cache());
+}
+
+TEST_F(PathCacheTest, IsOneForThreadsThatAskAtOnce) {
+  std::vector<CachePtr> caches(8);
+  std::vector<std::thread> threads;
+  for (CachePtr& cache : caches) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 100; ++i) {
+        cache.reset(); // perhaps the last owner
+        cache = for_path(path_);
       }
     });
   }
   for (std::thread& thread : threads) {
     thread.join();
   }
-  EXPECT_THAT(names_in(directory_.path()), UnorderedElementsAre("cache.bin", "cache.bin.lock"));
+  EXPECT_THAT(caches, Each(caches.front()));
+}
+
+TEST_F(PathCacheTest, AForkedChildHasOneOfItsOwn) {
+  const CachePtr cache = for_path(path_);
+  cache->deserialize(tensor("kernels"));
+  ChildProcess child([&](Channel&) {
+    const CachePtr own = for_path(path_);
+    require(own != cache && !own->has_cache(), "a forked child got its parent's cache");
+    require(for_path(path_) == own, "a forked child got two caches for one path");
+  });
+  EXPECT_EQ(child.wait(), 0);
+  EXPECT_EQ(for_path(path_), cache);
+}
+
+TEST_F(PathCacheTest, ACopyJoinsTheOneThatIsThere) {
+  const CachePtr cache = for_path(path_);
+  RuntimeCacheHandle::State state = cache->state();
+  std::get<1>(state) = tensor("kernels");
+  EXPECT_EQ(RuntimeCacheHandle::from_state(state), cache);
+  EXPECT_FALSE(cache->has_cache());
+  EXPECT_NE(RuntimeCacheHandle::from_state(handle_.state()), cache) << "a copy of a cache of its own is one, too";
+}
+
+TEST_F(PathCacheTest, ANewCopyTakesTheBytesIfThereIsNoFile) {
+  CachePtr cache = for_path(path_);
+  cache->deserialize(tensor("kernels"));
+  cache->set_autosave(false);
+  const RuntimeCacheHandle::State state = cache->state();
+  cache.reset();
+  CachePtr copy = RuntimeCacheHandle::from_state(state);
+  EXPECT_EQ(for_path(path_), copy);
+  EXPECT_EQ(text(copy->serialize()), "kernels");
+  EXPECT_FALSE(copy->autosave());
+
+  copy.reset();
+  save_as_other("newer");
+  EXPECT_FALSE(RuntimeCacheHandle::from_state(state)->has_cache());
 }
 
 } // namespace

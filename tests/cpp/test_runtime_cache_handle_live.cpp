@@ -2,8 +2,7 @@
 
 #include "core/runtime/RuntimeCacheHandle.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/core/Tensor.h>
 
 #include <atomic>
 #include <chrono>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "core/runtime/EngineLoader.h"
+#include "core/runtime/RuntimeCacheFile.h"
 #include "core/util/Exception.h"
 #include "core/util/file_lock.h"
 #include "gmock/gmock.h"
@@ -23,15 +23,19 @@
 namespace torch_tensorrt::tests {
 namespace {
 
+using core::runtime::FileGeneration;
 using core::runtime::LoadedEngine;
+using core::runtime::RuntimeCacheFile;
 using core::util::FileLock;
+using nvinfer1::IRuntimeCache;
 using nvinfer1::IRuntimeConfig;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::ThrowsMessage;
-using ::testing::UnorderedElementsAre;
 
 class LiveRuntimeCacheHandleTest : public RuntimeTest {
  protected:
@@ -46,30 +50,21 @@ class LiveRuntimeCacheHandleTest : public RuntimeTest {
     return std::unique_ptr<IRuntimeConfig>(loaded_.engine->createRuntimeConfig());
   }
 
+  FileGeneration generation_on_disk() const {
+    return RuntimeCacheFile(path_).read().value().generation;
+  }
+
   const LoadedEngine loaded_ = load_simulated(relu_plan({}));
 };
-
-TEST_F(LiveRuntimeCacheHandleTest, TakesThePendingBytesOnce) {
-  save_as_other({"a", "b"});
-  const auto handle = new_cache();
-  handle->load();
-  device_->reset_counters();
-  const auto config = new_config();
-  const auto cache = handle->ensure_materialized(config.get());
-  EXPECT_EQ(handle->ensure_materialized(new_config().get()), cache);
-  EXPECT_EQ(device_->calls("IRuntimeCache::deserialize"), 1U);
-  EXPECT_TRUE(handle->has_cache());
-  EXPECT_THAT(kernels_in(handle->serialize()), UnorderedElementsAre("a", "b"));
-}
 
 TEST_F(LiveRuntimeCacheHandleTest, ThreadsMakeOneCache) {
   save_as_other({"a"});
   device_->reset_counters();
   const auto handle = new_cache();
-  std::vector<std::shared_ptr<nvinfer1::IRuntimeCache>> caches(8);
+  std::vector<std::shared_ptr<IRuntimeCache>> caches(8);
   std::vector<std::thread> threads;
   for (auto& cache : caches) {
-    threads.emplace_back([&] { cache = handle->ensure_materialized(new_config().get()); });
+    threads.emplace_back([&] { cache = handle->ensure_materialized(new_config().get(), c10::kCPU); });
   }
   for (std::thread& thread : threads) {
     thread.join();
@@ -80,151 +75,16 @@ TEST_F(LiveRuntimeCacheHandleTest, ThreadsMakeOneCache) {
   EXPECT_EQ(device_->calls("IRuntimeCache::deserialize"), 1U);
 }
 
-TEST_F(LiveRuntimeCacheHandleTest, LoadsItsFileUnlessItHasBytes) {
-  save_as_other({"a"});
-  const auto loading = new_cache();
-  loading->ensure_materialized(new_config().get());
-  EXPECT_THAT(kernels_in(loading->serialize()), ElementsAre("a"));
-
-  const auto elsewhere = c10::make_intrusive<RuntimeCacheHandle>("");
-  compile(elsewhere, {"b"});
-  const auto given = new_cache();
-  given->deserialize(elsewhere->serialize());
-  given->ensure_materialized(new_config().get());
-  EXPECT_THAT(kernels_in(given->serialize()), ElementsAre("b"));
-  given->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-}
-
 TEST_F(LiveRuntimeCacheHandleTest, StaysPendingIfThereCanBeNoCache) {
   save_as_other({"a"});
   const auto handle = new_cache();
   handle->load();
   device_->fail("IRuntimeConfig::createRuntimeCache", 1);
   EXPECT_THAT(
-      [&] { handle->ensure_materialized(new_config().get()); }, ThrowsMessage<Error>(HasSubstr("'" + path_ + "'")));
-  EXPECT_THAT([&] { handle->ensure_materialized(nullptr); }, ThrowsMessage<Error>(HasSubstr("IRuntimeConfig")));
-  handle->ensure_materialized(new_config().get());
+      [&] { handle->ensure_materialized(new_config().get(), c10::kCPU); },
+      ThrowsMessage<Error>(HasSubstr("'" + path_ + "'")));
+  handle->ensure_materialized(new_config().get(), c10::kCPU);
   EXPECT_THAT(kernels_in(handle->serialize()), ElementsAre("a"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, MergesWithWhatOthersSaved) {
-  const auto cache = live_cache({"a"});
-  save_as_other({"b"});
-  EXPECT_THAT(warnings_of([&] { EXPECT_GT(cache->save(), 0); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-
-  // What came from the file only is merged again, and kernels since then too.
-  compile(cache, {"a", "d"});
-  save_as_other({"c"});
-  cache->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c", "d"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, MergesWhereOneHasAllOfTheOthers) {
-  const auto more = live_cache({"a", "b"});
-  save_as_other({"a"});
-  EXPECT_THAT(warnings_of([&] { EXPECT_GT(more->save(), 0); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-
-  std::filesystem::remove(path_);
-  const auto less = live_cache({"a"});
-  save_as_other({"a", "b"});
-  EXPECT_THAT(warnings_of([&] { EXPECT_EQ(less->save(), 0); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, KeepsItsOwnWhereDeserializeReplaces) {
-  device_->set_deserialize_mode(DeserializeMode::kReplaces);
-  for (const std::string theirs : {"longer name", "x"}) { // of another size, and of the same
-    std::filesystem::remove(path_);
-    const auto cache = live_cache({"a"});
-    save_as_other({theirs});
-    const std::string size = std::to_string(std::filesystem::file_size(path_));
-    EXPECT_THAT(
-        warnings_of([&] { EXPECT_GT(cache->save(), 0); }),
-        ElementsAre(AllOf(HasSubstr("'" + path_ + "'"), HasSubstr(size + " bytes"), HasSubstr("replaces"))));
-    EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
-  }
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, KeepsWhatItLoadedWhereDeserializeReplaces) {
-  device_->set_deserialize_mode(DeserializeMode::kReplaces);
-  save_as_other({"a"});
-  const auto cache = live_cache({"b"});
-  EXPECT_THAT(warnings_of([&] { cache->save(); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, LogsWhichDeserializeItMet) {
-  using core::util::logging::LogLevel;
-  const LogLevel level = core::util::logging::get_reportable_log_level();
-  core::util::logging::set_reportable_log_level(LogLevel::kINFO);
-  const auto cache = live_cache({"a"});
-  save_as_other({"b"});
-  EXPECT_THAT(log_of([&] { cache->save(); }), HasSubstr("deserialize adds"));
-  device_->set_deserialize_mode(DeserializeMode::kReplaces);
-  save_as_other({"c"});
-  EXPECT_THAT(log_of([&] { cache->save(); }), Not(HasSubstr("deserialize"))); // it has no new kernels
-  compile(cache, {"d"});
-  EXPECT_THAT(log_of([&] { cache->save(); }), HasSubstr("deserialize replaces"));
-  core::util::logging::set_reportable_log_level(level);
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, RejectedBytesAreOneWarningAndAColdCache) {
-  save_as_other({"a"});
-  const std::string size = std::to_string(std::filesystem::file_size(path_));
-  device_->set_environment({.tensorrt_rtx_version = "1.7.0.0"});
-  const auto cache = new_cache();
-  EXPECT_THAT(
-      warnings_of([&] { compile(cache, {"b"}); }),
-      ElementsAre(AllOf(HasSubstr("'" + path_ + "'"), HasSubstr(size + " bytes"), HasSubstr("another TensorRT-RTX"))));
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("b"));
-  EXPECT_THAT(warnings_of([&] { cache->save(); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, RejectedBytesOfOthersAreAWarningAndReplaced) {
-  const auto cache = live_cache({"a"});
-  write_file(path_, "no cache at all");
-  EXPECT_THAT(
-      warnings_of([&] { cache->save(); }),
-      ElementsAre(AllOf(HasSubstr("'" + path_ + "'"), HasSubstr("15 bytes"), HasSubstr("replaced"))));
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, ARejectionThatPassesCostsNobodyTheirKernels) {
-  save_as_other({"a"});
-  const auto cache = new_cache();
-  device_->fail("IRuntimeCache::deserialize", 1);
-  EXPECT_THAT(warnings_of([&] { compile(cache, {"b"}); }), ElementsAre(HasSubstr("rejected")));
-  cache->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, WithoutKernelsItWritesNothing) {
-  const auto cache = live_cache({});
-  EXPECT_TRUE(cache->has_cache());
-  EXPECT_EQ(cache->save(), 0);
-  EXPECT_THAT(names_in(directory_.path()), IsEmpty());
-
-  device_->set_deserialize_mode(DeserializeMode::kReplaces);
-  save_as_other({"a"});
-  EXPECT_THAT(warnings_of([&] { EXPECT_EQ(cache->save(), 0); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, WithoutNewKernelsItLeavesTheDiskAlone) {
-  save_as_other({"a"});
-  const auto cache = live_cache({"a"});
-  FileLock held(FileLock::lock_path(path_));
-  held.lock();
-  EXPECT_EQ(cache->save(), 0);
-  held.unlock();
-
-  std::filesystem::remove(path_);
-  EXPECT_GT(cache->save(), 0);
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
 }
 
 TEST_F(LiveRuntimeCacheHandleTest, FailuresOfTensorRTRTX) {
@@ -237,98 +97,6 @@ TEST_F(LiveRuntimeCacheHandleTest, FailuresOfTensorRTRTX) {
   device_->fail("IRuntimeCache::reset", 1);
   EXPECT_THAT(warnings_of([&] { cache->save(); }), ElementsAre(HasSubstr("could not be merged")));
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, NotKnowingHowAnEmptyCacheLooksItWritesOne) {
-  const auto cache = new_cache();
-  device_->fail("IRuntimeCache::serialize", 1);
-  cache->ensure_materialized(new_config().get());
-  EXPECT_GT(cache->save(), 0);
-  EXPECT_THAT(kernels_on_disk(), IsEmpty());
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, TakesBytesWhileLive) {
-  const auto other = live_cache({"b"});
-  const auto cache = live_cache({"a"});
-  cache->deserialize(other->serialize());
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a", "b"));
-
-  const at::Tensor garbage = at::zeros({7}, at::kByte);
-  EXPECT_THAT(
-      warnings_of([&] { cache->deserialize(garbage); }), ElementsAre(AllOf(HasSubstr("7 bytes"), HasSubstr("given"))));
-  EXPECT_THROW(cache->deserialize(at::zeros({7})), Error);
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a", "b"));
-
-  cache->save();
-  cache->deserialize(at::empty({0}, at::kByte));
-  EXPECT_THAT(kernels_in(cache->serialize()), IsEmpty());
-  compile(cache, {"c"});
-  cache->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c"));
-
-  device_->fail("IRuntimeCache::reset", 1);
-  EXPECT_THROW(cache->deserialize(at::empty({0}, at::kByte)), Error);
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, LoadsWhileLive) {
-  const auto cache = live_cache({"a"});
-  EXPECT_EQ(cache->load(), 0);
-  save_as_other({"b"});
-  EXPECT_GT(cache->load(), 0);
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a", "b"));
-  write_file(path_, "no cache");
-  EXPECT_THAT(warnings_of([&] { EXPECT_EQ(cache->load(), 0); }), ElementsAre(HasSubstr("'" + path_ + "'")));
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a", "b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, WhatDeserializeReplacedInItStaysOnDisk) {
-  save_as_other({"a"});
-  const auto cache = live_cache({"a"});
-  const auto elsewhere = c10::make_intrusive<RuntimeCacheHandle>("");
-  compile(elsewhere, {"b"});
-  device_->set_deserialize_mode(DeserializeMode::kReplaces);
-  cache->deserialize(elsewhere->serialize());
-  device_->set_deserialize_mode(DeserializeMode::kAdds);
-  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("b"));
-  cache->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, WhatWasReplacedInItBeforeItWasLiveStaysOnDisk) {
-  save_as_other({"a"});
-  const auto elsewhere = c10::make_intrusive<RuntimeCacheHandle>(directory_.file("elsewhere.bin"));
-  compile(elsewhere, {"b"});
-  elsewhere->save();
-
-  const auto given = new_cache();
-  given->load();
-  given->deserialize(elsewhere->serialize());
-  given->ensure_materialized(new_config().get());
-  given->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
-
-  save_as_other({"c"});
-  const auto loaded = new_cache();
-  loaded->load();
-  loaded->load(elsewhere->path());
-  loaded->ensure_materialized(new_config().get());
-  loaded->save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c"));
-}
-
-TEST_F(LiveRuntimeCacheHandleTest, ACopyIsPendingAndOverwritesNothing) {
-  const auto cache = live_cache({"a"});
-  cache->set_autosave(false);
-  RuntimeCacheHandle copy(cache->state());
-  EXPECT_EQ(copy.path(), path_);
-  EXPECT_FALSE(copy.autosave());
-  EXPECT_THAT(kernels_in(copy.serialize()), ElementsAre("a"));
-  save_as_other({"b"});
-  EXPECT_THAT(warnings_of([&] { EXPECT_EQ(copy.save(), 0); }), IsEmpty());
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("b"));
-  copy.ensure_materialized(new_config().get());
-  copy.save();
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
 }
 
 TEST_F(LiveRuntimeCacheHandleTest, BytesItHandedOutOutliveIt) {
@@ -364,6 +132,122 @@ TEST_F(LiveRuntimeCacheHandleTest, ThreadsUseItWhileKernelsCompile) {
   saver.join();
   cache->save();
   EXPECT_EQ(kernels_on_disk().size(), 41U);
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, APathCacheFreesItsMemoryWithItsLastOwner) {
+  auto cache = RuntimeCacheHandle::for_path(path_);
+  compile(cache, {"a"});
+  cache->save();
+  const std::weak_ptr<IRuntimeCache> live = cache->ensure_materialized(new_config().get(), c10::kCPU);
+  EXPECT_FALSE(live.expired());
+  cache.reset();
+  EXPECT_TRUE(live.expired());
+
+  device_->reset_counters();
+  compile(RuntimeCacheHandle::for_path(path_), {"a"});
+  EXPECT_EQ(device_->counters().cache_hits, 1U) << "the next one loads the file";
+}
+
+// A device on which torch has nothing to do stands for the second GPU.
+TEST_F(LiveRuntimeCacheHandleTest, HasOneCachePerDevice) {
+  const auto handle = live_cache({"a"});
+  const auto first = handle->ensure_materialized(new_config().get(), c10::kCPU);
+  const auto second = handle->ensure_materialized(new_config().get(), c10::kMeta);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kMeta), second);
+  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kCPU), first);
+
+  device_->reset_counters();
+  compile(handle, {"a", "b"}, c10::kMeta);
+  EXPECT_EQ(device_->counters().cache_hits, 1U) << "the second one starts with the kernels of the first";
+  compile(handle, {"c"}, c10::kCPU);
+  EXPECT_THAT(kernels_in(handle->serialize()), ElementsAre("a", "b", "c"));
+  save_as_other({"d"});
+  EXPECT_THAT(warnings_of([&] { EXPECT_GT(handle->save(), 0); }), IsEmpty());
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c", "d"));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, WarnsOfADeviceWhoseKernelsCannotBeMerged) {
+  device_->set_deserialize_mode(DeserializeMode::kReplaces);
+  const auto handle = live_cache({"a"});
+  compile(handle, {"b"}, c10::kMeta);
+  EXPECT_THAT(
+      warnings_of([&] { EXPECT_GT(handle->save(), 0); }),
+      ElementsAre(AllOf(HasSubstr("'" + path_ + "'"), HasSubstr("no kernels of meta"), HasSubstr("replaces"))));
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, WritesNothingIfTheFileHasAllKernels) {
+  const auto cache = live_cache({"a"});
+  save_as_other({"a", "b"});
+  const FileGeneration before = generation_on_disk();
+  EXPECT_EQ(cache->save(), 0);
+  EXPECT_EQ(generation_on_disk(), before);
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, GivesUpIfOthersSaveDuringEachMerge) {
+  const auto cache = live_cache({"a"});
+  save_as_other({"b"});
+  const std::string one = read_file(path_);
+  std::filesystem::remove(path_);
+  save_as_other({"of another size"});
+  const std::string two = read_file(path_);
+  bool is_one = false;
+  device_->before("IRuntimeCache::serialize", [&] { // a save does that once, and each merge too
+    is_one = !is_one;
+    write_file(path_, is_one ? one : two);
+  });
+  device_->reset_counters();
+  EXPECT_THAT(
+      [&] { cache->save(); },
+      ThrowsMessage<Error>(AllOf(
+          HasSubstr("'" + path_ + "'"),
+          HasSubstr(std::to_string(RuntimeCacheHandle::kMaxMerges) + " times while this process merged"),
+          HasSubstr("is intact"))));
+  EXPECT_EQ(device_->calls("IRuntimeCache::serialize"), 1U + RuntimeCacheHandle::kMaxMerges);
+  EXPECT_EQ(read_file(path_), is_one ? one : two);
+
+  device_->before("IRuntimeCache::serialize", {});
+  EXPECT_GT(cache->save(), 0);
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", is_one ? "b" : "of another size"));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, MergesInItsTurn) {
+  const auto cache = live_cache({"a"});
+  save_as_other({"b"});
+  FileLock others_turn(FileLock::lock_path(path_ + ".merge"));
+  others_turn.lock();
+  std::atomic<bool> is_our_turn{false};
+  device_->before("IRuntimeCache::deserialize", [&] { EXPECT_TRUE(is_our_turn); });
+  std::thread saving([&] { EXPECT_GT(cache->save(), 0); });
+  std::this_thread::sleep_for(milliseconds(50));
+  is_our_turn = true;
+  others_turn.unlock();
+  saving.join();
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, MergesAllTheSameIfItsTurnDoesNotCome) {
+  const auto cache = live_cache({"a"});
+  save_as_other({"b"});
+  FileLock others_turn(FileLock::lock_path(path_ + ".merge"));
+  others_turn.lock();
+  cache->set_lock_timeout(milliseconds(100));
+  const auto start = steady_clock::now();
+  EXPECT_GT(cache->save(), 0);
+  EXPECT_GE(steady_clock::now() - start, milliseconds(100));
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, WaitsForNoTurnIfItNeedNotMerge) {
+  const auto cache = live_cache({"a"});
+  FileLock others_turn(FileLock::lock_path(path_ + ".merge"));
+  others_turn.lock();
+  const auto start = steady_clock::now();
+  EXPECT_GT(cache->save(), 0);
+  compile(cache, {"b"});
+  EXPECT_GT(cache->save(), 0);
+  EXPECT_LT(steady_clock::now() - start, cache->lock_timeout());
 }
 
 } // namespace

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -25,6 +26,7 @@ using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsSupersetOf;
 
 class SharedCacheTest : public ::testing::Test {
  protected:
@@ -53,37 +55,6 @@ std::string joined(const KernelNames& names) {
   return text;
 }
 
-TEST_F(SharedCacheTest, TheSecondProcessCompilesNothing) {
-  KernelNames names;
-  for (int i = 0; i < 30; ++i) {
-    names.insert("k" + std::to_string(i));
-  }
-  EXPECT_EQ(run_process(joined(names)), "compiled 30, cached 0");
-  EXPECT_EQ(kernels_on_disk(), names);
-  EXPECT_EQ(run_process(joined(names)), "compiled 0, cached 30");
-  EXPECT_EQ(kernels_on_disk(), names);
-  EXPECT_THAT(names_in(directory_.path()), ElementsAre("cache.bin", "cache.bin.lock"));
-}
-
-TEST_F(SharedCacheTest, EnginesShareAHandle) {
-  EngineProcess process(path_);
-  EXPECT_EQ(process.ask("start a b"), "compiled 2, cached 0");
-  EXPECT_EQ(process.ask("share b c"), "compiled 1, cached 1");
-  EXPECT_EQ(process.exit(), 0);
-  EXPECT_EQ(process.errors(), "");
-  EXPECT_EQ(run_process("a b c"), "compiled 0, cached 3");
-}
-
-TEST_F(SharedCacheTest, EnginesOfOneProcessShareTheFileAlone) {
-  EngineProcess process(path_);
-  EXPECT_EQ(process.ask("start a b"), "compiled 2, cached 0");
-  EXPECT_EQ(process.ask("start b c"), "compiled 2, cached 0");
-  EXPECT_EQ(process.ask("end"), "ended");
-  EXPECT_EQ(process.ask("start a b c"), "compiled 0, cached 3");
-  EXPECT_EQ(process.exit(), 0);
-  EXPECT_EQ(process.errors(), "");
-}
-
 TEST_F(SharedCacheTest, SavesWhileTheStackUnwinds) {
   EngineProcess process(path_);
   EXPECT_EQ(process.ask("throw a b"), "caught");
@@ -94,9 +65,8 @@ TEST_F(SharedCacheTest, SavesWhileTheStackUnwinds) {
 
 TEST_F(SharedCacheTest, EnginesInStaticStorageSaveAtExit) {
   EngineProcess process(path_);
-  process.ask("start a");
-  process.ask("share b");
-  process.ask("start c");
+  EXPECT_EQ(process.ask("start a b"), "compiled 2, cached 0");
+  EXPECT_EQ(process.ask("start b c"), "compiled 1, cached 1") << "the path means one cache";
   EXPECT_FALSE(std::filesystem::exists(path_));
   EXPECT_EQ(process.exit(), 0);
   EXPECT_EQ(process.errors(), "");
@@ -154,29 +124,6 @@ TEST_F(SharedCacheTest, AHeldLockDelaysASave) {
   EXPECT_EQ(process.errors(), "");
 }
 
-TEST_F(SharedCacheTest, ACacheOfAnotherVersionCostsAWarningAndIsReplaced) {
-  EXPECT_EQ(run_process("a b"), "compiled 2, cached 0");
-  const size_t old_size = read_file(path_).size();
-
-  EngineProcess upgraded(path_, DeserializeMode::kAdds, "1.7.1.116");
-  EXPECT_EQ(upgraded.ask("start a c"), "compiled 2, cached 0");
-  EXPECT_THAT(
-      warnings_in(upgraded.errors()),
-      ElementsAre(AllOf(
-          HasSubstr(path_),
-          HasSubstr(std::to_string(old_size) + " bytes"),
-          HasSubstr("another TensorRT-RTX version, GPU, operating system or CUDA driver"))));
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b")) << "a start must not touch the file";
-  EXPECT_EQ(upgraded.exit(), 0);
-  EXPECT_EQ(warnings_in(upgraded.errors()).size(), 1U);
-  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "c"));
-
-  EngineProcess second(path_, DeserializeMode::kAdds, "1.7.1.116");
-  EXPECT_EQ(second.ask("start a c"), "compiled 0, cached 2");
-  EXPECT_EQ(second.exit(), 0);
-  EXPECT_EQ(second.errors(), "");
-}
-
 TEST_F(SharedCacheTest, OfTwoVersionsTheLastToSaveHasTheFile) {
   EngineProcess old(path_);
   EngineProcess upgraded(path_, DeserializeMode::kAdds, "1.7.1.116");
@@ -220,7 +167,49 @@ TEST_F(SharedCacheTest, EightProcessesInFiftyRoundsLoseNoKernel) {
     EXPECT_EQ(process->errors(), "");
   }
   EXPECT_EQ(run_process(joined(saved)), "compiled 0, cached 400");
-  EXPECT_THAT(names_in(directory_.path()), ElementsAre("cache.bin", "cache.bin.lock"));
+  EXPECT_THAT(names_in(directory_.path()), ElementsAre("cache.bin", "cache.bin.lock", "cache.bin.merge.lock"));
+}
+
+TEST_F(SharedCacheTest, KilledSaversTakeNobodysKernelsWithThem) {
+  constexpr int kProcesses = 4;
+  constexpr int kRounds = 12;
+  std::minstd_rand random;
+  std::array<std::unique_ptr<EngineProcess>, kProcesses> processes;
+  KernelNames saved;
+  for (int round = 0; round < kRounds; ++round) {
+    std::array<std::string, kProcesses> names;
+    for (size_t i = 0; i < kProcesses; ++i) {
+      if (processes.at(i) == nullptr) {
+        processes.at(i) = std::make_unique<EngineProcess>(path_);
+      }
+      names.at(i) = "k" + std::to_string(round * kProcesses + static_cast<int>(i));
+      processes.at(i)->tell("start " + names.at(i));
+    }
+    for (const auto& process : processes) {
+      process->hear();
+    }
+    // Each has a kernel that nobody else has, so all but the first one merge, one after the other.
+    for (const auto& process : processes) {
+      process->tell("save");
+    }
+    const size_t victim = random() % kProcesses;
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20'000)); // about what these saves take
+    processes.at(victim).reset();
+    for (size_t i = 0; i < kProcesses; ++i) {
+      if (i != victim) {
+        ASSERT_EQ(processes.at(i)->hear(), "saved");
+        saved.insert(names.at(i));
+      }
+    }
+    ASSERT_THAT(kernels_on_disk(), IsSupersetOf(saved)) << "in round " << round;
+  }
+  for (const auto& process : processes) {
+    if (process != nullptr) {
+      EXPECT_EQ(process->exit(), 0);
+      EXPECT_EQ(process->errors(), "");
+    }
+  }
+  EXPECT_EQ(run_process(joined(saved)), "compiled 0, cached 36");
 }
 
 // Two processes with kernels of their own, each of which starts an engine, saves, compiles one kernel more, and ends
@@ -236,7 +225,7 @@ class SharedCacheOrderTest : public SharedCacheTest {
       } else if (step == kSave) {
         EXPECT_EQ(process.ask("save"), "saved");
       } else {
-        EXPECT_EQ(process.ask("share " + name + "1"), "compiled 1, cached 0");
+        EXPECT_EQ(process.ask("start " + name + "1"), "compiled 1, cached 0");
         EXPECT_EQ(process.ask("end"), "ended");
       }
     }

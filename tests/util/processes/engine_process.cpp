@@ -65,13 +65,13 @@ class Server {
  private:
   std::string obey(const std::string& command, const std::vector<std::string>& kernels) {
     if (command == "start") {
-      return start(kernels, new_cache());
-    }
-    if (command == "share") {
-      return start(kernels, newest_cache());
+      device_->reset_counters();
+      engines.push_back(run_engine(kernels));
+      const SimulatedDevice::Counters counters = device_->counters();
+      return "compiled " + std::to_string(counters.compilations) + ", cached " + std::to_string(counters.cache_hits);
     }
     if (command == "save") {
-      newest_cache()->save();
+      RuntimeCacheHandle::for_path(cache_path_)->save();
       return "saved";
     }
     if (command == "end") {
@@ -88,34 +88,19 @@ class Server {
     throw std::runtime_error("unknown command '" + command + "'");
   }
 
-  std::string start(const std::vector<std::string>& kernels, c10::intrusive_ptr<RuntimeCacheHandle> cache) {
-    device_->reset_counters();
-    engines.push_back(run_engine(kernels, std::move(cache)));
-    const SimulatedDevice::Counters counters = device_->counters();
-    return "compiled " + std::to_string(counters.compilations) + ", cached " + std::to_string(counters.cache_hits);
-  }
-
   void start_and_throw(const std::vector<std::string>& kernels) const {
-    const EnginePtr engine = run_engine(kernels, new_cache());
+    const EnginePtr engine = run_engine(kernels);
     throw std::logic_error("the caller's");
   }
 
-  c10::intrusive_ptr<RuntimeCacheHandle> new_cache() const {
-    return c10::make_intrusive<RuntimeCacheHandle>(cache_path_);
-  }
-
-  static c10::intrusive_ptr<RuntimeCacheHandle> newest_cache() {
-    return engines.at(engines.size() - 1)->runtime_settings().runtime_cache;
-  }
-
-  static EnginePtr run_engine(const std::vector<std::string>& kernels, c10::intrusive_ptr<RuntimeCacheHandle> cache) {
+  EnginePtr run_engine(const std::vector<std::string>& kernels) const {
     std::vector<SimulatedKernel> code;
     for (const std::string& name : kernels) {
       code.push_back({.name = name, .size = 1000 + 10 * name.size()});
     }
     auto engine = std::make_shared<TRTEngine>(
         core::runtime::load_engine(make_plan(relu_plan(std::move(code)))),
-        core::runtime::RuntimeSettings{.runtime_cache = std::move(cache)});
+        core::runtime::RuntimeSettings{.runtime_cache = RuntimeCacheHandle::for_path(cache_path_)});
     const std::vector<at::Tensor> ones = engine->example_inputs();
     require(at::equal(engine->execute(ones).at(0), ones.at(0)), "the engine's result is wrong");
     return engine;

@@ -16,10 +16,9 @@ namespace torch_tensorrt::tests {
 // its own. The program's main() begins with engine_process_main(). One object in one thread at a time; Linux only.
 //
 // It is told what to do, a line at a time, and answers each with a line. KERNELS are names, separated by spaces.
-//   start KERNELS    "compiled N, cached M"    makes an engine, with a cache handle of its own, and runs it
-//   share KERNELS    "compiled N, cached M"    the same on the handle of the engine before it
-//   save             "saved"                   saves the cache of the newest engine
-//   end              "ended"                   destroys all engines, which saves their caches
+//   start KERNELS    "compiled N, cached M"    makes an engine, with the process's cache for the path, and runs it
+//   save             "saved"                   saves the cache of the engines
+//   end              "ended"                   destroys all engines, which saves their cache
 //   throw KERNELS    "caught"                  does as start does, in a function that an exception then leaves
 //   exit                                       leaves main() while static storage still has the engines
 // The engines are in static storage, constructed before any other static of theirs, so destroyed last. A failure ends

@@ -76,12 +76,25 @@ void SimulatedDevice::fail(std::string_view call, uint64_t times) {
   find(calls_, call).to_fail = times;
 }
 
+void SimulatedDevice::before(std::string_view call, std::function<void()> hook) {
+  const std::lock_guard guard(mutex_);
+  find(calls_, call).hook = std::move(hook);
+}
+
 uint64_t SimulatedDevice::calls(std::string_view call) const {
   const std::lock_guard guard(mutex_);
   return find(calls_, call).made;
 }
 
 bool SimulatedDevice::fails(std::string_view call) {
+  std::function<void()> hook;
+  {
+    const std::lock_guard guard(mutex_);
+    hook = find(calls_, call).hook;
+  }
+  if (hook) {
+    hook();
+  }
   const std::lock_guard guard(mutex_);
   Call& entry = find(calls_, call);
   ++entry.made;

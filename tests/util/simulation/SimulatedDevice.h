@@ -3,6 +3,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -65,6 +66,9 @@ class SimulatedDevice {
   // The next `times` calls of that name fail; replaces an earlier fail() of that name, and 0 ends it.
   void fail(std::string_view call, uint64_t times = kAlways);
 
+  // Each call of that name first runs `hook`, which may make calls of other names; an empty one ends that.
+  void before(std::string_view call, std::function<void()> hook);
+
   // How often that call was made, failures included.
   uint64_t calls(std::string_view call) const;
 
@@ -76,7 +80,7 @@ class SimulatedDevice {
 
   // The rest is for the simulation itself.
 
-  // Counts the call; true if it shall fail.
+  // Runs the call's hook and counts the call; true if it shall fail.
   bool fails(std::string_view call);
   // Counts one compilation and takes its time.
   void compile();
@@ -88,6 +92,7 @@ class SimulatedDevice {
   struct Call {
     uint64_t made = 0;
     uint64_t to_fail = 0;
+    std::function<void()> hook = {};
   };
 
   mutable std::mutex mutex_; // guards all below
