@@ -18,6 +18,10 @@ namespace torch_tensorrt::perf {
 // goes from the beginning of the first save to the end of the last one. The baselines are one process that writes, in
 // turn and by bare system calls, the same 32 contents that the file so has one after another, and one process whose 32
 // handles save in turn.
+//
+// Saving the same at once: 32 processes that all have the same 128 kernels do so. Throws unless just one of them
+// writes. The baseline is one write by bare system calls, and 32 times a serialization, a digest and a read of the
+// file.
 void bench_shared_starts(const std::string& directory, Report& report);
 
 // Does the work of one such process, if that is what this one was started for, and returns its exit status; none

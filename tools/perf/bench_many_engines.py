@@ -1,0 +1,253 @@
+"""Many engines of one process on one path, to the same engines with one explicit RuntimeCache.
+
+Each measurement runs in a process of its own, on the simulated device. The cache file has 64 MiB.
+Each engine uses 4 kernels of it, of 64 KiB each, and compiles none.
+
+A start goes from having the imports and the plans to the last engine's first result. An end lets
+the modules go in the middle of a program, and the explicit RuntimeCache with them; it includes the
+save. Peak memory is what a process takes beyond what it has after its imports.
+
+bazel run -c opt //tools/perf:bench_many_engines [-- --json FILE] [--rounds N] [--dir DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import multiprocessing
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+
+from tests.util.simulation.simulated_device import installed_device, relu_plan
+from tools.perf.report import Row, print_rows, typed_path, write_json
+from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
+from torch_tensorrt.runtime._cache.tensor_memory import memory_of
+
+T = TypeVar("T")
+
+USES_PYTHON_RUNTIME = {"C++": False, "Python": True}
+FEW, MANY = 16, 64  # engines
+KERNELS = 4  # of each engine
+KERNEL_SIZE = 64 * 1024
+KERNELS_OF_FILE = 1024
+LOCK_TIMEOUT = 10.0
+
+# A process forked from one that has imported torch starts in no time.
+fork = multiprocessing.get_context("fork")
+
+
+def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=lambda: sender.send(function(*arguments)))
+    process.start()
+    sender.close()
+    try:
+        result: T = receiver.recv()
+    except EOFError:
+        sys.exit("A process of the benchmark failed")
+    process.join()
+    return result
+
+
+def plans_of(number: int, prefix: str = "engine") -> list[bytes]:
+    names = [f"{prefix}{i}_" for i in range(number)]
+    return [relu_plan(name, KERNELS, KERNEL_SIZE) for name in names]
+
+
+def start_engine(
+    plan: bytes, cache: RuntimeCache | Path, use_python_runtime: bool
+) -> TorchTensorRTModule:
+    module = TorchTensorRTModule(
+        plan,
+        ["x"],
+        ["y"],
+        runtime_settings=RuntimeSettings(runtime_cache=cache),
+        use_python_runtime=use_python_runtime,
+    )
+    module(torch.ones(4))
+    return module
+
+
+def write_cache(path: Path) -> None:
+    others = KERNELS_OF_FILE - MANY * KERNELS
+    with installed_device():
+        cache = RuntimeCache(path, use_python_runtime=False)
+        for plan in (*plans_of(MANY), relu_plan("other", others, KERNEL_SIZE)):
+            start_engine(plan, cache, use_python_runtime=False)
+        cache.save()
+
+
+def peak() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def end(device: Any, used: list[Any]) -> float:
+    """Milliseconds to let all of `used` go."""
+    serializations = device.calls("IRuntimeCache::serialize")
+    begin = time.perf_counter()
+    used.clear()
+    milliseconds = (time.perf_counter() - begin) * 1e3
+    serializations = device.calls("IRuntimeCache::serialize") - serializations
+    if serializations != 1:
+        raise RuntimeError(f"{serializations} caches were serialized, expected 1")
+    return milliseconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    start: float  # milliseconds
+    end: float  # milliseconds
+    memory: float  # MiB
+
+
+def start_and_end(
+    path: Path, use_python_runtime: bool, engines: int, is_explicit: bool
+) -> Measured:
+    plans = plans_of(engines)
+    with installed_device() as device:
+        at_first = peak()
+        begin = time.perf_counter()
+        cache: RuntimeCache | Path = path
+        if is_explicit:
+            cache = RuntimeCache(
+                path, autosave_on_del=True, use_python_runtime=use_python_runtime
+            )
+        used: list[Any] = [start_engine(p, cache, use_python_runtime) for p in plans]
+        start = (time.perf_counter() - begin) * 1e3
+        if compiled := device.counters()["compilations"]:
+            raise RuntimeError(f"{compiled} kernels were compiled, expected 0")
+        used.append(cache)
+        del cache
+        return Measured(start, end(device, used), peak() - at_first)
+
+
+def end_with_nothing_new(path: Path, use_python_runtime: bool) -> tuple[float, float]:
+    """Milliseconds of the end, and before it of one serialization, digest and read."""
+    with installed_device() as device:
+        used = [start_engine(p, path, use_python_runtime) for p in plans_of(FEW)]
+        cache: Any = used[0].runtime_settings.runtime_cache
+        begin = time.perf_counter()
+        data = memory_of(cache._handle.serialize())
+        if use_python_runtime:  # the digest of the C++ runtime can't be had from here
+            hashlib.blake2b(data, digest_size=16).digest()
+        path.read_bytes()
+        baseline = (time.perf_counter() - begin) * 1e3
+        del cache, data
+        return end(device, used), baseline
+
+
+@contextmanager
+def lock_held_elsewhere(path: Path) -> Iterator[None]:
+    program = (
+        "import filelock, sys\n"
+        "with filelock.FileLock(sys.argv[1]):\n"
+        "  print(flush=True)\n"
+        "  sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, f"{path}.lock"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as holder:
+        assert holder.stdout is not None
+        if not holder.stdout.readline():
+            raise RuntimeError("The process that holds the lock failed")
+        yield
+
+
+def end_while_locked(path: Path, use_python_runtime: bool) -> float:
+    """Milliseconds, where each engine has new kernels."""
+    logging.disable(logging.WARNING)  # about the save that fails
+    plans = plans_of(FEW, "new")
+    with installed_device() as device:
+        used = [start_engine(p, path, use_python_runtime) for p in plans]
+        with lock_held_elsewhere(path):
+            milliseconds = end(device, used)
+    if milliseconds < LOCK_TIMEOUT * 1e3:
+        raise RuntimeError(f"The end waited for the lock for {milliseconds:.0f} ms")
+    return milliseconds
+
+
+def medians(runs: Sequence[Measured]) -> Measured:
+    return Measured(
+        median(run.start for run in runs),
+        median(run.end for run in runs),
+        median(run.memory for run in runs),
+    )
+
+
+def bench(path: Path, runtime: str, rounds: int) -> list[Row]:
+    python = USES_PYTHON_RUNTIME[runtime]
+    variants = [(n, is_explicit) for n in (FEW, MANY) for is_explicit in (True, False)]
+    runs: list[list[Measured]] = [[] for _ in variants]
+    nothing_new = []
+    for _ in range(rounds):
+        for variant, its_runs in zip(variants, runs, strict=True):
+            its_runs.append(in_own_process(start_and_end, path, python, *variant))
+        nothing_new.append(in_own_process(end_with_nothing_new, path, python))
+    few_explicit, few, many_explicit, many = map(medians, runs)
+    end_, baseline = (median(times) for times in zip(*nothing_new, strict=True))
+    locked = in_own_process(end_while_locked, path, python)
+    steps = "serialize, digest, read" if python else "serialize, read"
+
+    def row(
+        name: str, baseline: float, measured: float, limit: float | None = None
+    ) -> Row:
+        return Row(f"{runtime}, {name}", "ms", baseline, measured, limit)
+
+    return [
+        row("start of 16: to one RuntimeCache", few_explicit.start, few.start, 1.1),
+        Row(
+            f"{runtime}, peak memory of 16: to the same",
+            "MiB",
+            few_explicit.memory,
+            few.memory,
+            1.05,
+        ),
+        row("end of 16: to one RuntimeCache", few_explicit.end, few.end, 1.1),
+        row("start of 64: to one RuntimeCache", many_explicit.start, many.start, 1.1),
+        row("end of 64: to one RuntimeCache", many_explicit.end, many.end, 1.1),
+        row("start: 64 to 16", few.start, many.start),
+        row("end: 64 to 16", few.end, many.end),
+        row(f"end of 16: to {steps}", baseline, end_, 1.2),
+        row("end of 16, locked: to one time-out", LOCK_TIMEOUT * 1e3, locked, 1.1),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=typed_path, metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument(
+        "--dir", type=typed_path, metavar="DIR", help="where the cache file goes"
+    )
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds is {arguments.rounds}, expected 1 or more")
+    if arguments.dir is not None and not arguments.dir.is_dir():
+        parser.error(f"--dir is '{arguments.dir}', expected a directory")
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+        path = Path(directory) / "cache.bin"
+        in_own_process(write_cache, path)
+        rows = []
+        for runtime in USES_PYTHON_RUNTIME:
+            rows += bench(path, runtime, arguments.rounds)
+    print_rows(rows)
+    if arguments.json is not None:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
