@@ -261,17 +261,19 @@ c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::for_path(const std::s
 
 c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const State& state) {
   const auto& [path, bytes, files, autosave, is_path_cache] = state;
-  if (!is_path_cache) {
-    auto handle = c10::make_intrusive<RuntimeCacheHandle>(path);
-    handle->autosave_ = autosave;
-    handle->take(copy(bytes), files);
-    return handle;
-  }
-  auto [handle, is_new] = PathCaches::get().find_or_make(path);
+  const at::Tensor copied = copy(bytes);
+  auto [handle, is_new] = is_path_cache ? PathCaches::get().find_or_make(path)
+                                        : std::pair(c10::make_intrusive<RuntimeCacheHandle>(path), true);
   if (is_new) {
     handle->autosave_ = autosave;
-    if (RuntimeCacheFile(path).is_empty()) {
-      handle->take(copy(bytes), files);
+  }
+  if (is_new && (!is_path_cache || RuntimeCacheFile(path).is_empty())) {
+    // Other threads may have got the path cache meanwhile.
+    const std::lock_guard disk_lock(handle->disk_mutex_);
+    const std::lock_guard lock(handle->state_mutex_);
+    const auto* pending = std::get_if<at::Tensor>(&handle->contents_);
+    if (pending != nullptr && pending->numel() == 0) {
+      handle->take(copied, files);
     }
   }
   return handle;
