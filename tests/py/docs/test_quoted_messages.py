@@ -199,7 +199,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "denied. Kernels will be": cannot_read,
     "Permission denied`": cannot_write,
     "No such file": no_directory,
-    "No space left": None,  # tests/cpp/test_runtime_cache_file_faults.cpp
+    "No space left": None,  # tests/py/runtime/test_runtime_cache_file_places.py
     "another holder": lock_is_held,
     "symbolic link": lock_is_a_link,
     "They are not used": rejected,

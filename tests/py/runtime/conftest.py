@@ -21,14 +21,8 @@ from torch_tensorrt.runtime._cache.file_lock import is_in_block
 
 
 @pytest.fixture(params=RUNTIMES)
-def kind(request: pytest.FixtureRequest) -> str:
-    """The runtime under test."""
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest) -> str:
+    """The runtime under test."""
     name: str = request.param
     return name
 

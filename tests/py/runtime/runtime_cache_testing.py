@@ -15,7 +15,6 @@ from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandl
 
 # Their handles have one contract.
 RUNTIMES = ("cpp", "python")
-KINDS = RUNTIMES
 
 MakeHandle = Callable[[Path | str], Any]
 

@@ -1,4 +1,4 @@
-"""The store of both languages behind one interface."""
+"""The store of both runtimes behind one interface."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from torch_tensorrt.runtime._cache.runtime_cache_file import (
 
 
 class Store:
-    """RuntimeCacheFile of the language `kind`, with bytes in the place of views."""
+    """RuntimeCacheFile of one runtime, with bytes in the place of views."""
 
-    def __init__(self, kind: str, path: Path | str, lock_timeout: float = 10.0) -> None:
-        self._is_python = kind == "python"
+    def __init__(
+        self, runtime: str, path: Path | str, lock_timeout: float = 10.0
+    ) -> None:
+        self._is_python = runtime == "python"
         make = (
             RuntimeCacheFile
             if self._is_python

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.py.runtime.runtime_cache_testing import KINDS, Log, names_in
+from tests.py.runtime.runtime_cache_testing import RUNTIMES, Log, names_in
 from tests.py.runtime.stores import Store, write
 from torch_tensorrt.logging import info
 
@@ -25,15 +25,15 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def other_kind(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=RUNTIMES)
+def other_runtime(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture
-def store(kind: str, path: Path) -> Store:
-    return Store(kind, path)
+def store(runtime: str, path: Path) -> Store:
+    return Store(runtime, path)
 
 
 def error_of(operation: str, store: Store) -> str:
@@ -57,24 +57,24 @@ def shared_lock(path: Path) -> Iterator[None]:
     "size", [1, 4095, 4096, 65536, 65537, 262144, 262145, 20_000_001]
 )
 def test_a_file_of_one_language_is_the_others(
-    kind: str, other_kind: str, path: Path, size: int
+    runtime: str, other_runtime: str, path: Path, size: int
 ) -> None:
     data = random.Random(size).randbytes(size)
-    written = Store(kind, path).replace(data)
+    written = Store(runtime, path).replace(data)
     assert written is not None and written.is_written
     assert path.read_bytes() == data
-    other = Store(other_kind, path)
+    other = Store(other_runtime, path)
     assert other.read() == (data, written.generation)
     assert other.replace(data) == (written.generation, False, "")
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
 def test_a_missing_file_is_no_error_and_creates_nothing(
-    kind: str, path: Path, log: Log
+    runtime: str, path: Path, log: Log
 ) -> None:
     with info():
         for missing in (path, path.parent / "no" / "such" / "cache.bin"):
-            store = Store(kind, missing)
+            store = Store(runtime, missing)
             assert store.is_empty()
             assert store.read() is None
             assert log.lines() == [
@@ -94,13 +94,13 @@ def test_an_empty_file_is_a_missing_one(store: Store, path: Path) -> None:
 
 
 def test_writes_over_the_expected_generation_alone(
-    store: Store, kind: str, other_kind: str, path: Path
+    store: Store, runtime: str, other_runtime: str, path: Path
 ) -> None:
     first = write(store, b"first").generation
     for expected in (None, first._replace(mtime_ns=first.mtime_ns - 1)):
         assert store.replace(b"ours", expected) is None
         assert path.read_bytes() == b"first"
-    second = Store(other_kind, path).replace(b"second", first)
+    second = Store(other_runtime, path).replace(b"second", first)
     assert second is not None
     assert store.read() == (b"second", second.generation)
     assert store.replace(b"ours", first) is None
@@ -155,9 +155,11 @@ def test_a_read_and_a_write_are_told(store: Store, path: Path, log: Log) -> None
     ]
 
 
-def test_no_two_generations_look_alike(kind: str, other_kind: str, path: Path) -> None:
+def test_no_two_generations_look_alike(
+    runtime: str, other_runtime: str, path: Path
+) -> None:
     """Of one size, in the same tick of the clock, and perhaps on the same inode."""
-    ours, other = Store(kind, path), Store(other_kind, path)
+    ours, other = Store(runtime, path), Store(other_runtime, path)
     generations = {write(ours, b"0").generation}
     for i in range(1, 100):
         generations.add(write(other if i % 2 else ours, b"%d" % (i % 10)).generation)
@@ -175,7 +177,7 @@ def test_a_new_generation_is_later_though_the_clock_was_set_back(
 
 
 def test_refuses_anything_but_a_regular_file_and_creates_no_lock(
-    kind: str, tmp_path: Path
+    runtime: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -196,23 +198,25 @@ def test_refuses_anything_but_a_regular_file_and_creates_no_lock(
     for path, reason in reasons.items():
         for operation in OPERATIONS:
             expected = f"Can't {operation} the runtime cache '{path}': {reason}"
-            error = error_of(operation, Store(kind, path))
+            error = error_of(operation, Store(runtime, path))
             assert error.endswith(expected.format(path=path))
-    assert Store(kind, tmp_path / "file" / "cache.bin").is_empty()
+    assert Store(runtime, tmp_path / "file" / "cache.bin").is_empty()
     assert names_in(tmp_path) == before
     assert names_in(folder) == set()
 
 
-def test_refuses_impossible_paths(kind: str) -> None:
+def test_refuses_impossible_paths(runtime: str) -> None:
     with pytest.raises(RuntimeError, match="The path of a runtime cache is empty"):
-        Store(kind, "")
+        Store(runtime, "")
     with pytest.raises(RuntimeError, match="has a NUL in it, after 'a'"):
-        Store(kind, "a\0b")
+        Store(runtime, "a\0b")
 
 
-def test_a_vanished_directory_is_an_error_of_a_write(kind: str, tmp_path: Path) -> None:
+def test_a_vanished_directory_is_an_error_of_a_write(
+    runtime: str, tmp_path: Path
+) -> None:
     path = tmp_path / "gone" / "cache.bin"
-    assert error_of("save", Store(kind, path)).endswith(
+    assert error_of("save", Store(runtime, path)).endswith(
         f"Can't save the runtime cache '{path}': Can't open lock file '{path}.lock': "
         "No such file or directory"
     )
@@ -323,11 +327,11 @@ def test_sweeps_the_temporary_files_of_dead_writers_alone(
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_held_lock_is_an_error_after_the_timeout(
-    kind: str, path: Path, operation: str
+    runtime: str, path: Path, operation: str
 ) -> None:
     path.write_bytes(b"theirs")
     with FileLock(f"{path}.lock"):
-        assert error_of(operation, Store(kind, path, 0.02)).endswith(
+        assert error_of(operation, Store(runtime, path, 0.02)).endswith(
             f"Can't {operation} the runtime cache '{path}': another holder kept the lock "
             f"'{path}.lock' for 20 ms"
         )
@@ -364,21 +368,21 @@ def test_waits_for_who_holds_the_lock(
 
 
 def test_a_turn_comes_when_the_one_before_has_ended(
-    kind: str, other_kind: str, path: Path
+    runtime: str, other_runtime: str, path: Path
 ) -> None:
     events: list[str] = []
 
     def take_turn() -> None:
-        with Store(other_kind, path).wait_for_turn():
+        with Store(other_runtime, path).wait_for_turn():
             events.append("second")
 
     waiting = threading.Thread(target=take_turn)
-    store = Store(kind, path)
+    store = Store(runtime, path)
     with store.wait_for_turn():
         waiting.start()
         waiting.join(timeout=0.2)
         # It is not the lock of the file, which others may use.
-        write(Store(other_kind, path), b"theirs")
+        write(Store(other_runtime, path), b"theirs")
         events.append("first")
     waiting.join()
     assert events == ["first", "second"]
@@ -389,17 +393,17 @@ def test_a_turn_comes_when_the_one_before_has_ended(
     }
 
 
-def test_a_turn_that_does_not_come_is_taken(kind: str, path: Path, log: Log) -> None:
+def test_a_turn_that_does_not_come_is_taken(runtime: str, path: Path, log: Log) -> None:
     lock = Path(f"{path}.merge.lock")
     merging = "INFO: Merging without waiting for others: "
     with info():
-        with FileLock(lock), Store(kind, path, 0.02).wait_for_turn():
+        with FileLock(lock), Store(runtime, path, 0.02).wait_for_turn():
             assert log.lines() == [
                 f"{merging}another holder kept the lock '{lock}' for 20 ms"
             ]
         lock.unlink()
         lock.symlink_to("elsewhere")
-        with Store(kind, path).wait_for_turn():
+        with Store(runtime, path).wait_for_turn():
             (line,) = log.lines()
     assert line.startswith(f"{merging}Can't open lock file '{lock}': ")
     assert names_in(path.parent) == {lock.name}

@@ -83,8 +83,8 @@ class Faults:
 
 
 @pytest.fixture
-def store(kind: str, path: Path) -> Store:
-    store = Store(kind, path, 0)
+def store(runtime: str, path: Path) -> Store:
+    store = Store(runtime, path, 0)
     write(store, b"0")  # what a first use imports or remembers
     return store
 

@@ -72,50 +72,50 @@ def path(folder: Path) -> Path:
     return folder / "cache.bin"
 
 
-def read(kind: str, path: Path) -> bytes:
-    contents = Store(kind, path).read()
+def read(runtime: str, path: Path) -> bytes:
+    contents = Store(runtime, path).read()
     assert contents is not None
     return contents[0]
 
 
-def replace(kind: str, path: Path, data: bytes = b"ours") -> Replaced:
-    return write(Store(kind, path), data)
+def replace(runtime: str, path: Path, data: bytes = b"ours") -> Replaced:
+    return write(Store(runtime, path), data)
 
 
-def replace_blindly(kind: str, path: Path) -> None:
-    assert Store(kind, path).replace(b"ours") is None
+def replace_blindly(runtime: str, path: Path) -> None:
+    assert Store(runtime, path).replace(b"ours") is None
 
 
-def error_of(operation: Operation, kind: str, path: Path) -> str:
+def error_of(operation: Operation, runtime: str, path: Path) -> str:
     with pytest.raises(RuntimeError) as failure:
-        operation(kind, path)
+        operation(runtime, path)
     return str(failure.value)
 
 
-def log_of_load(kind: str, path: Path, log: Path) -> list[str]:
+def log_of_load(runtime: str, path: Path, log: Path) -> list[str]:
     with info():
-        return stderr_of(lambda: read(kind, path), log)
+        return stderr_of(lambda: read(runtime, path), log)
 
 
 def test_a_read_only_directory_loads_without_a_lock(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"baked in")
     folder.chmod(0o555)
-    assert unprivileged(read, kind, path) == b"baked in"
-    assert unprivileged(log_of_load, kind, path, folder.parent / "log") == [
+    assert unprivileged(read, runtime, path) == b"baked in"
+    assert unprivileged(log_of_load, runtime, path, folder.parent / "log") == [
         f"INFO: [Torch-TensorRT] - Reading the runtime cache '{path}' without a lock: its "
         "directory is read-only",
         f"INFO: [Torch-TensorRT] - Loaded 8 bytes from the runtime cache '{path}'",
     ]
-    error = unprivileged(error_of, replace_blindly, kind, path)
+    error = unprivileged(error_of, replace_blindly, runtime, path)
     assert f"Can't save the runtime cache '{path}': Can't open lock file" in error
     assert "Permission denied" in error
     assert names_in(folder) == {"cache.bin"}
 
 
 def test_a_lock_file_closed_to_us_is_an_error(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     """Somebody else may hold a lock that we can't see: this is no read-only directory."""
     path.write_bytes(b"theirs")
@@ -123,50 +123,52 @@ def test_a_lock_file_closed_to_us_is_an_error(
     lock.touch(0)
     folder.chmod(0o555)
     for operation in (read, replace_blindly):
-        error = unprivileged(error_of, operation, kind, path)
+        error = unprivileged(error_of, operation, runtime, path)
         assert f"Can't open lock file '{lock}': Permission denied" in error
 
 
 def test_a_lock_file_that_may_only_be_read_is_locked(
-    unprivileged: Run, kind: str, path: Path
+    unprivileged: Run, runtime: str, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
     Path(f"{path}.lock").touch(0o444)
-    assert unprivileged(read, kind, path) == b"theirs"
-    unprivileged(replace, kind, path)
+    assert unprivileged(read, runtime, path) == b"theirs"
+    unprivileged(replace, runtime, path)
     assert path.read_bytes() == b"ours"
 
 
 def test_a_file_or_directory_that_may_not_be_read_is_an_error(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
     path.chmod(0)
     for name, operation in (("load", read), ("save", replace_blindly)):
-        error = unprivileged(error_of, operation, kind, path)
+        error = unprivileged(error_of, operation, runtime, path)
         assert error.endswith(
             f"Can't {name} the runtime cache '{path}': open '{path}': Permission denied"
         )
     folder.chmod(0)
     for operation in (read, replace_blindly):
-        error = unprivileged(error_of, operation, kind, path)
+        error = unprivileged(error_of, operation, runtime, path)
         assert error.endswith(f"stat '{path}': Permission denied")
 
 
 def test_a_directory_that_may_not_be_listed_is_saved_to(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     folder.chmod(0o333)
-    unprivileged(replace, kind, path)
+    unprivileged(replace, runtime, path)
     assert path.read_bytes() == b"ours"
 
 
-def replace_by_longer_and_shorter(kind: str, path: Path) -> str:
+def replace_by_longer_and_shorter(runtime: str, path: Path) -> str:
     """Why both were written in place."""
     reasons = set()
     for data in (b"longer than before", b"short"):
         reasons.add(
-            re.sub(r"\.[0-9]+-[0-9a-f]+\.tmp", "", replace(kind, path, data).in_place)
+            re.sub(
+                r"\.[0-9]+-[0-9a-f]+\.tmp", "", replace(runtime, path, data).in_place
+            )
         )
         assert path.read_bytes() == data
     (reason,) = reasons
@@ -174,103 +176,105 @@ def replace_by_longer_and_shorter(kind: str, path: Path) -> str:
 
 
 def test_an_open_file_in_a_closed_directory_is_written_in_place(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
     Path(f"{path}.lock").touch()
     folder.chmod(0o555)
     inode = path.stat().st_ino
-    reason = unprivileged(replace_by_longer_and_shorter, kind, path)
+    reason = unprivileged(replace_by_longer_and_shorter, runtime, path)
     assert reason == f"create '{path}': Permission denied"
     assert path.stat().st_ino == inode
     assert names_in(folder) == {"cache.bin", "cache.bin.lock"}
 
 
 def test_a_closed_file_in_a_closed_directory_is_an_error(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
     path.chmod(0o444)
     Path(f"{path}.lock").touch()
     folder.chmod(0o555)
-    error = unprivileged(error_of, replace, kind, path)
+    error = unprivileged(error_of, replace, runtime, path)
     assert f"Can't save the runtime cache '{path}': create '{path}." in error
     assert error.endswith("Permission denied")
     assert path.read_bytes() == b"theirs"
 
 
-def replace_at_limit(kind: str, path: Path) -> None:
+def replace_at_limit(runtime: str, path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python has told the system to fail such a write rather than to kill.
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
     try:
-        replace(kind, path, bytes(2 * 65536))
+        replace(runtime, path, bytes(2 * 65536))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_file_too_large_for_its_limit_leaves_the_old_one(
-    unprivileged: Run, kind: str, folder: Path, path: Path
+    unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     path.write_bytes(b"theirs")
-    error = unprivileged(error_of, replace_at_limit, kind, path)
+    error = unprivileged(error_of, replace_at_limit, runtime, path)
     assert f"Can't save the runtime cache '{path}': write '{path}." in error
     assert "File too large" in error
     assert path.read_bytes() == b"theirs"
     assert names_in(folder) == {"cache.bin", "cache.bin.lock"}
 
 
-def use_read_only_mount(kind: str, folder: Path) -> None:
+def use_read_only_mount(runtime: str, folder: Path) -> None:
     mount(str(folder), folder, "none", MS_BIND)
     mount("none", folder, "none", MS_BIND | MS_REMOUNT | MS_RDONLY)
     for name in ("cache.bin", "locked.bin"):
-        assert read(kind, folder / name) == b"baked in"
-        assert "Read-only file system" in error_of(replace, kind, folder / name)
+        assert read(runtime, folder / name) == b"baked in"
+        assert "Read-only file system" in error_of(replace, runtime, folder / name)
 
 
 def test_a_read_only_mount_loads_with_and_without_a_lock_file(
-    mounting: Run, kind: str, folder: Path
+    mounting: Run, runtime: str, folder: Path
 ) -> None:
     for name in ("cache.bin", "locked.bin"):
         (folder / name).write_bytes(b"baked in")
     (folder / "locked.bin.lock").touch()
-    mounting(use_read_only_mount, kind, folder)
+    mounting(use_read_only_mount, runtime, folder)
 
 
-def use_file_mounted_by_itself(kind: str, source: Path, path: Path) -> None:
+def use_file_mounted_by_itself(runtime: str, source: Path, path: Path) -> None:
     mount(str(source), path, "none", MS_BIND)
-    reason = replace_by_longer_and_shorter(kind, path)
+    reason = replace_by_longer_and_shorter(runtime, path)
     assert reason == f"rename to '{path}': Device or resource busy"
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
 def test_a_file_mounted_by_itself_is_written_in_place(
-    mounting: Run, kind: str, folder: Path, path: Path
+    mounting: Run, runtime: str, folder: Path, path: Path
 ) -> None:
     source = folder.parent / "source"
     source.write_bytes(b"theirs")
     path.touch()
-    mounting(use_file_mounted_by_itself, kind, source, path)
+    mounting(use_file_mounted_by_itself, runtime, source, path)
     assert source.read_bytes() == b"short"
     assert path.read_bytes() == b""
 
 
-def use_full_disk(kind: str, path: Path) -> None:
+def use_full_disk(runtime: str, path: Path) -> None:
     mount("none", path.parent, "tmpfs", 0, "size=1m")
-    replace(kind, path, b"theirs")
-    error = error_of(partial(replace, data=bytes(2 << 20)), kind, path)
+    replace(runtime, path, b"theirs")
+    error = error_of(partial(replace, data=bytes(2 << 20)), runtime, path)
     assert f"Can't save the runtime cache '{path}': write '{path}." in error
     assert "No space left on device" in error
     assert path.read_bytes() == b"theirs"
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
-    replace(kind, path)  # the space is free again
+    replace(runtime, path)  # the space is free again
 
 
-def test_a_full_disk_leaves_the_old_file(mounting: Run, kind: str, path: Path) -> None:
-    mounting(use_full_disk, kind, path)
+def test_a_full_disk_leaves_the_old_file(
+    mounting: Run, runtime: str, path: Path
+) -> None:
+    mounting(use_full_disk, runtime, path)
 
 
-def use_full_disk_in_place(kind: str, path: Path) -> None:
+def use_full_disk_in_place(runtime: str, path: Path) -> None:
     mount("none", path.parent, "tmpfs", 0, "size=1m")
     source = path.with_name("source")
     source.write_bytes(b"theirs")
@@ -279,13 +283,13 @@ def use_full_disk_in_place(kind: str, path: Path) -> None:
     path.with_name("filler").write_bytes(bytes(400 << 10))
     # The temporary file fits, but is in the way of the bytes in place.
     large = b"x" * (500 << 10)
-    replace(kind, path, large)
-    error = error_of(partial(replace, data=b"y" * (700 << 10)), kind, path)
+    replace(runtime, path, large)
+    error = error_of(partial(replace, data=b"y" * (700 << 10)), runtime, path)
     assert "No space left on device" in error
     assert path.read_bytes() == large
 
 
 def test_a_full_disk_leaves_a_file_that_is_written_in_place(
-    mounting: Run, kind: str, path: Path
+    mounting: Run, runtime: str, path: Path
 ) -> None:
-    mounting(use_full_disk_in_place, kind, path)
+    mounting(use_full_disk_in_place, runtime, path)
