@@ -177,7 +177,9 @@ class RuntimeCache:
         self._engines: set[_Engine] = set()
         self._handle = handle
         self._key = key
-        self._has_ended = False  # saved for the last time, unless it is a path cache and used again
+        self._has_ended = (
+            False  # saved for the last time, unless it is a path cache and used again
+        )
 
     @property
     def path(self) -> str:

@@ -125,6 +125,7 @@ class Reader:
         for line in block.text.splitlines():
             pattern = re.sub(r"\d[\d.,:]*", r"\\d[\\d.,:]*", re.escape(line))
             pattern = pattern.replace("/home/me/\\.cache", r"\S*")
+            pattern = pattern.replace("/home/me/filter", re.escape(str(Path.cwd())))
             # In a container, such as a test's sandbox, there may be others outside.
             pattern = re.sub(r"(lock.*)free", r"\1(free|no holder found: .*)", pattern)
             match = re.search(f"^{pattern}$", rest, re.M)

@@ -84,6 +84,16 @@ def merge(cache: RuntimeCache) -> None:
         cache.save()
 
 
+def merge_in_vain(cache: RuntimeCache) -> None:
+    other = RuntimeCache(CACHE, use_python_runtime=not cache.is_cpp_runtime())
+    with installed_device():
+        make_engine(cache)(torch.zeros(4))
+        for prefix in "ab":
+            make_engine(other, prefix)(torch.zeros(4))
+    other.save()
+    cache.save()
+
+
 def save_no_kernels(cache: RuntimeCache) -> None:
     with installed_device():
         make_engine(cache, kernels=0)(torch.zeros(4))
@@ -120,11 +130,9 @@ def no_directory(cache: RuntimeCache) -> None:
 
 
 def lock_is_held(cache: RuntimeCache) -> None:
-    # What the C++ one says after 10 s is the subject of test_000_runtime_cache.py.
-    python_cache = RuntimeCache(CACHE, use_python_runtime=True)
-    python_cache._handle._lock_timeout = 0.1  # type: ignore[attr-defined]
+    cache._handle.lock_timeout = 0.1
     with FileLock(LOCK):
-        save_bytes(python_cache)
+        save_bytes(cache)
 
 
 def lock_is_a_link(cache: RuntimeCache) -> None:
@@ -191,8 +199,9 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "Loaded": load_and_save,
     "Saved N bytes": save_bytes,
     "Merging": merge,
+    "has all kernels": merge_in_vain,
     "no new kernels": save_twice_with_kernels,
-    "already": save_twice,
+    "bytes already": save_twice,
     "no kernels for": save_no_kernels,
     "without a lock": load_in_closed_directory,
     "Removed": sweep,
@@ -203,7 +212,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "another holder": lock_is_held,
     "symbolic link": lock_is_a_link,
     "They are not used": rejected,
-    "replaced them": rejected_at_save,
+    "They were replaced": rejected_at_save,
     "could not be merged": cannot_merge,
     "had not been read": not_read_before,
     "in place": cannot_replace,

@@ -256,7 +256,8 @@ def fsync(descriptor):
     sys.stdin.read()
 
 os.fsync = fsync
-RuntimeCacheFile(sys.argv[1]).save(memoryview(b"new" * 100), lambda disk, ours: ours)
+file = RuntimeCacheFile(sys.argv[1])
+file.replace(memoryview(b"new" * 100), file.read().generation)
 """
     with python(code, path) as child:
         assert child.hear() == "written"

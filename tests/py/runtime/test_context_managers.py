@@ -31,6 +31,7 @@ from torch_tensorrt.runtime import (
 PLAN = make_plan("a")
 OTHER_PLAN = make_plan("b")
 
+
 def make_module(
     runtime: str, cache: RuntimeCache | Path | None = None
 ) -> TorchTensorRTModule:

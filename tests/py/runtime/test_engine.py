@@ -157,7 +157,9 @@ def test_a_wrong_input_is_named(
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_a_wrong_number_of_inputs_is_told(runtime: str, device: Any, number: int) -> None:
+def test_a_wrong_number_of_inputs_is_told(
+    runtime: str, device: Any, number: int
+) -> None:
     with pytest.raises(RuntimeError, match=rf"1 inputs \('x'\), got {number}"):
         execute(make_engine(runtime), *[torch.zeros(4)] * number)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import io
-import os
 import pickle
 import shutil
 import threading
@@ -38,11 +37,13 @@ from torch_tensorrt.logging import info
 from torch_tensorrt.runtime import (
     RuntimeCache,
     RuntimeSettings,
+)
+from torch_tensorrt.runtime import _runtime_cache as implementation
+from torch_tensorrt.runtime import (
     default_runtime_cache_path,
     runtime_cache,
     runtime_config,
 )
-from torch_tensorrt.runtime import _runtime_cache as implementation
 
 NO_FORK_ON_GPU = pytest.mark.skipif(uses_gpu(), reason="CUDA does not survive a fork")
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="counts calls of TensorRT-RTX")
@@ -55,9 +56,7 @@ def cache_of(module: torch.nn.Module) -> RuntimeCache:
 
 
 def path_cache(runtime: str, path: Path | str) -> RuntimeCache:
-    return implementation.path_cache(
-        str(path), use_python_runtime=runtime == "python"
-    )
+    return implementation.path_cache(str(path), use_python_runtime=runtime == "python")
 
 
 def count(lines: list[str], beginning: str) -> int:
@@ -322,9 +321,7 @@ def test_what_ends_under_the_tables_lock_is_saved_without_it(
         modules.clear()
         return make_handle(*arguments)
 
-    monkeypatch.setattr(
-        implementation, "_make_path_handle", make_handle_and_end_module
-    )
+    monkeypatch.setattr(implementation, "_make_path_handle", make_handle_and_end_module)
     elsewhere = path.with_name("elsewhere.bin")
     with FileLock(f"{path}.lock"):
         making = threading.Thread(target=path_cache, args=(runtime, elsewhere))

@@ -278,7 +278,9 @@ def test_rejected_bytes_of_others_are_a_warning_and_replaced(
     ours.save()
     (warning,) = log.warnings()
     assert f"rejected the 15 bytes of the runtime cache '{path}'" in warning
-    assert warning.endswith("They were replaced by the kernels that this process compiled")
+    assert warning.endswith(
+        "They were replaced by the kernels that this process compiled"
+    )
     assert kernels_on_disk(path) == ["a"]
 
 
@@ -309,7 +311,9 @@ def test_without_kernels_it_writes_nothing(
     assert kernels_on_disk(path) == ["a"]
 
 
-def test_without_new_kernels_it_takes_no_lock(runtime: str, path: Path, log: Log) -> None:
+def test_without_new_kernels_it_takes_no_lock(
+    runtime: str, path: Path, log: Log
+) -> None:
     save_as_other(runtime, path, "a")
     ours = live(runtime, path, "a")
     with FileLock(f"{path}.lock"), info():
@@ -323,7 +327,9 @@ def test_without_new_kernels_it_takes_no_lock(runtime: str, path: Path, log: Log
     assert kernels_on_disk(path) == ["a"]
 
 
-def test_failures_of_tensorrt_rtx(device: Any, runtime: str, path: Path, log: Log) -> None:
+def test_failures_of_tensorrt_rtx(
+    device: Any, runtime: str, path: Path, log: Log
+) -> None:
     ours = live(runtime, path, "a")
     for call in (ours.serialize, ours.save):
         device.fail("IRuntimeCache::serialize", 1)
@@ -346,7 +352,9 @@ def test_not_knowing_how_an_empty_cache_looks_it_writes_one(
     assert kernels_on_disk(path) == []
 
 
-def test_takes_bytes_while_live(device: Any, runtime: str, path: Path, log: Log) -> None:
+def test_takes_bytes_while_live(
+    device: Any, runtime: str, path: Path, log: Log
+) -> None:
     ours = live(runtime, path, "a")
     ours.deserialize(live(runtime, "", "b").serialize())
     assert kernels_in(ours.serialize()) == ["a", "b"]
