@@ -17,10 +17,10 @@
 #include "core/runtime/RuntimeCacheHandle.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_cache_testing.h"
-#include "tests/util/simulation/ByteStream.h"
 #include "tests/util/simulation/SimulatedDevice.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedPlan.h"
+#include "tests/util/simulation/byte_stream.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {

@@ -12,8 +12,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/util/simulation/SimulatedDevice.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedPlan.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 
 namespace torch_tensorrt::core::runtime {
 namespace {

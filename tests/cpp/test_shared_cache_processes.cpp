@@ -16,7 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/cpp/runtime_testing.h"
-#include "tests/util/processes/engine_process.h"
+#include "tests/util/processes/EngineProcess.h"
 
 namespace torch_tensorrt::tests {
 namespace {

@@ -27,8 +27,8 @@
 #include "core/runtime/TRTEngine.h"
 #include "core/util/macros.h"
 #include "tests/util/simulation/SimulatedDevice.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedPlan.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 #include "tools/perf/plain_file.h"
 
 namespace torch_tensorrt::perf {

@@ -1,12 +1,10 @@
 """core/util/file_lock.h against the real `filelock`, in processes of their own.
 
-FILE_LOCK_TOOL is the program of tests/util/processes/file_lock_tool.cpp; FILELOCK_3 a directory
-with an old filelock, one that unlinks the lock file at every release. The new filelock
-is the one of this interpreter.
+The same for the lock of the Python runtime is tests/py/runtime/test_file_lock.py. Environment:
+FILE_LOCK_TOOL and FILELOCK_3, as `lock_peer` wants them.
 """
 
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,30 +12,10 @@ from typing import Protocol
 
 import pytest
 
-from tests.util.processes.line_process import (
-    LineProcess,
-    environment_with_old_filelock,
-    file_lock_tool,
-)
+from tests.util.processes.line_process import LineProcess, lock_peer
 
 KINDS = ["cpp-exclusive", "cpp-shared", "filelock-4", "filelock-3"]
 ORDERED_PAIRS = list(itertools.product(KINDS, KINDS))
-
-
-def start_peer(kind: str, path: Path) -> LineProcess:
-    """A process with a lock on the path.
-
-    Its commands are those of tests/util/processes/file_lock_tool.cpp.
-    """
-    implementation, variant = kind.split("-")
-    if implementation == "cpp":
-        return file_lock_tool(variant, path)
-    environment = environment_with_old_filelock() if variant == "3" else None
-    script = Path(__file__).with_name("filelock_peer.py")
-    peer = LineProcess(sys.executable, script, path, env=environment)
-    version = peer.hear()
-    assert version.startswith(f"{variant}."), f"{kind} runs {version}"
-    return peer
 
 
 class StartPeer(Protocol):
@@ -52,7 +30,7 @@ def lock_path(tmp_path: Path) -> Path:
 @pytest.fixture
 def start(lock_path: Path) -> Iterator[StartPeer]:
     with ExitStack() as stack:
-        yield lambda kind: stack.enter_context(start_peer(kind, lock_path))
+        yield lambda kind: stack.enter_context(lock_peer(kind, lock_path))
 
 
 def go_together(holder: str, other: str) -> bool:

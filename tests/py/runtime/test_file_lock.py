@@ -1,13 +1,12 @@
 """The lock of the Python runtime against those of the C++ runtime and of `filelock`.
 
-FILE_LOCK_TOOL is the program of tests/util/processes/file_lock_tool.cpp; FILELOCK_3 a directory
-with an old filelock, one that unlinks the lock file at every release.
+Environment: FILE_LOCK_TOOL and FILELOCK_3, as `lock_peer` wants them.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -18,16 +17,17 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tests.util.processes.line_process import (
-    environment_with_old_filelock,
-    file_lock_tool,
-)
+from tests.util.processes.line_process import LineProcess, file_lock_tool, lock_peer
 from torch_tensorrt.runtime._cache.file_lock import (
     FileLockError,
     call_without_lock,
     file_lock,
     lock_path_of,
 )
+
+PEERS = ["cpp-exclusive", "cpp-shared", "filelock-4", "filelock-3"]
+OURS = ["python-exclusive", "python-shared"]
+BOTH_RUNTIMES = ["cpp-exclusive", "cpp-shared", *OURS]
 
 
 @pytest.fixture
@@ -36,31 +36,39 @@ def lock_path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def cpp_lock(path: Path, mode: str) -> Iterator[None]:
-    with file_lock_tool(mode, path) as tool:
-        assert tool.ask("try") == "acquired"
-        yield
-        assert tool.ask("unlock") == "released"
+def held(kind: str, path: Path) -> Iterator[None]:
+    if kind in OURS:
+        with file_lock(str(path), 0, shared=kind == "python-shared"):
+            yield
+    else:
+        with lock_peer(kind, path) as peer:
+            assert peer.ask("try") == "acquired"
+            yield
+            assert peer.ask("unlock") == "released"
 
 
-HOLDERS: dict[str, Callable[[Path], AbstractContextManager[object]]] = {
-    "cpp-exclusive": lambda path: cpp_lock(path, "exclusive"),
-    "cpp-shared": lambda path: cpp_lock(path, "shared"),
-    "filelock": lambda path: FileLock(path),
-    "python-exclusive": lambda path: file_lock(str(path), 0),
-    "python-shared": lambda path: file_lock(str(path), 0, shared=True),
-}
+def outcome(kind: str, path: Path) -> str:
+    """What an attempt to take the lock says: "acquired", "busy" or the text of the error."""
+    if kind not in OURS:
+        with lock_peer(kind, path) as peer:
+            answer = peer.ask("try")
+        return answer.partition("] ")[2] or answer
+    try:
+        with held(kind, path):
+            return "acquired"
+    except FileLockError as error:
+        return "busy" if "another holder" in str(error) else str(error)
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
-@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("holder", [*PEERS, *OURS])
 def test_a_holder_excludes_until_it_releases(
     lock_path: Path, holder: str, shared: bool
 ) -> None:
     def take(timeout: float) -> AbstractContextManager[None]:
         return file_lock(str(lock_path), timeout, shared=shared)
 
-    with HOLDERS[holder](lock_path):
+    with held(holder, lock_path):
         if shared and holder.endswith("-shared"):
             with take(0):
                 pass
@@ -76,22 +84,27 @@ def test_a_holder_excludes_until_it_releases(
     assert lock_path.exists()
 
 
-@pytest.mark.parametrize("holds", ["exclusive", "shared"])
-@pytest.mark.parametrize("tries", ["exclusive", "shared"])
-def test_excludes_the_cpp_runtime(lock_path: Path, holds: str, tries: str) -> None:
-    with file_lock_tool(tries, lock_path) as tool:
-        with file_lock(str(lock_path), 0, shared=holds == "shared"):
-            together = holds == tries == "shared"
-            assert tool.ask("try") == ("acquired" if together else "busy")
+@pytest.mark.parametrize("holds", OURS)
+@pytest.mark.parametrize("tries", PEERS)
+def test_excludes_a_peer_until_it_is_released(
+    lock_path: Path, holds: str, tries: str
+) -> None:
+    with lock_peer(tries, lock_path) as peer:
+        with held(holds, lock_path):
+            together = holds == "python-shared" and tries == "cpp-shared"
+            assert peer.ask("try") == ("acquired" if together else "busy")
         if not together:
-            assert tool.ask("try") == "acquired"
+            assert peer.ask("try") == "acquired"
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
-def test_gets_the_lock_of_a_killed_holder(lock_path: Path, shared: bool) -> None:
-    with file_lock_tool("exclusive", lock_path) as tool:
-        assert tool.ask("try") == "acquired"
-        tool.kill()
+@pytest.mark.parametrize("kind", PEERS)
+def test_gets_the_lock_of_a_killed_holder(
+    lock_path: Path, kind: str, shared: bool
+) -> None:
+    with lock_peer(kind, lock_path) as peer:
+        assert peer.ask("try") == "acquired"
+        peer.kill()
         with file_lock(str(lock_path), 0, shared=shared):
             pass
 
@@ -176,109 +189,119 @@ def test_what_wants_no_lock_is_called_after_a_lock_that_was_not_taken(
     assert events == sleeps * ["slept"] + sleeps * ["called"]
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["exclusive", "shared"])
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
 def test_a_missing_directory_is_an_error_and_stays_missing(
-    tmp_path: Path, shared: bool
+    tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / "gone" / "cache.bin.lock"
-    with (
-        pytest.raises(FileLockError) as failure,
-        file_lock(str(path), 1, shared=shared),
-    ):
-        pass
-    assert str(failure.value) == (
+    assert outcome(kind, path) == (
         f"Can't open lock file '{path}': No such file or directory"
     )
     assert not path.parent.exists()
 
 
-def test_a_fifo_is_refused(lock_path: Path) -> None:
-    os.mkfifo(lock_path)
-    with (
-        pytest.raises(FileLockError) as failure,
-        file_lock(str(lock_path), 1, shared=True),
-    ):
-        pass
-    assert str(failure.value) == (
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
+def test_a_file_in_place_of_the_directory_is_an_error(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "file" / "cache.bin.lock"
+    path.parent.touch()
+    assert outcome(kind, path) == f"Can't open lock file '{path}': Not a directory"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
+def test_anything_but_a_regular_file_is_refused(
+    lock_path: Path, kind: str, make: Callable[[Path], None]
+) -> None:
+    make(lock_path)
+    assert outcome(kind, lock_path) == (
         f"Can't use '{lock_path}' as a lock file: not a regular file"
     )
 
 
-COUNT = """
-import sys
-from pathlib import Path
-from torch_tensorrt.runtime._cache.file_lock import file_lock
-lock, times, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-print("ready", flush=True)
-sys.stdin.readline()
-for _ in range(times):
-    with file_lock(lock, 60):
-        path.write_text(str(int(path.read_text()) + 1))
-"""
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
+def test_a_symbolic_link_is_refused(lock_path: Path, kind: str) -> None:
+    target = lock_path.with_name("target")
+    lock_path.symlink_to(target)
+    assert outcome(kind, lock_path) == (
+        f"Can't open lock file '{lock_path}': {os.strerror(errno.ELOOP)}"
+        " (a symbolic link is refused here)"
+    )
+    assert not target.exists()
 
-USE_OLD_FILELOCK = """
-import sys
-import filelock
-assert filelock.__version__.startswith("3."), filelock.__version__
-from pathlib import Path
-from tests.py.runtime.runtime_cache_testing import handle_of, to_tensor, to_bytes
-path = Path(sys.argv[1])
-handle = handle_of("python", path)
-handle.deserialize(to_tensor(b"kernels"))
+
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
+def test_the_contents_of_the_lock_file_stay(lock_path: Path, kind: str) -> None:
+    lock_path.write_text("a note")
+    assert outcome(kind, lock_path) == "acquired"
+    assert lock_path.read_text() == "a note"
+
+
+LEASE = """
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel asks for the lease
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 try:
-    handle.save()
-except RuntimeError as error:
-    assert f"lock file '{path}.lock': No such file or directory" in str(error), error
-else:
-    raise AssertionError("saved to a missing directory")
-assert not path.parent.exists()
-path.parent.mkdir()
-assert handle.save() == 7
-other = handle_of("python", path)
-assert other.load() == 7
-assert to_bytes(other.serialize()) == b"kernels"
+    fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+except OSError as error:
+    print(error, flush=True)
+print("leased", flush=True)
+sys.stdin.read()
 """
 
 
-def test_processes_with_any_filelock_exclude_each_other(
-    tmp_path: Path, lock_path: Path
+@pytest.mark.parametrize("kind", BOTH_RUNTIMES)
+def test_a_lease_on_the_lock_file_is_contention(lock_path: Path, kind: str) -> None:
+    with LineProcess(sys.executable, "-c", LEASE, str(lock_path)) as lessee:
+        if (answer := lessee.hear()) != "leased":
+            pytest.skip(f"this file system has no leases: {answer}")
+        assert outcome(kind, lock_path) == "busy"
+    assert outcome(kind, lock_path) == "acquired"
+
+
+# CPython 3.12 and later warn of forks beside threads, such as torch's.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize("kind", OURS)
+def test_a_forked_child_does_not_release_its_parents_lock(
+    lock_path: Path, kind: str
 ) -> None:
+    lock = held(kind, lock_path)
+    with lock:
+        child = os.fork()
+        if child == 0:
+            lock.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+        assert outcome("cpp-exclusive", lock_path) == "busy"
+    assert outcome("cpp-exclusive", lock_path) == "acquired"
+
+
+def test_no_count_is_lost(tmp_path: Path, lock_path: Path) -> None:
+    times = 100
     counter = tmp_path / "counter"
     counter.write_text("0")
-    times = 100
-    arguments = [str(lock_path), str(times), str(counter)]
-    counting = [
-        subprocess.Popen(
-            [sys.executable, "-c", COUNT, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
-        for environment in (None, environment_with_old_filelock())
-    ]
-    for process in counting:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    with file_lock_tool("exclusive", lock_path) as tool:
-        for process in counting:
-            assert process.stdin is not None
-            process.stdin.write(b"go\n")
-            process.stdin.flush()
-        tool.tell(f"count {times} {counter}")
-        for process in counting:
-            process.communicate(timeout=300)
-            assert process.returncode == 0
-        assert tool.hear() == "counted"
-    assert counter.read_text().strip() == str(3 * times)
 
+    def count() -> None:
+        for _ in range(times):
+            with file_lock(str(lock_path), 60):
+                counter.write_text(str(int(counter.read_text()) + 1))
 
-def test_saves_and_loads_with_an_old_filelock(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-c", USE_OLD_FILELOCK, str(tmp_path / "new" / "cache.bin")],
-        env=environment_with_old_filelock(),
-        check=True,
-        timeout=300,
-    )
+    threads = [threading.Thread(target=count) for _ in range(2)]
+    with (
+        lock_peer("cpp-exclusive", lock_path) as cpp,
+        lock_peer("filelock-4", lock_path) as new,
+        lock_peer("filelock-3", lock_path) as old,
+    ):
+        peers = [cpp, new, old]
+        for peer in peers:
+            peer.tell(f"count {times} {counter}")
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [peer.hear() for peer in peers] == ["counted"] * len(peers)
+    assert counter.read_text() == str(times * (len(peers) + len(threads)))
 
 
 def test_the_lock_of_a_file_has_filelocks_usual_name() -> None:

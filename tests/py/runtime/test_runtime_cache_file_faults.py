@@ -71,8 +71,7 @@ class Faults:
         self._always = always or {}
 
     def __call__(self, call: str) -> int:
-        # ftruncate: filelock before 4.2 truncates its lock file, which it may fail to.
-        if call in self._always or call in ("fwrite", "ftruncate"):
+        if call in self._always or call == "fwrite":
             return self._always.get(call, 0)
         if self._only in ("", call):
             self._left -= 1
@@ -277,7 +276,6 @@ def test_contents_that_can_not_be_restored_are_an_error_in_the_log(
 
 
 @pytest.mark.parametrize("error", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
-@pytest.mark.filterwarnings("ignore:flock not supported")  # filelock's
 def test_a_file_system_without_flock_is_an_error(
     store: Store, path: Path, error: int
 ) -> None:
@@ -289,6 +287,58 @@ def test_a_file_system_without_flock_is_an_error(
     with observed(faults), pytest.raises(RuntimeError, match=f"Can't load {text}"):
         store.read()
     assert path.read_bytes() == b"theirs"
+
+
+def test_eacces_of_flock_is_contention(store: Store, path: Path) -> None:
+    message = write_with(Faults(0, 0, always={"flock": errno.EACCES}), store, path)
+    assert message.endswith(f"another holder kept the lock '{path}.lock' for 0 ms")
+
+
+def test_a_file_system_that_wants_a_writable_lock_file_gets_one(
+    store: Store, path: Path
+) -> None:
+    assert write_with(Faults(errno.EBADF, only="flock"), store, path) == ""
+
+
+def test_a_lock_file_that_must_be_writable_and_is_not_is_an_error(
+    store: Store, path: Path
+) -> None:
+    calls = []
+
+    def allow_only_reading(call: str) -> int:
+        calls.append(call)
+        errors = {"flock": errno.EBADF, "open": errno.EACCES}
+        return errors.get(call, 0) if "flock" in calls else 0
+
+    assert write_with(allow_only_reading, store, path).endswith(
+        f"Can't open lock file '{path}.lock': Permission denied"
+        " (its file system needs write access to lock it)"
+    )
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+@pytest.mark.parametrize("loss", ["renamed", "replaced"])
+def test_a_lock_file_lost_between_its_open_and_its_flock_guards_nothing(
+    store: Store, path: Path, operation: str, loss: str
+) -> None:
+    lock, lost = Path(f"{path}.lock"), Path(f"{path}.lost")
+    are_free = set()
+
+    def lose(call: str) -> int:
+        if call == "flock" and not lost.exists():
+            lock.rename(lost)
+            if loss == "replaced":
+                lock.touch()
+        if call == operation:
+            are_free.add((is_free(lock), is_free(lost)))
+        return 0
+
+    if operation == "write":
+        assert write_with(lose, store, path) == ""
+    else:
+        with observed(lose):
+            assert read(store) == b"0"
+    assert are_free == {(False, True)}
 
 
 def test_the_cpp_runtime_logs_nothing_under_the_lock(path: Path) -> None:

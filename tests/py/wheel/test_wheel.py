@@ -96,7 +96,7 @@ def test_declares_dependencies_and_supported_pythons(unpacked: Path) -> None:
     names = {
         re.split(r"[^\w-]", line)[0] for line in fields.get_all("Requires-Dist", [])
     }
-    assert {"torch", "tensorrt-rtx", "filelock"} <= names
+    assert {"torch", "tensorrt-rtx", "platformdirs"} <= names
 
 
 def test_passes_check_wheel_contents_and_twine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,15 +52,29 @@ class LineProcess:
         self.process.communicate()
 
 
-def environment_with_old_filelock() -> dict[str, str]:
-    """This process's, but `import filelock` gives what FILELOCK_3 has."""
-    paths = [os.environ["FILELOCK_3"], os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 def file_lock_tool(mode: str, path: Path) -> LineProcess:
     """A process with a C++ FileLock on the path, "shared" or "exclusive".
 
     It runs the program FILE_LOCK_TOOL: see file_lock_tool.cpp for its commands.
     """
     return LineProcess(os.environ["FILE_LOCK_TOOL"], mode, path)
+
+
+def lock_peer(kind: str, path: Path) -> LineProcess:
+    """A process with a lock on the path, with the commands of file_lock_tool.cpp.
+
+    The kind is "cpp-exclusive", "cpp-shared", "filelock-4" (that of this interpreter), or
+    "filelock-3" (that in the directory FILELOCK_3, which unlinks the lock file at every release).
+    """
+    implementation, variant = kind.split("-")
+    if implementation == "cpp":
+        return file_lock_tool(variant, path)
+    environment = dict(os.environ)
+    if variant == "3":
+        paths = [os.environ["FILELOCK_3"], os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    script = Path(__file__).with_name("filelock_peer.py")
+    peer = LineProcess(sys.executable, script, path, env=environment)
+    version = peer.hear()
+    assert version.startswith(f"{variant}."), f"{kind} runs {version}"
+    return peer

@@ -10,7 +10,7 @@
 #include "tests/util/simulation/SimulatedDevice.h"
 #include "tests/util/simulation/SimulatedPlan.h"
 #include "tests/util/simulation/SimulatedRuntimeCache.h"
-#include "tests/util/simulation/UnsimulatedInterfaces.h"
+#include "tests/util/simulation/unsimulated_interfaces.h"
 
 namespace torch_tensorrt::tests {
 

@@ -11,7 +11,7 @@
 #include "tests/util/simulation/KernelCompiler.h"
 #include "tests/util/simulation/SimulatedDevice.h"
 #include "tests/util/simulation/SimulatedEngine.h"
-#include "tests/util/simulation/UnsimulatedInterfaces.h"
+#include "tests/util/simulation/unsimulated_interfaces.h"
 
 namespace torch_tensorrt::tests {
 

@@ -43,10 +43,10 @@ struct SimulatedPlan {
   std::vector<SimulatedKernel> kernels;
 };
 
-// The serialized plan, ByteStream.h's encoding: magic "SIMTRTPL", name (texts), operation (uint32), scale (float), then
-// for the inputs and for the outputs their number (uint64) and each one's name (text), type (int32), and dims, min,
-// opt, max (each a number and int64s), then the number of kernels (uint64) and each one's name (text), size (uint64),
-// per_shape (uint8). Throws torch_tensorrt::Error naming what in `plan` is inconsistent.
+// The serialized plan, byte_stream.h's encoding: magic "SIMTRTPL", name (texts), operation (uint32), scale (float),
+// then for the inputs and for the outputs their number (uint64) and each one's name (text), type (int32), and dims,
+// min, opt, max (each a number and int64s), then the number of kernels (uint64) and each one's name (text), size
+// (uint64), per_shape (uint8). Throws torch_tensorrt::Error naming what in `plan` is inconsistent.
 std::string make_plan(const SimulatedPlan& plan);
 
 // The inverse; throws torch_tensorrt::Error on bytes that make_plan() would not write.

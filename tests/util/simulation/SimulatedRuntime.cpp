@@ -7,7 +7,7 @@
 #include "core/util/prelude.h"
 #include "tests/util/simulation/SimulatedEngine.h"
 #include "tests/util/simulation/SimulatedPlan.h"
-#include "tests/util/simulation/UnsimulatedInterfaces.h"
+#include "tests/util/simulation/unsimulated_interfaces.h"
 
 namespace torch_tensorrt::tests {
 namespace {

@@ -20,7 +20,7 @@ namespace torch_tensorrt::tests {
 //
 // What TensorRT-RTX documents as undefined, or does not promise, ends the process by abort_simulation(): an IRuntime
 // destroyed before its engines, an ICudaEngine before its contexts, an IRuntimeCache before the last use by a config or
-// context that it is attached to; and so does every function that is not simulated (UnsimulatedInterfaces.h).
+// context that it is attached to; and so does every function that is not simulated (unsimulated_interfaces.h).
 // A context keeps the settings that its config had when the context was created.
 //
 // Thread safety: engines and runtimes, from any thread. A context or config, one thread at a time, as the real ones;

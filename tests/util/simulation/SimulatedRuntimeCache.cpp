@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "core/util/prelude.h"
-#include "tests/util/simulation/ByteStream.h"
+#include "tests/util/simulation/byte_stream.h"
 
 namespace torch_tensorrt::tests {
 namespace {

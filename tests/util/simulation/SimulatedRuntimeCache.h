@@ -42,7 +42,7 @@ class KernelStore {
   std::atomic<bool> closed_{false};
 };
 
-// The serialized cache, ByteStream.h's encoding; equal contents give equal bytes:
+// The serialized cache, byte_stream.h's encoding; equal contents give equal bytes:
 //   magic "SIMTRTRC", version, gpu, os_family (texts), cuda_in_graphics (uint8), cuda_driver (int32),
 //   number of kernels (uint64), then each one's key and code (texts) in order of key, then checksum() of all that
 //   (uint64)

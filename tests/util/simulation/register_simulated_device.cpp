@@ -17,9 +17,9 @@
 
 #include "core/util/prelude.h"
 #include "tests/util/simulation/SimulatedDevice.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedPlan.h"
 #include "tests/util/simulation/register_simulated_tensorrt_rtx.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 
 namespace torch_tensorrt::tests {
 namespace {

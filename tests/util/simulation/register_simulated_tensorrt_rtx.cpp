@@ -10,8 +10,8 @@
 #include <ATen/ops/from_blob.h>
 
 #include "core/util/prelude.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedRuntime.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 
 namespace torch_tensorrt::tests {
 namespace {

@@ -3,9 +3,6 @@
 The only module here that knows how a system locks files.
 """
 
-# A path is used as written, which pathlib would change.
-# ruff: noqa: PTH116, PTH120
-
 from __future__ import annotations
 
 import errno
@@ -15,22 +12,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from contextlib import closing, contextmanager, suppress
 
 try:
     import fcntl
 except ImportError:  # Windows, where locking is an error but importing is none
     fcntl = None  # type: ignore[assignment]
 
-_SHORTEST_POLL = 0.0005  # seconds
-_LONGEST_POLL = 0.01
-_NOT_FOR_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS)
-_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+# Seconds, for the intervals of poll_interval() in core/util/file_lock.cpp, which says why.
+_SHORTEST_POLL = 0.0001
+_USUAL_POLL = 0.005
+_LONGEST_POLL = 0.05
 
-_Release = Callable[[], None]
+_REPLACEMENTS_WITHOUT_PAUSE = 16  # as in core/util/file_lock.cpp
+_HELD_BY_OTHERS = (errno.EWOULDBLOCK, errno.EACCES)  # EACCES: fcntl locks emulate flock
+_NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class _OfThisThread(threading.local):
@@ -56,11 +52,11 @@ def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[No
     """Holds the lock on the lock file `path`, which is created where missing, for a block.
 
     It excludes, and is excluded by, `filelock.FileLock` and the C++ FileLock on that path; only
-    holders of the shared lock go together. The exclusive one is taken by `filelock`. That has no
-    shared one on a plain lock file, so readers take it by flock(2), which is what `filelock` uses.
+    holders of the shared lock go together. It is taken as the C++ one is, by flock(2), so a lock
+    file that was unlinked or replaced is no lock, and a forked child does not release it.
 
     Args:
-        path: the lock file itself. A symbolic link there is refused.
+        path: the lock file itself, a regular file. A symbolic link there is refused.
         timeout: seconds. At least one attempt is made.
 
     Raises:
@@ -68,13 +64,13 @@ def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[No
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
-    with deferred_calls():
-        release = _lock(path, timeout, shared)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # then the end of its descriptor releases it
-                release()
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with deferred_calls(), closing(_LockFile(path)) as lock_file:
+        if not lock_file.acquire(operation, time.monotonic() + timeout):
+            raise FileLockError(
+                f"another holder kept the lock '{path}' for {round(timeout * 1000)} ms"
+            )
+        yield
 
 
 @contextmanager
@@ -123,110 +119,123 @@ def is_held(file: int) -> bool:
     return False
 
 
-def _lock(path: str, timeout: float, shared: bool) -> _Release:
-    deadline = time.monotonic() + timeout
-    try:
-        if shared:
-            release = _flock(path, fcntl.LOCK_SH, deadline)
-        else:
-            release = _lock_exclusively(path, deadline)
-    except OSError as error:
-        raise FileLockError(_reason(error, path)) from error
-    if release is None:
-        raise FileLockError(
-            f"another holder kept the lock '{path}' for {round(timeout * 1000)} ms"
-        )
-    return release
+class _LockFile:
+    """A lock file that is open from the first attempt to `close`."""
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._owner: int | None = None  # the process that took the lock
 
-def _reason(error: OSError, path: str) -> str:
-    hint = ""
-    if error.errno == errno.ELOOP:
-        hint = " (a symbolic link is refused here)"
-    elif error.errno in _NO_FLOCK:
-        hint = " (its file system may have no flock)"
-    action = "lock" if error.filename is None else "open"
-    return f"Can't {action} lock file '{path}': {error.strerror or error}{hint}"
+    def acquire(self, operation: int, deadline: float) -> bool:
+        """Returns False if somebody else holds the lock until the deadline."""
+        start = time.monotonic()
+        replacements = 0
+        while True:
+            if self._try_open() and self._try_lock(operation):
+                if self._is_current():
+                    return True
+                self.close()
+                replacements += 1
+                if replacements < _REPLACEMENTS_WITHOUT_PAUSE:
+                    continue
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            time.sleep(min(_poll_interval(now - start), deadline - now))
 
+    def close(self) -> None:
+        """Releases the lock if this process owns it; never fails."""
+        if self._file is None:
+            return
+        # Closing alone would leave the lock with a forked child that has the descriptor too. The
+        # child itself must not unlock, because that would release its parent's lock.
+        if self._owner == os.getpid():
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        with suppress(OSError):
+            os.close(self._file)
+        self._file = self._owner = None
 
-def _lock_exclusively(path: str, deadline: float) -> _Release | None:
-    os.stat(os.path.dirname(path) or ".")  # filelock 3 would make a missing directory
-    lock: BaseFileLock = FileLock(path)
-    try:
-        lock.acquire(max(0.0, deadline - time.monotonic()), _LONGEST_POLL)
-    except Timeout:
-        if isinstance(lock, SoftFileLock):
-            raise _no_flock() from None
-        return None
-    except NotImplementedError:  # filelock 3.12 where there is no flock
-        raise _no_flock() from None
-    except OSError as error:
-        if error.errno in _NOT_FOR_WRITING:
-            # It opens the file for writing. To read it is enough for flock, and all that we may do
-            # to a lock file that another user made.
-            return _flock(path, fcntl.LOCK_EX, deadline)
-        raise
-    if isinstance(lock, SoftFileLock):
-        # Where there is no flock filelock turns into this, which only filelock knows of.
-        lock.release()
-        raise _no_flock()
-    return lock.release
+    def _try_open(self) -> bool:
+        """Opens the file unless it is open; returns False while a lease on it is being broken."""
+        if self._file is None:
+            try:
+                self._file = _open_to_read(self._path)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                is_link = error.errno == errno.ELOOP
+                hint = " (a symbolic link is refused here)" if is_link else ""
+                raise self._failure("open", error, hint) from error
+        return True
 
-
-def _no_flock() -> OSError:
-    return OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-
-def _flock(path: str, operation: int, deadline: float) -> _Release | None:
-    start = time.monotonic()
-    while True:
-        file = _open(path)
+    def _try_lock(self, operation: int) -> bool:
+        """Returns False if somebody else holds the lock."""
+        assert self._file is not None
         try:
-            if _try_flock(file, operation) and _is_current(file, path):
-                return partial(_unlock, file)
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-        now = time.monotonic()
-        if now >= deadline:
-            return None
-        poll = min(max((now - start) / 8, _SHORTEST_POLL), _LONGEST_POLL)
-        time.sleep(min(poll, deadline - now))
+            try:
+                fcntl.flock(self._file, operation | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                self._open_to_write()
+                fcntl.flock(self._file, operation | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD_BY_OTHERS:
+                return False
+            is_unsupported = error.errno in _NO_FLOCK
+            hint = " (its file system may have no flock)" if is_unsupported else ""
+            raise self._failure("lock", error, hint) from error
+        self._owner = os.getpid()
+        return True
+
+    def _open_to_write(self) -> None:
+        """For NFS, which emulates flock by fcntl locks: an exclusive one needs a writable file."""
+        assert self._file is not None
+        try:
+            writable = _open(self._path, os.O_RDWR)
+        except OSError as error:
+            hint = " (its file system needs write access to lock it)"
+            raise self._failure("open", error, hint) from error
+        os.close(self._file)
+        self._file = writable
+
+    def _is_current(self) -> bool:
+        """Whether the open file is the one at the path: a file without a name guards nothing."""
+        assert self._file is not None
+        try:
+            ours = os.fstat(self._file)
+            if not stat.S_ISREG(ours.st_mode):
+                raise FileLockError(
+                    f"Can't use '{self._path}' as a lock file: not a regular file"
+                )
+            return ours.st_nlink > 0 and os.path.samestat(ours, os.lstat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise self._failure("examine", error) from error
+
+    def _failure(self, action: str, error: OSError, hint: str = "") -> FileLockError:
+        return FileLockError(
+            f"Can't {action} lock file '{self._path}': {error.strerror}{hint}"
+        )
 
 
-def _open(path: str) -> int:
-    # O_NONBLOCK: a FIFO at the path would block. Without O_CREAT at first: in a sticky directory
-    # Linux refuses it on somebody else's file, readable or not.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+def _poll_interval(waited: float) -> float:
+    usual = min(waited / 8, _USUAL_POLL)
+    return min(max(usual, waited / 150, _SHORTEST_POLL), _LONGEST_POLL)
+
+
+def _open_to_read(path: str) -> int:
+    # Without O_CREAT at first: in a sticky directory Linux refuses it on somebody else's file,
+    # readable or not.
     try:
-        return os.open(path, flags)
+        return _open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return os.open(path, flags | os.O_CREAT, 0o644)
+        return _open(path, os.O_RDONLY | os.O_CREAT)
 
 
-def _try_flock(file: int, operation: int) -> bool:
-    try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is_current(file: int, path: str) -> bool:
-    """Whether the open file is the one at `path`: a file without a name guards nothing."""
-    ours = os.fstat(file)
-    if not stat.S_ISREG(ours.st_mode):
-        raise FileLockError(f"Can't use '{path}' as a lock file: not a regular file")
-    try:
-        return os.path.samestat(ours, os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _unlock(file: int) -> None:
-    # Closing alone would leave the lock with a forked child that has the descriptor too.
-    try:
-        fcntl.flock(file, fcntl.LOCK_UN)
-    finally:
-        os.close(file)
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: a FIFO at the path, or a lease that another process must give up, would block.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -1,4 +1,4 @@
-#include "tests/util/simulation/SimulatedEngineLoader.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 
 #include <string_view>
 #include <utility>

@@ -1,4 +1,4 @@
-#include "tests/util/processes/engine_process.h"
+#include "tests/util/processes/EngineProcess.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -25,8 +25,8 @@
 #include <ATen/ops/equal.h>
 
 #include "core/runtime/TRTEngine.h"
-#include "tests/util/simulation/SimulatedEngineLoader.h"
 #include "tests/util/simulation/SimulatedPlan.h"
+#include "tests/util/simulation/simulated_engine_loader.h"
 
 namespace torch_tensorrt::tests {
 namespace {

@@ -1,4 +1,4 @@
-"""Python's `filelock` under the commands of tests/util/processes/file_lock_tool.cpp.
+"""Python's `filelock` under the commands of file_lock_tool.cpp.
 
     python filelock_peer.py PATH
 
