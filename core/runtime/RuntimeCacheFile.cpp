@@ -223,7 +223,9 @@ bool holds_exactly(const Descriptor& file, View bytes, const std::string& path) 
 }
 
 constexpr std::string_view kTemporarySuffix = ".tmp";
+constexpr std::string_view kOfferSuffix = ".merge";
 constexpr size_t kTemporaryDigits = 16;
+constexpr size_t kLargestOffer = 64 * 1024 * 1024; // so that many savers do not fill the disk
 
 std::string make_temporary_name(const std::string& target) {
   std::random_device random;
@@ -232,7 +234,7 @@ std::string make_temporary_name(const std::string& target) {
   return target + tail.data() + std::string(kTemporarySuffix);
 }
 
-bool is_temporary_name(std::string_view name, std::string_view target_name) {
+bool is_temporary_name(std::string_view name, std::string_view target_name, std::string_view suffix) {
   const auto take_while = [&name](std::string_view allowed) {
     const size_t n = std::min(name.find_first_not_of(allowed), name.size());
     name.remove_prefix(n);
@@ -243,22 +245,32 @@ bool is_temporary_name(std::string_view name, std::string_view target_name) {
   }
   name.remove_prefix(target_name.size());
   return take_while(".") == 1 && take_while("0123456789") > 0 && take_while("-") == 1 &&
-      take_while("0123456789abcdef") == kTemporaryDigits && name == kTemporarySuffix;
+      take_while("0123456789abcdef") == kTemporaryDigits && name == suffix;
+}
+
+// The files beside `target` whose names end in `suffix`. Those of a directory that can't be listed are left out.
+std::vector<std::string> temporaries_of(const std::string& target, std::string_view suffix) {
+  const std::string target_name = fs::path(target).filename().string();
+  std::vector<std::string> paths;
+  std::error_code error;
+  for (fs::directory_iterator entry(directory_of(target), error), end; !error && entry != end; entry.increment(error)) {
+    if (is_temporary_name(entry->path().filename().string(), target_name, suffix)) {
+      paths.push_back(entry->path().string());
+    }
+  }
+  return paths;
 }
 
 // Requires the exclusive lock. That lock does not exclude a writer that reached the same target by another name, but a
 // living writer holds its temporary file. Its process id proves nothing: containers number their processes anew.
 void remove_stale_temporaries(const std::string& target, Notes& notes) {
-  const std::string target_name = fs::path(target).filename().string();
-  std::error_code error; // ignored: what can't be removed now is left to a later write
-  for (fs::directory_iterator entry(directory_of(target), error), end; !error && entry != end; entry.increment(error)) {
-    if (!is_temporary_name(entry->path().filename().string(), target_name)) {
-      continue;
-    }
-    const Descriptor file(entry->path().string(), O_RDONLY | O_NOFOLLOW);
-    if (file.is_open() && ::flock(file.get(), LOCK_SH | LOCK_NB) == 0 && ::unlink(entry->path().c_str()) == 0) {
-      notes.push_back(
-          {util::logging::LogLevel::kINFO, "Removed '" + entry->path().string() + "', left by a writer that died"});
+  for (const std::string_view suffix : {kTemporarySuffix, kOfferSuffix}) {
+    for (const std::string& path : temporaries_of(target, suffix)) {
+      const Descriptor file(path, O_RDONLY | O_NOFOLLOW);
+      // What can't be removed now is left to a later write.
+      if (file.is_open() && ::flock(file.get(), LOCK_SH | LOCK_NB) == 0 && ::unlink(path.c_str()) == 0) {
+        notes.push_back({util::logging::LogLevel::kINFO, "Removed '" + path + "', left by a writer that died"});
+      }
     }
   }
 }
@@ -305,6 +317,15 @@ class TemporaryFile {
       fail("rename to", target, code);
     }
     renamed_ = true;
+  }
+
+  // From now on others see it as an offer.
+  void rename_to_offer() {
+    const std::string offer = path_.substr(0, path_.size() - kTemporarySuffix.size()) + std::string(kOfferSuffix);
+    if (::rename(path_.c_str(), offer.c_str()) != 0) {
+      fail("rename to", offer);
+    }
+    path_ = offer;
   }
 
  private:
@@ -534,14 +555,56 @@ std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
   return replaced;
 }
 
-FileLock RuntimeCacheFile::wait_for_turn() const {
+RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
   const std::string path = path_ + ".merge";
+  Turn turn{.lock = FileLock(FileLock::lock_path(path))};
+  std::unique_ptr<TemporaryFile> offer;
   try {
-    return take_lock(path, FileLock::Mode::kExclusive, lock_timeout_);
+    if (!bytes.empty() && bytes.size() <= kLargestOffer) {
+      offer = std::make_unique<TemporaryFile>(follow_links(path_), 0600);
+      write_fully(offer->file(), bytes, 0, offer->path());
+      offer->rename_to_offer();
+    }
+  } catch (const std::exception& error) {
+    offer.reset();
+    LOG_DEBUG("Can't offer the kernels for '" << path_ << "' to other savers: " << error.what());
+  }
+  try {
+    turn.lock = take_lock(path, FileLock::Mode::kExclusive, lock_timeout_);
   } catch (const Error& error) {
     LOG_INFO("Merging without waiting for others: " << error.msg());
   }
-  return FileLock(FileLock::lock_path(path));
+  struct stat status{};
+  turn.is_saved = offer != nullptr && ::fstat(offer->file().get(), &status) == 0 && status.st_nlink == 0;
+  offer.reset();
+  if (turn.lock.owns_lock() && !turn.is_saved) {
+    turn.offers = temporaries_of(follow_links(path_), kOfferSuffix);
+  }
+  return turn;
+}
+
+std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_offer(const std::string& offer) {
+  const Descriptor file(offer, O_RDONLY | O_NOFOLLOW);
+  struct stat status{};
+  const bool is_ours = file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
+      status.st_uid == ::geteuid();
+  if (!is_ours || status.st_size == 0) {
+    return std::nullopt;
+  }
+  const FileGeneration generation = generation_of(status);
+  auto bytes = std::make_unique_for_overwrite<std::byte[]>(generation.size);
+  try {
+    if (!read_fully(file, bytes.get(), generation.size, 0, offer)) {
+      return std::nullopt;
+    }
+  } catch (const std::system_error&) {
+    return std::nullopt;
+  }
+  return Contents{.bytes = std::move(bytes), .generation = generation};
+}
+
+void RuntimeCacheFile::accept_offer(const std::string& offer) noexcept {
+  ::unlink(offer.c_str());
 }
 
 // None where the lock file does not exist and its directory is closed to us.

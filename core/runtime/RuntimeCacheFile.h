@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/util/file_lock.h"
 
@@ -81,11 +82,27 @@ class RuntimeCacheFile {
   // Only then can a crash or an error, or a reader without the lock, meet a torn file.
   std::optional<Replaced> replace(View bytes, const std::optional<FileGeneration>& expected) const;
 
-  // Waits until no other process merges what it read with what it has, and keeps others waiting until the returned lock
-  // is released. Callers take it after a conflict, so that of many that save at once one merges at a time and none in
-  // vain, while `path`.lock stays free. The lock file is `path`.merge.lock. It only saves work: the returned lock is
-  // not owned where `lock_timeout` passes or the lock file can't be used.
-  util::FileLock wait_for_turn() const;
+  // What a saver that must merge has when its turn comes.
+  struct Turn {
+    util::FileLock lock;                  // keeps other savers waiting; not owned if it could not be taken
+    bool is_saved = false;                // another saver has merged and written the bytes
+    std::vector<std::string> offers = {}; // files with the bytes of savers that wait
+  };
+
+  // Waits until no other process merges what it read with what it has. Callers wait after a conflict, so that of many
+  // that save at once one merges at a time and none in vain, while `path`.lock stays free. The lock file is
+  // `path`.merge.lock.
+  //
+  // Meanwhile `bytes` lie beside the file as an offer. Whoever has the turn merges all offers, writes once, and accepts
+  // them. So many savers need few writes. Waiting and offering only save work: if they fail, or `lock_timeout` passes,
+  // the caller merges by itself.
+  Turn wait_for_turn(View bytes) const;
+
+  // Returns the bytes of an offer, or nullopt if it can't be read or belongs to another user.
+  static std::optional<Contents> read_offer(const std::string& offer);
+
+  // Tells the saver that made the offer that its bytes are in the file. Requires that they are there durably.
+  static void accept_offer(const std::string& offer) noexcept;
 
  private:
   std::optional<util::FileLock> take_lock_to_read() const;

@@ -145,6 +145,7 @@ struct Merged {
   bool adds_nothing = false;       // those on disk are all of them
   const char* reason_against = ""; // why they can't be had
   bool is_disk_rejected = false;   // that is the reason
+  std::vector<std::string> offers = {}; // those that are in `bytes` too
 };
 
 // TensorRT-RTX does not document whether deserialize() adds to what a cache has. It does if both orders give the same
@@ -183,15 +184,41 @@ Merged merge(IRuntimeCache& scratch, View disk, View ours) {
   return {.reason_against = "TensorRT-RTX's deserialize replaces what a cache has"};
 }
 
-// merge() in the scratch cache of `live`.
+// Merges what other savers offer too, in the cache that has what was merged so far.
+void merge_offers(IRuntimeCache& scratch, const std::vector<std::string>& offers, size_t disk_size, Merged& merged) {
+  for (const std::string& offer : offers) {
+    const auto contents = RuntimeCacheFile::read_offer(offer);
+    if (contents && deserialize_into(scratch, contents->view())) {
+      merged.offers.push_back(offer);
+    }
+  }
+  const at::Tensor all = merged.offers.empty() ? at::Tensor() : serialize_from(scratch);
+  if (all.defined() && all.nbytes() >= merged.bytes.nbytes()) {
+    merged.bytes = all;
+    merged.adds_nothing = all.nbytes() == disk_size;
+  } else {
+    merged.offers.clear();
+  }
+}
+
+void accept(const std::vector<std::string>& offers) {
+  for (const std::string& offer : offers) {
+    RuntimeCacheFile::accept_offer(offer);
+  }
+}
+
+// merge() in the scratch cache of `live`, with the offers of other savers.
 template <class Live>
-Merged merge_on(Live& live, View disk, View ours) {
+Merged merge_on(Live& live, View disk, View ours, const std::vector<std::string>& offers = {}) {
   if (live.scratch == nullptr) {
     return {.reason_against = "TensorRT-RTX could not create a cache to merge them in"};
   }
   const std::lock_guard lock(live.scratch_mutex);
   const OnDevice on_device(live.device);
-  const Merged merged = merge(*live.scratch, disk, ours);
+  Merged merged = merge(*live.scratch, disk, ours);
+  if (merged.bytes.defined()) {
+    merge_offers(*live.scratch, offers, disk.size(), merged);
+  }
   live.scratch->reset(); // frees the memory
   return merged;
 }
@@ -317,10 +344,11 @@ at::Tensor RuntimeCacheHandle::serialize() const {
 void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
   const at::Tensor copied = copy(bytes);
   const std::lock_guard disk_lock(disk_mutex_);
+  at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
   const auto* lives = std::get_if<Lives>(&contents_);
   if (lives == nullptr) {
-    take(copied, {});
+    old = take(copied, {});
     return;
   }
   // Either the files' kernels are not here, or perhaps those of others no longer.
@@ -354,6 +382,7 @@ int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
   }
   const FileGeneration generation = contents->generation;
   const at::Tensor bytes = tensor_of(std::move(*contents));
+  at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
   if (const auto* lives = std::get_if<Lives>(&contents_)) {
     bool is_accepted = false;
@@ -365,7 +394,7 @@ int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
     }
     forget_stores(); // the kernels of other files may have been replaced
   } else {
-    take(bytes, {path});
+    old = take(bytes, {path});
   }
   stores_[path].contained = generation;
   return bytes.numel();
@@ -379,7 +408,7 @@ int64_t RuntimeCacheHandle::save(const std::string& path) {
   std::optional<size_t> stored_digest;
   {
     const std::lock_guard lock(state_mutex_);
-    ours = serialize_locked();
+    ours = bytes_locked();
     if (const auto* lives = std::get_if<Lives>(&contents_)) {
       live = lives->front();
     }
@@ -411,7 +440,7 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
     const std::lock_guard lock(state_mutex_);
     expected = stores_[path].contained;
   }
-  std::optional<util::FileLock> turn;
+  std::optional<RuntimeCacheFile::Turn> turn;
   Merged merged;
   size_t others = 0; // bytes that others saved
   std::optional<RuntimeCacheFile::Replaced> replaced;
@@ -427,20 +456,26 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
     }
     merged = {};
     if (live != nullptr && !turn) {
-      turn = file.wait_for_turn();
+      turn = file.wait_for_turn(view(ours));
+      if (turn->is_saved) {
+        LOG_INFO("Another process saved the kernels of this one to the runtime cache '" << path << "'");
+        return 0;
+      }
     }
     const auto disk = file.read();
     expected = disk ? std::optional(disk->generation) : std::nullopt;
     others = disk ? disk->generation.size : 0;
     if (disk && live != nullptr) {
       LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
-      merged = merge_on(*live, disk->view(), view(ours));
+      merged = merge_on(*live, disk->view(), view(ours), turn->offers);
       if (merged.adds_nothing) {
+        accept(merged.offers);
         LOG_INFO("The runtime cache '" << path << "' has all kernels already");
         return 0;
       }
     }
   }
+  accept(merged.offers);
   const std::lock_guard lock(state_mutex_);
   Store& store = stores_[path];
   // The others' kernels are on disk and not in us.
@@ -498,8 +533,9 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
       LOG_WARNING(error.msg() << ". Kernels will be compiled anew");
     }
   }
+  at::Tensor bytes; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  const at::Tensor bytes = serialize_locked();
+  bytes = bytes_locked();
   const auto loaded =
       std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) { return entry.second.digest.has_value(); });
   const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
@@ -538,13 +574,13 @@ const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) 
   return path.empty() ? path_ : path;
 }
 
-// Replaces the bytes of a pending handle by others, which `files` have. Requires state_mutex_.
-void RuntimeCacheHandle::take(at::Tensor bytes, const std::vector<std::string>& files) {
+// Replaces the bytes of a pending handle by others, which `files` have, and returns the old ones. Requires state_mutex_.
+at::Tensor RuntimeCacheHandle::take(at::Tensor bytes, const std::vector<std::string>& files) {
   forget_stores();
   for (const std::string& file : files) {
     stores_[file].digest = hash(view(bytes));
   }
-  contents_ = std::move(bytes);
+  return std::exchange(std::get<at::Tensor>(contents_), std::move(bytes));
 }
 
 // Requires state_mutex_.
@@ -555,11 +591,17 @@ void RuntimeCacheHandle::forget_stores() {
   }
 }
 
-// The bytes, those of all devices merged. Requires state_mutex_.
+// As serialize(). Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::serialize_locked() const {
+  const at::Tensor bytes = bytes_locked();
+  return std::holds_alternative<Lives>(contents_) ? bytes : at::_lazy_clone(bytes);
+}
+
+// The bytes, those of all devices merged. Nobody may write to them. Requires state_mutex_.
+at::Tensor RuntimeCacheHandle::bytes_locked() const {
   const auto* lives = std::get_if<Lives>(&contents_);
   if (lives == nullptr) {
-    return at::_lazy_clone(std::get<at::Tensor>(contents_));
+    return std::get<at::Tensor>(contents_);
   }
   at::Tensor bytes;
   for (const auto& live : *lives) {

@@ -145,11 +145,12 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
   int64_t load_locked(const std::string& path);
-  void take(at::Tensor bytes, const std::vector<std::string>& files);
+  at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
   bool feed(Live& live, RuntimeCacheFile::View bytes, const std::string& source);
   void forget_stores();
   void report_rejection(size_t size, const std::string& source, const char* consequence);
   at::Tensor serialize_locked() const;
+  at::Tensor bytes_locked() const;
   int64_t write(const std::string& path, Live* live, const at::Tensor& ours);
 
   const std::string path_;

@@ -80,7 +80,7 @@ TEST_F(RuntimeCacheFileTest, ThreadsThatReplaceLoseNothing) {
         std::string bytes = added;
         std::optional<FileGeneration> expected;
         while (!file.replace(view(bytes), expected)) {
-          const auto turn = file.wait_for_turn();
+          const auto turn = file.wait_for_turn({});
           const auto contents = file.read();
           ASSERT_TRUE(contents);
           bytes = text(contents->view()) + added;

@@ -293,8 +293,8 @@ void check_nothing_is_lost(const std::string& path, const Kernels& kernels) {
   TORCHTRT_CHECK(lost == 0, lost << " kernels were lost from '" << path << "'");
 }
 
-// Milliseconds, per round, from the beginning of the first save to the end of the last one. Throws unless a process
-// writes if and only if it has kernels that the file has not.
+// Milliseconds, per round, from the beginning of the first save to the end of the last one. Throws if several
+// processes write the same kernels.
 std::vector<double> save_at_once(const std::string& directory, const Kernels& kernels) {
   std::vector<std::unique_ptr<Process>> processes;
   for (size_t i = 0; i < kSavers; ++i) {
@@ -320,8 +320,7 @@ std::vector<double> save_at_once(const std::string& directory, const Kernels& ke
       writers += save.written > 0 ? 1 : 0;
     }
     times.push_back(milliseconds(all.end - all.begin));
-    TORCHTRT_CHECK(
-        writers == kernels.prefixes.size(), writers << " processes wrote, expected " << kernels.prefixes.size());
+    TORCHTRT_CHECK(kernels.prefixes.size() > 1 || writers == 1, writers << " processes wrote the same kernels");
     const std::string path = file_of_round(directory, round);
     check_nothing_is_lost(path, kernels);
     std::filesystem::remove(path);

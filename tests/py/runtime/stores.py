@@ -14,6 +14,7 @@ from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     Replaced,
     RuntimeCacheFile,
+    Turn,
 )
 
 
@@ -58,13 +59,14 @@ class Store:
         return Replaced(FileGeneration(*generation), is_written, in_place)
 
     @contextmanager
-    def wait_for_turn(self) -> Iterator[None]:
+    def wait_for_turn(self, data: bytes = b"") -> Iterator[Turn]:
         if self._is_python:
-            with self._file.wait_for_turn():
-                yield
+            with self._file.wait_for_turn(memoryview(data)) as turn:
+                yield turn
         else:
-            turn = self._file.wait_for_turn()
-            yield
+            view = torch.frombuffer(bytearray(data or b"-"), dtype=torch.uint8)
+            turn = self._file.wait_for_turn(view[: len(data)])
+            yield Turn(turn.is_saved(), turn.offers())
             turn.release()
 
 

@@ -18,6 +18,11 @@ from filelock import FileLock
 from tests.py.runtime.runtime_cache_testing import RUNTIMES, Log, names_in
 from tests.py.runtime.stores import Store, write
 from torch_tensorrt.logging import info
+from torch_tensorrt.runtime._cache.runtime_cache_file import (
+    Turn,
+    accept_offer,
+    read_offer,
+)
 
 OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "load": lambda store: store.read(),
@@ -407,6 +412,35 @@ def test_a_turn_that_does_not_come_is_taken(runtime: str, path: Path, log: Log) 
             (line,) = log.lines()
     assert line.startswith(f"{merging}Can't open lock file '{lock}': ")
     assert names_in(path.parent) == {lock.name}
+
+
+def test_an_offer_waits_for_whoever_has_the_turn(
+    runtime: str, other_runtime: str, path: Path
+) -> None:
+    turns: dict[bytes, Turn] = {}
+
+    def wait(runtime: str, data: bytes) -> None:
+        with Store(runtime, path).wait_for_turn(data) as turn:
+            turns[data] = turn
+            for offer in turn.offers:
+                accept_offer(offer)
+
+    waiting = [
+        threading.Thread(target=wait, args=arguments)
+        for arguments in [(runtime, b"ours"), (other_runtime, b"theirs")]
+    ]
+    with FileLock(f"{path}.merge.lock"):
+        for thread in waiting:
+            thread.start()
+        while len(offers := sorted(path.parent.glob("*.merge"))) < 2:
+            time.sleep(0.01)
+        offered = [read_offer(str(offer)) for offer in offers]
+        assert sorted(bytes(data or b"") for data in offered) == [b"ours", b"theirs"]
+    for thread in waiting:
+        thread.join()
+    assert sorted(turn.is_saved for turn in turns.values()) == [False, True]
+    assert sorted(len(turn.offers) for turn in turns.values()) == [0, 1]
+    assert names_in(path.parent) == {"cache.bin.merge.lock"}
 
 
 def test_threads_that_share_a_store_see_whole_files(store: Store) -> None:

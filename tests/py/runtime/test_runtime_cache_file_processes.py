@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.py.runtime.runtime_cache_testing import RUNTIMES, names_in
 from tests.py.runtime.runtime_testing import children, fork_server
 from tests.py.runtime.stores import Store
+from torch_tensorrt.runtime._cache.runtime_cache_file import accept_offer, read_offer
 
 SIZE = 4096  # of a record
 WRITERS = 2  # of each language, that are not killed
@@ -44,13 +45,17 @@ def check(data: bytes) -> set[bytes]:
 def add(store: Store, added: bytes) -> None:
     if store.replace(added) is not None:
         return
-    with store.wait_for_turn():
-        while True:
+    with store.wait_for_turn(added) as turn:
+        while not turn.is_saved:
             contents = store.read()
             assert contents is not None
             data, generation = contents
-            merged = b"".join(sorted(records_of(data) | {added}))
+            offers = {offer: read_offer(offer) for offer in turn.offers}
+            offered = {bytes(data) for data in offers.values() if data is not None}
+            merged = b"".join(sorted(records_of(data) | {added} | offered))
             if store.replace(merged, generation) is not None:
+                for offer in offers:
+                    accept_offer(offer)
                 return
 
 

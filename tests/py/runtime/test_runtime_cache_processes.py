@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import random
 import time
 from contextlib import suppress
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import (
@@ -59,12 +62,102 @@ def test_processes_of_both_runtimes_lose_nothing(tmp_path: Path) -> None:
                     processes, runtimes, plans, strict=True
                 )
             ]
-            assert min(save.result(DEADLINE) for save in saves) > 0
+            assert max(save.result(DEADLINE) for save in saves) > 0
             assert kernels_missing(RUNTIMES[round % 2], path, *plans) == 0
     files = {entry.name.replace(".merge.lock", ".lock") for entry in tmp_path.iterdir()}
     assert files == {
         f"{round}.bin{suffix}" for round in range(ROUNDS) for suffix in ("", ".lock")
     }
+
+
+@pytest.fixture(params=RUNTIMES)
+def other_runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def wait_for_offers(path: Path, number: int) -> None:
+    while len(offers_for(path)) < number:
+        time.sleep(0.01)
+
+
+def offers_for(path: Path) -> list[Path]:
+    return list(path.parent.glob("cache.bin.*.merge"))
+
+
+def save_unread(runtime: str, path: Path, plan: Plan) -> int:
+    """Saves kernels to a file that the cache has not read, hence must merge with."""
+    cache = make_cache(runtime)
+    start(runtime, plan, cache)
+    return cache.save(path)
+
+
+def test_who_has_the_turn_saves_for_all_who_wait(path: Path, device: Any) -> None:
+    plans = [make_plan(name) for name in "abcd"]
+    start_and_save("cpp", path, plans[0])
+    with children(3) as processes, FileLock(f"{path}.merge.lock") as turn:
+        saves = [
+            process.begin(save_unread, runtime, path, plan)
+            for process, runtime, plan in zip(
+                processes, ["cpp", "python", "cpp"], plans[1:], strict=True
+            )
+        ]
+        wait_for_offers(path, 3)
+        turn.release()
+        written = [save.result(DEADLINE) for save in saves]
+    assert sorted(size > 0 for size in written) == [False, False, True]
+    assert kernels_missing("python", path, *plans) == 0
+    assert offers_for(path) == []
+
+
+def test_the_kernels_of_a_saver_that_is_killed_while_it_waits_are_saved(
+    runtime: str, other_runtime: str, path: Path, device: Any
+) -> None:
+    plans = [make_plan(name) for name in "abc"]
+    start_and_save("cpp", path, plans[0])
+    with children(1) as (process,), FileLock(f"{path}.merge.lock") as turn:
+        killed = fork_server.Process(
+            target=use_device_and_save, args=(runtime, path, plans[1])
+        )
+        killed.start()
+        wait_for_offers(path, 1)
+        killed.kill()
+        killed.join()
+        save = process.begin(save_unread, other_runtime, path, plans[2])
+        wait_for_offers(path, 2)
+        turn.release()
+        assert save.result(DEADLINE) > 0
+    assert kernels_missing(runtime, path, *plans) == 0
+    assert offers_for(path) == []
+
+
+def use_device_and_save(runtime: str, path: Path, plan: Plan) -> None:
+    use_device()
+    save_unread(runtime, path, plan)
+
+
+@pytest.mark.parametrize("of", ["nobody", "another user"])
+def test_an_offer_that_can_not_be_trusted_is_not_merged(
+    runtime: str, path: Path, device: Any, of: str
+) -> None:
+    plans = [make_plan(name) for name in "abc"]
+    start_and_save(runtime, path.with_name("other.bin"), plans[0])
+    offer = path.with_name("cache.bin.1-0123456789abcdef.merge")
+    if of == "nobody":
+        offer.write_bytes(b"damaged")
+    else:
+        path.with_name("other.bin").rename(offer)
+        try:
+            os.chown(offer, 4711, 4711)
+        except OSError as error:
+            pytest.skip(f"this user may not give files away: {error}")
+    with offer.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # else it goes as that of a writer that died
+        start_and_save(runtime, path, plans[1])
+        save_unread(runtime, path, plans[2])
+    assert offer.exists()
+    assert kernels_missing(runtime, path, *plans[1:]) == 0
+    assert kernels_missing(runtime, path, plans[0]) > 0
 
 
 def plan_of(name: str, kernels: int) -> Plan:

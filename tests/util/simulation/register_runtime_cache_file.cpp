@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/from_blob.h>
@@ -15,7 +16,6 @@
 #include <torch/library.h>
 
 #include "core/runtime/RuntimeCacheFile.h"
-#include "core/util/file_lock.h"
 
 namespace torch_tensorrt::tests {
 namespace {
@@ -45,17 +45,25 @@ FileGeneration from_tuple(const Generation& generation) {
 
 class Turn : public torch::CustomClassHolder {
  public:
-  explicit Turn(FileLock lock) : lock_(std::move(lock)) {}
+  explicit Turn(RuntimeCacheFile::Turn turn) : turn_(std::move(turn)) {}
+
+  bool is_saved() const {
+    return turn_.is_saved;
+  }
+
+  std::vector<std::string> offers() const {
+    return turn_.offers;
+  }
 
   // Its lock may be none.
   void release() {
-    if (lock_.owns_lock()) {
-      lock_.unlock();
+    if (turn_.lock.owns_lock()) {
+      turn_.lock.unlock();
     }
   }
 
  private:
-  FileLock lock_;
+  RuntimeCacheFile::Turn turn_;
 };
 
 class PythonRuntimeCacheFile : public torch::CustomClassHolder {
@@ -90,8 +98,9 @@ class PythonRuntimeCacheFile : public torch::CustomClassHolder {
     return std::tuple(to_tuple(replaced->generation), replaced->is_written, replaced->in_place);
   }
 
-  c10::intrusive_ptr<Turn> wait_for_turn() const {
-    return c10::make_intrusive<Turn>(file_.wait_for_turn());
+  c10::intrusive_ptr<Turn> wait_for_turn(const at::Tensor& bytes) const {
+    const RuntimeCacheFile::View view(static_cast<const std::byte*>(bytes.const_data_ptr()), bytes.nbytes());
+    return c10::make_intrusive<Turn>(file_.wait_for_turn(view));
   }
 
  private:
@@ -99,7 +108,10 @@ class PythonRuntimeCacheFile : public torch::CustomClassHolder {
 };
 
 TORCH_LIBRARY(tensorrt_stores, m) {
-  m.class_<Turn>("Turn").def("release", [](const c10::intrusive_ptr<Turn>& self) { self->release(); });
+  m.class_<Turn>("Turn")
+      .def("is_saved", [](const c10::intrusive_ptr<Turn>& self) { return self->is_saved(); })
+      .def("offers", [](const c10::intrusive_ptr<Turn>& self) { return self->offers(); })
+      .def("release", [](const c10::intrusive_ptr<Turn>& self) { self->release(); });
   m.class_<PythonRuntimeCacheFile>("RuntimeCacheFile")
       .def(torch::init<std::string, double>())
       .def("is_empty", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self) { return self->is_empty(); })
@@ -109,8 +121,8 @@ TORCH_LIBRARY(tensorrt_stores, m) {
           [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self,
              const at::Tensor& bytes,
              const std::optional<Generation>& expected) { return self->replace(bytes, expected); })
-      .def("wait_for_turn", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self) {
-        return self->wait_for_turn();
+      .def("wait_for_turn", [](const c10::intrusive_ptr<PythonRuntimeCacheFile>& self, const at::Tensor& bytes) {
+        return self->wait_for_turn(bytes);
       });
 }
 

@@ -28,6 +28,9 @@ _LOGGER = unlocked_logger(__name__)
 _READS_OF_A_CHANGING_FILE = 3
 _LINKS_FOLLOWED = 40  # as Linux does
 _COMPARE_CHUNK = 256 * 1024  # bytes
+_TEMPORARY_SUFFIX = ".tmp"
+_OFFER_SUFFIX = ".merge"
+_LARGEST_OFFER = 64 << 20  # bytes, so that many savers do not fill the disk
 
 Allocate = Callable[[int], bytearray | memoryview]
 
@@ -57,6 +60,13 @@ class Replaced(NamedTuple):
     generation: FileGeneration  # of the file, which has the given bytes now
     is_written: bool  # False: it had them already
     in_place: str  # why the file was written in place; empty: it was not
+
+
+class Turn(NamedTuple):
+    """What a saver that must merge has when its turn comes."""
+
+    is_saved: bool  # another saver has merged and written the bytes
+    offers: list[str]  # files with the bytes of savers that wait
 
 
 class RuntimeCacheFile:
@@ -163,22 +173,42 @@ class RuntimeCacheFile:
         return replaced
 
     @contextmanager
-    def wait_for_turn(self) -> Iterator[None]:
+    def wait_for_turn(self, data: memoryview) -> Iterator[Turn]:
         """Waits until no other process merges what it read with what it has.
 
-        Others wait until the block ends. Callers use it after a conflict, so that of many that save
+        Others wait until the block ends. Callers wait after a conflict, so that of many that save
         at once one merges at a time and none in vain, while `<path>.lock` stays free. The lock file
-        is `<path>.merge.lock`. It only saves work: where `lock_timeout` passes or the lock file
-        can't be used, the block runs all the same.
+        is `<path>.merge.lock`.
+
+        Meanwhile `data` lies beside the file as an offer. Whoever has the turn merges all offers,
+        writes once, and accepts them. So many savers need few writes. Waiting and offering only
+        save work: if they fail, or `lock_timeout` passes, the caller merges by itself.
         """
         with ExitStack() as turn:
-            try:
-                turn.enter_context(
-                    file_lock(lock_path_of(f"{self._path}.merge"), self._lock_timeout)
-                )
-            except FileLockError as error:
-                _LOGGER.info("Merging without waiting for others: %s", error)
-            yield
+            has_lock = is_saved = False
+            with ExitStack() as offered:
+                offer = None
+                try:
+                    if 0 < len(data) <= _LARGEST_OFFER:
+                        offer = offered.enter_context(_offer(self._path, data))
+                except OSError as error:
+                    _LOGGER.debug(
+                        "Can't offer the kernels for '%s' to other savers: %s",
+                        self._path,
+                        error.strerror,
+                    )
+                try:
+                    lock_path = lock_path_of(f"{self._path}.merge")
+                    turn.enter_context(file_lock(lock_path, self._lock_timeout))
+                    has_lock = True
+                except FileLockError as error:
+                    _LOGGER.info("Merging without waiting for others: %s", error)
+                if offer is not None:
+                    is_saved = os.fstat(offer).st_nlink == 0
+            offers = []
+            if has_lock and not is_saved:
+                offers = _temporaries_of(_follow_links(self._path), _OFFER_SUFFIX)
+            yield Turn(is_saved, offers)
 
     def _error(self, operation: str, error: OSError | FileLockError) -> RuntimeError:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
@@ -354,6 +384,19 @@ def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
     return True
 
 
+def _temporaries_of(target: str, suffix: str) -> list[str]:
+    """The files beside the target whose names end in the suffix.
+
+    Those of a directory that can't be listed are left out.
+    """
+    directory, name = os.path.split(target)
+    temporary = re.compile(re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}" + re.escape(suffix))
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(directory or ".")
+    return [os.path.join(directory, n) for n in names if temporary.fullmatch(n)]
+
+
 def _remove_stale_temporaries(target: str) -> None:
     """Requires the exclusive lock.
 
@@ -361,21 +404,49 @@ def _remove_stale_temporaries(target: str) -> None:
     writer holds its temporary file. Its process id proves nothing: containers number their
     processes anew.
     """
-    directory, name = os.path.split(target)
-    temporary_name = re.compile(re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}\.tmp")
-    # What can't be removed now is left to a later write.
-    names: list[str] = []
+    for suffix in (_TEMPORARY_SUFFIX, _OFFER_SUFFIX):
+        for path in _temporaries_of(target, suffix):
+            # What can't be removed now is left to a later write.
+            with (
+                suppress(OSError),
+                _open(path, os.O_RDONLY | os.O_NOFOLLOW) as file,
+            ):
+                if not is_held(file):
+                    os.unlink(path)
+                    _LOGGER.info("Removed '%s', left by a writer that died", path)
+
+
+@contextmanager
+def _offer(path: str, data: memoryview) -> Iterator[int]:
+    """Keeps bytes beside the file for a block, and yields the open offer."""
+    with _temporary_file(_follow_links(path), 0o600) as (file, name):
+        _write_fully(file, data, 0, name)
+        offer = name.removesuffix(_TEMPORARY_SUFFIX) + _OFFER_SUFFIX
+        _call("rename to", offer, os.rename, name, offer)
+        try:
+            yield file
+        finally:
+            accept_offer(offer)
+
+
+def read_offer(offer: str) -> memoryview | None:
+    """The bytes of an offer; None if it can't be read or belongs to another user."""
+    with suppress(OSError), _open(offer, os.O_RDONLY | os.O_NOFOLLOW) as file:
+        status = os.fstat(file)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            data = memoryview(bytearray(status.st_size))
+            if len(data) > 0 and _read_fully(file, data, 0, offer):
+                return data
+    return None
+
+
+def accept_offer(offer: str) -> None:
+    """Tells the saver that made the offer that its bytes are in the file.
+
+    Requires that they are there durably.
+    """
     with suppress(OSError):
-        names = os.listdir(directory or ".")
-    for name in filter(temporary_name.fullmatch, names):
-        path = os.path.join(directory, name)
-        with (
-            suppress(OSError),
-            _open(path, os.O_RDONLY | os.O_NOFOLLOW) as file,
-        ):
-            if not is_held(file):
-                os.unlink(path)
-                _LOGGER.info("Removed '%s', left by a writer that died", path)
+        os.unlink(offer)
 
 
 @contextmanager
@@ -384,7 +455,7 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
 
     It is gone after a block that raises.
     """
-    path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with ExitStack() as opened:
         try:

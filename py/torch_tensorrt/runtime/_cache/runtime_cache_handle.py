@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,8 @@ import torch
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     RuntimeCacheFile,
+    accept_offer,
+    read_offer,
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
@@ -243,6 +245,7 @@ class RuntimeCacheHandle:
             expected = self._store(target).contained
         merged = _Merged(None)
         others = 0  # bytes that others saved
+        offers: list[str] = []
         with ExitStack() as turn:
             for merges in range(_MAX_MERGES + 1):
                 data = ours if merged.data is None else merged.data
@@ -251,7 +254,14 @@ class RuntimeCacheHandle:
                     break
                 data, merged = ours, _Merged(None)  # frees the last ones
                 if merges == 0 and live is not None:
-                    turn.enter_context(file.wait_for_turn())
+                    is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
+                    if is_saved:
+                        _LOGGER.info(
+                            "Another process saved the kernels of this one to the runtime cache "
+                            "'%s'",
+                            target,
+                        )
+                        return 0
                 disk = file.read()
                 expected = None if disk is None else disk.generation
                 others = 0 if disk is None else len(disk.data)
@@ -261,8 +271,9 @@ class RuntimeCacheHandle:
                         others,
                         target,
                     )
-                    merged = live.merge(disk.data, ours)
+                    merged = live.merge(disk.data, ours, offers)
                     if merged.adds_nothing:
+                        _accept(merged.offers)
                         _LOGGER.info(
                             "The runtime cache '%s' has all kernels already", target
                         )
@@ -273,6 +284,7 @@ class RuntimeCacheHandle:
                     f"Can't save the runtime cache '{target}': others saved to it {_MAX_MERGES} "
                     "times while this process merged. The file is intact"
                 )
+            _accept(merged.offers)
         with self._state_lock:
             store = self._store(target)
             # The others' kernels are on disk and not in us.
@@ -496,6 +508,7 @@ class _Merged:
     adds_nothing: bool = False  # those on disk are all of them
     reason_against: str = ""  # why they can't be had
     is_disk_rejected: bool = False  # that is the reason
+    offers: tuple[str, ...] = ()  # those that are in `data` too
 
 
 @dataclass(frozen=True)
@@ -521,8 +534,10 @@ class _Live:
         digest = None if empty is None else _digest(_bytes_view(empty))
         return cls(device, cache, scratch, digest)
 
-    def merge(self, disk: memoryview, ours: memoryview) -> _Merged:
-        """What a cache has that deserialized both, in the scratch cache."""
+    def merge(
+        self, disk: memoryview, ours: memoryview, offers: Sequence[str] = ()
+    ) -> _Merged:
+        """What a cache has that deserialized both, and offers of other savers, in the scratch."""
         if self.scratch is None:
             return _Merged(
                 None,
@@ -530,8 +545,26 @@ class _Live:
             )
         with self.scratch_lock, _on_device(self.device):
             merged = self._merge(disk, ours)
+            if merged.data is not None:
+                merged = self._merge_offers(merged, merged.data, offers, len(disk))
             self.scratch.reset()  # frees the memory
             return merged
+
+    def _merge_offers(
+        self, merged: _Merged, data: memoryview, offers: Sequence[str], disk_size: int
+    ) -> _Merged:
+        """Merges offers in the scratch cache, which has what was merged so far."""
+        accepted = []
+        for offer in offers:
+            offered = read_offer(offer)
+            if offered is not None and self.scratch.deserialize(offered):
+                accepted.append(offer)
+        serialized = self.scratch.serialize() if accepted else None
+        everything = None if serialized is None else _bytes_view(serialized)
+        if everything is None or len(everything) < len(data):
+            return merged
+        adds_nothing = len(everything) == disk_size
+        return _Merged(everything, adds_nothing, offers=tuple(accepted))
 
     def _merge(self, disk: memoryview, ours: memoryview) -> _Merged:
         """Tells adding from replacing.
@@ -583,6 +616,11 @@ class _Live:
             return None
         serialized = self.scratch.serialize()
         return _bytes_view(serialized) if serialized is not None else None
+
+
+def _accept(offers: Sequence[str]) -> None:
+    for offer in offers:
+        accept_offer(offer)
 
 
 def _allocate(size: int) -> torch.Tensor:
