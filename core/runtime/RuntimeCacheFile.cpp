@@ -586,8 +586,8 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_offer(const std::string& offer) {
   const Descriptor file(offer, O_RDONLY | O_NOFOLLOW);
   struct stat status{};
-  const bool is_ours = file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
-      status.st_uid == ::geteuid();
+  const bool is_ours =
+      file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == ::geteuid();
   if (!is_ours || status.st_size == 0) {
     return std::nullopt;
   }

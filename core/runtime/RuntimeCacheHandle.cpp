@@ -141,10 +141,10 @@ at::Tensor serialize_from(const IRuntimeCache& cache) {
 }
 
 struct Merged {
-  at::Tensor bytes = {};           // the kernels of both; undefined if they can't be had
-  bool adds_nothing = false;       // those on disk are all of them
-  const char* reason_against = ""; // why they can't be had
-  bool is_disk_rejected = false;   // that is the reason
+  at::Tensor bytes = {};                // the kernels of both; undefined if they can't be had
+  bool adds_nothing = false;            // those on disk are all of them
+  const char* reason_against = "";      // why they can't be had
+  bool is_disk_rejected = false;        // that is the reason
   std::vector<std::string> offers = {}; // those that are in `bytes` too
 };
 
@@ -574,7 +574,8 @@ const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) 
   return path.empty() ? path_ : path;
 }
 
-// Replaces the bytes of a pending handle by others, which `files` have, and returns the old ones. Requires state_mutex_.
+// Replaces the bytes of a pending handle by others, which `files` have, and returns the old ones. Requires
+// state_mutex_.
 at::Tensor RuntimeCacheHandle::take(at::Tensor bytes, const std::vector<std::string>& files) {
   forget_stores();
   for (const std::string& file : files) {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from torch_tensorrt.runtime import (
     RuntimeSettings,
     default_runtime_cache_path,
 )
+from torch_tensorrt.runtime._cache.runtime_cache_file import accept_offer
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
 CACHE = Path("cache.bin")
@@ -92,6 +95,18 @@ def merge_in_vain(cache: RuntimeCache) -> None:
             make_engine(other, prefix)(torch.zeros(4))
     other.save()
     cache.save()
+
+
+def saved_by_another(cache: RuntimeCache) -> None:
+    run_engine(cache)
+    CACHE.write_bytes(b"others")
+    saving = threading.Thread(target=cache.save)
+    with FileLock(f"{CACHE}.merge.lock"):
+        saving.start()
+        while not (offers := list(Path.cwd().glob("*.merge"))):
+            time.sleep(0.01)
+        accept_offer(str(offers[0]))
+    saving.join()
 
 
 def save_no_kernels(cache: RuntimeCache) -> None:
@@ -199,6 +214,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "Loaded": load_and_save,
     "Saved N bytes": save_bytes,
     "Merging": merge,
+    "Another process": saved_by_another,
     "has all kernels": merge_in_vain,
     "no new kernels": save_twice_with_kernels,
     "bytes already": save_twice,

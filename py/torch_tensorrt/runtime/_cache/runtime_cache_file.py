@@ -390,7 +390,9 @@ def _temporaries_of(target: str, suffix: str) -> list[str]:
     Those of a directory that can't be listed are left out.
     """
     directory, name = os.path.split(target)
-    temporary = re.compile(re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}" + re.escape(suffix))
+    temporary = re.compile(
+        re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}" + re.escape(suffix)
+    )
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(directory or ".")
