@@ -229,7 +229,7 @@ def bench(path: Path, runtime: str, rounds: int) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=typed_path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--rounds", type=int, default=9, metavar="N")
     parser.add_argument(
         "--dir", type=typed_path, metavar="DIR", help="where the cache file goes"
     )
