@@ -103,7 +103,8 @@ class _PathCaches:
             if cache is not None:
                 return cache, False
             cache = RuntimeCache.__new__(RuntimeCache)
-            cache._init(_make_path_handle(path, use_python_runtime), key)
+            handle = _make_handle(path, use_python_runtime, is_path_cache=True)
+            cache._init(handle, key)
             cache.autosave_on_del = True
             self.caches[key] = cache
             return cache, True
@@ -442,27 +443,18 @@ def _path_or_default(path: str | os.PathLike[str] | None) -> str:
     return "" if path is None else checked_path(path, may_be_empty=True)
 
 
-def _make_handle(path: str, use_python_runtime: bool) -> _Handle:
+def _make_handle(
+    path: str, use_python_runtime: bool, *, is_path_cache: bool = False
+) -> _Handle:
     if use_python_runtime:
         return RuntimeCacheHandle(path)
-    handle: _Handle = _cpp_handle_class()(path)
-    _attach_to(handle)
-    return handle
-
-
-def _make_path_handle(path: str, use_python_runtime: bool) -> _Handle:
-    if use_python_runtime:
-        return RuntimeCacheHandle(path)
-    # Shared with engines that C++ code of this process has on that path.
-    handle: _Handle = _cpp_handle_class().for_path(path)
-    _attach_to(handle)
-    return handle
-
-
-def _cpp_handle_class() -> Any:
     if (error := library_error()) is not None:
         raise error.with_traceback(None)
-    return torch.classes.tensorrt.RuntimeCacheHandle
+    handle_class = torch.classes.tensorrt.RuntimeCacheHandle
+    # A path cache is shared with engines that C++ code of this process has on that path.
+    handle: _Handle = (handle_class.for_path if is_path_cache else handle_class)(path)
+    _attach_to(handle)
+    return handle
 
 
 def _attach_to(handle: Any) -> None:

@@ -27,6 +27,12 @@ def runtime(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(params=RUNTIMES)
+def other_runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def make_handle(runtime: str) -> MakeHandle:
     return partial(handle_of, runtime)

@@ -315,13 +315,13 @@ def test_what_ends_under_the_tables_lock_is_saved_without_it(
 ) -> None:
     """As the garbage collector may end an engine anywhere."""
     modules = [start(runtime, make_plan("a"), path)]
-    make_handle = implementation._make_path_handle
+    make_handle = implementation._make_handle
 
-    def make_handle_and_end_module(*arguments: Any) -> Any:
+    def make_handle_and_end_module(*arguments: Any, **options: Any) -> Any:
         modules.clear()
-        return make_handle(*arguments)
+        return make_handle(*arguments, **options)
 
-    monkeypatch.setattr(implementation, "_make_path_handle", make_handle_and_end_module)
+    monkeypatch.setattr(implementation, "_make_handle", make_handle_and_end_module)
     elsewhere = path.with_name("elsewhere.bin")
     with FileLock(f"{path}.lock"):
         making = threading.Thread(target=path_cache, args=(runtime, elsewhere))

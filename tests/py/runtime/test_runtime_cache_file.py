@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.py.runtime.runtime_cache_testing import RUNTIMES, Log, names_in
+from tests.py.runtime.runtime_cache_testing import Log, names_in
 from tests.py.runtime.stores import Store, write
 from torch_tensorrt.logging import info
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
@@ -28,12 +28,6 @@ OPERATIONS: dict[str, Callable[[Store], Any]] = {
     "load": lambda store: store.read(),
     "save": lambda store: store.replace(b"ours"),
 }
-
-
-@pytest.fixture(params=RUNTIMES)
-def other_runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from filelock import FileLock
 
 from tests.py.runtime.runtime_cache_testing import (
-    RUNTIMES,
     Log,
     copy_of,
     handle_of,
@@ -31,12 +30,6 @@ from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
 def device() -> Iterator[Any]:
     with installed_device() as device:
         yield device
-
-
-@pytest.fixture(params=RUNTIMES)
-def other_runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
 
 
 def engine_of(runtime: str, plan: bytes) -> Any:

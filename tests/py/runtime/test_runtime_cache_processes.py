@@ -70,12 +70,6 @@ def test_processes_of_both_runtimes_lose_nothing(tmp_path: Path) -> None:
     }
 
 
-@pytest.fixture(params=RUNTIMES)
-def other_runtime(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
 def wait_for_offers(path: Path, number: int) -> None:
     while len(offers_for(path)) < number:
         time.sleep(0.01)
