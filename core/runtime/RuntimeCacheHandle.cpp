@@ -444,7 +444,7 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
   Merged merged;
   size_t others = 0; // bytes that others saved
   std::optional<RuntimeCacheFile::Replaced> replaced;
-  for (int merges = 0; !replaced; ++merges) {
+  for (int merges = 0;; ++merges) {
     replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected);
     if (replaced) {
       break;
