@@ -1,6 +1,6 @@
 #include "core/runtime/EngineLoader.h"
 
-#include <mutex>
+#include <atomic>
 #include <utility>
 
 #include <ATen/Context.h>
@@ -25,16 +25,13 @@ TensorRTLogger& logger() {
   return *instance;
 }
 
+// Never destroyed, since another thread may be calling it. A mutex could be stuck in a child of fork().
 struct Installed {
-  std::mutex mutex;
-  EngineLoader loader; // guarded by mutex; empty means the default
+  EngineLoader loader; // empty means the default
+  const Installed* previous = nullptr;
 };
 
-// Never destroyed, like the logger.
-Installed& installed() {
-  static auto* instance = new Installed;
-  return *instance;
-}
+std::atomic<const Installed*> installed = nullptr;
 
 } // namespace
 
@@ -62,17 +59,14 @@ LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
 }
 
 LoadedEngine load_engine(std::string_view plan) {
-  EngineLoader loader;
-  {
-    const std::lock_guard guard(installed().mutex);
-    loader = installed().loader;
-  }
-  return loader ? loader(plan) : load_engine_with_tensorrt_rtx(plan);
+  const Installed* current = installed;
+  return current != nullptr && current->loader ? current->loader(plan) : load_engine_with_tensorrt_rtx(plan);
 }
 
 EngineLoader set_engine_loader(EngineLoader loader) {
-  const std::lock_guard guard(installed().mutex);
-  return std::exchange(installed().loader, std::move(loader));
+  auto* const current = new Installed{std::move(loader)};
+  current->previous = installed.exchange(current);
+  return current->previous == nullptr ? EngineLoader() : current->previous->loader;
 }
 
 } // namespace torch_tensorrt::core::runtime
