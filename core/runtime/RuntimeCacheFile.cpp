@@ -26,6 +26,7 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
+constexpr std::chrono::milliseconds kStopPoll{100}; // within which a wait for a lock notices that it shall stop
 constexpr int kReadsOfAChangingFile = 3;
 constexpr int kLinksFollowed = 40; // as Linux does
 constexpr size_t kCompareChunk = 64 * 1024;
@@ -429,8 +430,12 @@ FileGeneration write_in_place(
 
 // Requires the exclusive lock. `target` has no links left in it; `current` is its generation, none if it is missing or
 // empty.
-RuntimeCacheFile::Replaced
-write(const std::string& target, View bytes, const std::optional<FileGeneration>& current, Notes& notes) {
+RuntimeCacheFile::Replaced write(
+    const std::string& target,
+    View bytes,
+    const std::optional<FileGeneration>& current,
+    bool may_write_in_place,
+    Notes& notes) {
   remove_stale_temporaries(target, notes);
   RuntimeCacheFile::Replaced replaced{.generation = {}, .is_written = true, .in_place = ""};
   try {
@@ -440,6 +445,9 @@ write(const std::string& target, View bytes, const std::optional<FileGeneration>
     if (!file.is_open()) {
       throw;
     }
+    if (!may_write_in_place) {
+      TORCHTRT_THROW_ERROR("it can only be written in place, which a kill could tear: " << reason.what());
+    }
     replaced.in_place = reason.what();
     replaced.generation = write_in_place(file, bytes, target, current, notes);
   }
@@ -448,8 +456,12 @@ write(const std::string& target, View bytes, const std::optional<FileGeneration>
 }
 
 // Requires the exclusive lock; otherwise as RuntimeCacheFile::replace().
-std::optional<RuntimeCacheFile::Replaced>
-replace_locked(const std::string& path, View bytes, const std::optional<FileGeneration>& expected, Notes& notes) {
+std::optional<RuntimeCacheFile::Replaced> replace_locked(
+    const std::string& path,
+    View bytes,
+    const std::optional<FileGeneration>& expected,
+    bool may_write_in_place,
+    Notes& notes) {
   const std::string target = follow_links(path);
   std::optional<FileGeneration> current;
   {
@@ -466,15 +478,7 @@ replace_locked(const std::string& path, View bytes, const std::optional<FileGene
   if (current && current != expected) {
     return std::nullopt;
   }
-  return write(target, bytes, current, notes);
-}
-
-FileLock take_lock(const std::string& path, FileLock::Mode mode, std::chrono::milliseconds timeout) {
-  FileLock lock(FileLock::lock_path(path), mode);
-  if (!lock.try_lock_for(timeout)) {
-    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << timeout.count() << " ms");
-  }
-  return lock;
+  return write(target, bytes, current, may_write_in_place, notes);
 }
 
 // Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
@@ -493,8 +497,7 @@ auto with_context(const char* operation, const std::string& path, const Body& bo
 
 } // namespace
 
-RuntimeCacheFile::RuntimeCacheFile(std::string path, std::chrono::milliseconds lock_timeout)
-    : path_(std::move(path)), lock_timeout_(lock_timeout) {
+RuntimeCacheFile::RuntimeCacheFile(std::string path, LockWaits& waits) : path_(std::move(path)), waits_(waits) {
   if (path_.empty()) {
     TORCHTRT_THROW_ERROR("The path of a runtime cache is empty");
   }
@@ -503,9 +506,9 @@ RuntimeCacheFile::RuntimeCacheFile(std::string path, std::chrono::milliseconds l
   }
 }
 
-bool RuntimeCacheFile::is_empty() const noexcept {
+bool RuntimeCacheFile::is_empty(const std::string& path) noexcept {
   struct stat status{};
-  return ::stat(path_.c_str(), &status) != 0 || status.st_size == 0;
+  return ::stat(path.c_str(), &status) != 0 || status.st_size == 0;
 }
 
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read() const {
@@ -526,9 +529,8 @@ std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_or_fail() const
   return read_whole(path_);
 }
 
-std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
-    View bytes,
-    const std::optional<FileGeneration>& expected) const {
+std::optional<RuntimeCacheFile::Replaced>
+RuntimeCacheFile::replace(View bytes, const std::optional<FileGeneration>& expected, bool may_write_in_place) const {
   Notes notes;
   const auto log_notes = [&notes] {
     for (const Note& note : notes) {
@@ -539,8 +541,8 @@ std::optional<RuntimeCacheFile::Replaced> RuntimeCacheFile::replace(
   try {
     replaced = with_context("save", path_, [&] {
       generation_at(path_); // so that what must be refused gets no lock file
-      const FileLock lock = take_lock(path_, FileLock::Mode::kExclusive, lock_timeout_);
-      return replace_locked(path_, bytes, expected, notes);
+      const FileLock lock = take_lock(path_, FileLock::Mode::kExclusive);
+      return replace_locked(path_, bytes, expected, may_write_in_place, notes);
     });
   } catch (...) {
     log_notes();
@@ -570,7 +572,7 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
     LOG_DEBUG("Can't offer the kernels for '" << path_ << "' to other savers: " << error.what());
   }
   try {
-    turn.lock = take_lock(path, FileLock::Mode::kExclusive, lock_timeout_);
+    turn.lock = take_lock(path, FileLock::Mode::kExclusive);
   } catch (const Error& error) {
     LOG_INFO("Merging without waiting for others: " << error.msg());
   }
@@ -607,10 +609,31 @@ void RuntimeCacheFile::accept_offer(const std::string& offer) noexcept {
   ::unlink(offer.c_str());
 }
 
+FileLock RuntimeCacheFile::take_lock(const std::string& path, FileLock::Mode mode) const {
+  FileLock lock(FileLock::lock_path(path), mode);
+  const auto start = LockWaits::Clock::now();
+  const auto end = std::min(start + waits_.timeout, waits_.deadline);
+  bool is_locked = false;
+  if (waits_.stop.stop_possible()) {
+    do {
+      const auto now = LockWaits::Clock::now();
+      is_locked = lock.try_lock_for(std::min<LockWaits::Clock::duration>(end - now, kStopPoll));
+    } while (!is_locked && !waits_.stop.stop_requested() && LockWaits::Clock::now() < end);
+  } else {
+    is_locked = lock.try_lock_until(end);
+  }
+  waits_.waited += LockWaits::Clock::now() - start;
+  if (!is_locked) {
+    const auto limit = std::max(std::chrono::round<std::chrono::milliseconds>(end - start), {});
+    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << limit.count() << " ms");
+  }
+  return lock;
+}
+
 // None where the lock file does not exist and its directory is closed to us.
 std::optional<FileLock> RuntimeCacheFile::take_lock_to_read() const {
   try {
-    return take_lock(path_, FileLock::Mode::kShared, lock_timeout_);
+    return take_lock(path_, FileLock::Mode::kShared);
   } catch (const Error&) {
     const std::string lock_path = FileLock::lock_path(path_);
     struct stat status{};

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,16 @@ struct FileGeneration {
   int64_t mtime_ns;
 
   bool operator==(const FileGeneration&) const = default;
+};
+
+// How long operations wait for locks, and how long they did.
+struct LockWaits {
+  using Clock = std::chrono::steady_clock;
+
+  std::chrono::milliseconds timeout = util::FileLock::kDefaultTimeout; // of each wait
+  Clock::time_point deadline = Clock::time_point::max();               // of all waits
+  std::stop_token stop = {};                                           // once it is stopped, all waits end
+  Clock::duration waited{0};
 };
 
 // A store for the bytes of one runtime cache: a file that any number of processes share. It has no state of its own.
@@ -41,7 +52,8 @@ struct FileGeneration {
 // and the file is as it was, with two exceptions. A write in place (see replace) may fail half-way. And if the last
 // step fails, the sync of the directory, then the new file is there but a power failure may undo it.
 //
-// Thread safety: immutable; any method from any thread. POSIX.1-2008: it has no Windows branch.
+// Thread safety: immutable, but for the LockWaits; one thread at a time for those. POSIX.1-2008: it has no Windows
+// branch.
 class RuntimeCacheFile {
  public:
   using View = std::span<const std::byte>;
@@ -61,12 +73,12 @@ class RuntimeCacheFile {
     std::string in_place;      // why the file was written in place; empty: it was not
   };
 
-  // `path` is taken as written. Each wait for a lock takes at most `lock_timeout`. Touches no disk. Throws if `path` is
-  // empty or has a NUL in it.
-  explicit RuntimeCacheFile(std::string path, std::chrono::milliseconds lock_timeout = util::FileLock::kDefaultTimeout);
+  // `path` is taken as written. `waits` must outlive the object. Touches no disk. Throws if `path` is empty or has a
+  // NUL in it.
+  RuntimeCacheFile(std::string path, LockWaits& waits);
 
   // True if the file is missing or empty, or its status can't be read. Takes no lock.
-  bool is_empty() const noexcept;
+  static bool is_empty(const std::string& path) noexcept;
 
   // Reads the whole file under the shared lock. Returns nullopt, and creates nothing on disk, if it is missing or
   // empty. Where the lock file does not exist and its directory is closed to us, the file is read without the lock.
@@ -79,8 +91,10 @@ class RuntimeCacheFile {
   // The new file has the mode of the old one and, where the system allows it, its owner and group; a first one has
   // 0666 less the umask. Temporary files that dead writers left are removed. Where a rename is impossible (a single
   // file mounted into a container; a directory closed to us while the file is open to us) the file is written in place.
-  // Only then can a crash or an error, or a reader without the lock, meet a torn file.
-  std::optional<Replaced> replace(View bytes, const std::optional<FileGeneration>& expected) const;
+  // Only then can a crash or an error, or a reader without the lock, meet a torn file. Throws instead, and leaves the
+  // file alone, if `may_write_in_place` is false.
+  std::optional<Replaced>
+  replace(View bytes, const std::optional<FileGeneration>& expected, bool may_write_in_place = true) const;
 
   // What a saver that must merge has when its turn comes.
   struct Turn {
@@ -94,8 +108,8 @@ class RuntimeCacheFile {
   // `path`.merge.lock.
   //
   // Meanwhile `bytes` lie beside the file as an offer. Whoever has the turn merges all offers, writes once, and accepts
-  // them. So many savers need few writes. Waiting and offering only save work: if they fail, or `lock_timeout` passes,
-  // the caller merges by itself.
+  // them. So many savers need few writes. Waiting and offering only save work: if they fail, or the wait ends without
+  // the lock, the caller merges by itself.
   Turn wait_for_turn(View bytes) const;
 
   // Returns the bytes of an offer, or nullopt if it can't be read or belongs to another user.
@@ -105,11 +119,12 @@ class RuntimeCacheFile {
   static void accept_offer(const std::string& offer) noexcept;
 
  private:
+  util::FileLock take_lock(const std::string& path, util::FileLock::Mode mode) const;
   std::optional<util::FileLock> take_lock_to_read() const;
   std::optional<Contents> read_or_fail() const;
 
-  std::string path_;
-  std::chrono::milliseconds lock_timeout_;
+  const std::string path_;
+  LockWaits& waits_;
 };
 
 } // namespace torch_tensorrt::core::runtime

@@ -22,6 +22,7 @@ namespace torch_tensorrt::tests {
 namespace {
 
 using core::runtime::FileGeneration;
+using core::runtime::LockWaits;
 using core::runtime::RuntimeCacheFile;
 using ::testing::HasSubstr;
 using ::testing::UnorderedElementsAre;
@@ -30,7 +31,8 @@ class RuntimeCacheFileTest : public ::testing::Test {
  protected:
   const TemporaryDirectory directory_;
   const std::string path_ = directory_.file("cache.bin");
-  const RuntimeCacheFile file_{path_, std::chrono::milliseconds(20)};
+  LockWaits waits_{.timeout = std::chrono::milliseconds(20)};
+  const RuntimeCacheFile file_{path_, waits_};
 };
 
 class RoundTripTest : public RuntimeCacheFileTest, public ::testing::WithParamInterface<size_t> {};
@@ -74,7 +76,8 @@ TEST_F(RuntimeCacheFileTest, ThreadsThatReplaceLoseNothing) {
   std::vector<std::thread> writers;
   for (size_t thread = 0; thread < kThreads; ++thread) {
     writers.emplace_back([this, thread] {
-      const RuntimeCacheFile file(path_);
+      LockWaits waits;
+      const RuntimeCacheFile file(path_, waits);
       for (size_t i = 0; i < kLetters; ++i) {
         const std::string added(kRepeats, static_cast<char>(thread * kLetters + i));
         std::string bytes = added;

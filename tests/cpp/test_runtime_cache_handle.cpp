@@ -49,7 +49,8 @@ class RuntimeCacheHandleTest : public ::testing::Test {
  protected:
   // As another process would that has what is there.
   void save_as_other(const std::string& bytes) const {
-    const RuntimeCacheFile file(path_);
+    core::runtime::LockWaits waits;
+    const RuntimeCacheFile file(path_, waits);
     const auto contents = file.read();
     file.replace(view(bytes), contents ? std::optional(contents->generation) : std::nullopt);
   }

@@ -25,6 +25,7 @@ namespace {
 
 using core::runtime::FileGeneration;
 using core::runtime::LoadedEngine;
+using core::runtime::LockWaits;
 using core::runtime::RuntimeCacheFile;
 using core::util::FileLock;
 using nvinfer1::IRuntimeCache;
@@ -51,7 +52,8 @@ class LiveRuntimeCacheHandleTest : public RuntimeTest {
   }
 
   FileGeneration generation_on_disk() const {
-    return RuntimeCacheFile(path_).read().value().generation;
+    LockWaits waits;
+    return RuntimeCacheFile(path_, waits).read().value().generation;
   }
 
   const LoadedEngine loaded_ = load_simulated(relu_plan({}));

@@ -82,7 +82,8 @@ void bench(const std::string& directory, Report& report) {
     std::memcpy(bytes.data() + i, &value, sizeof value);
   }
 
-  const RuntimeCacheFile file(path);
+  core::runtime::LockWaits waits;
+  const RuntimeCacheFile file(path, waits);
   const auto load = [&file] { TORCHTRT_CHECK(file.read(), "Another process removed the benchmark's file"); };
   std::optional<FileGeneration> generation;
   const auto save = [&] {

@@ -69,12 +69,14 @@ class Turn : public torch::CustomClassHolder {
 class PythonRuntimeCacheFile : public torch::CustomClassHolder {
  public:
   PythonRuntimeCacheFile(std::string path, double lock_timeout)
-      : file_(
-            std::move(path),
-            std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(lock_timeout))) {}
+      : waits_{
+            .timeout =
+                std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::duration<double>(lock_timeout))},
+        path_(std::move(path)),
+        file_(path_, waits_) {}
 
   bool is_empty() const {
-    return file_.is_empty();
+    return RuntimeCacheFile::is_empty(path_);
   }
 
   std::optional<std::tuple<at::Tensor, Generation>> read() const {
@@ -104,6 +106,8 @@ class PythonRuntimeCacheFile : public torch::CustomClassHolder {
   }
 
  private:
+  core::runtime::LockWaits waits_;
+  const std::string path_;
   const RuntimeCacheFile file_;
 };
 
