@@ -1,13 +1,16 @@
 #include "core/runtime/RuntimeCacheHandle.h"
 
 #include <pthread.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <filesystem>
 #include <functional>
+#include <iomanip>
+#include <sstream>
 #include <string_view>
 #include <system_error>
 #include <utility>
@@ -15,6 +18,7 @@
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/record_function.h>
 #include <NvInferRuntime.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Event.h>
@@ -39,9 +43,45 @@ struct RuntimeCacheHandle::Live {
   at::Tensor empty;         // how a cache without kernels serializes; undefined if that is not known
 };
 
+// The lock waits of one load or save, which the statistics count.
+class RuntimeCacheHandle::Waits : public LockWaits {
+ public:
+  explicit Waits(RuntimeCacheHandle& handle, Clock::time_point end = Clock::time_point::max())
+      : LockWaits{
+            .timeout = handle.lock_timeout_,
+            .deadline = std::min(end, CheckpointThread::exit_deadline().value_or(end))},
+        handle_(handle) {}
+  ~Waits() {
+    const std::lock_guard lock(handle_.state_mutex_);
+    handle_.statistics_.lock_wait += waited;
+  }
+  Waits(const Waits&) = delete;
+  Waits& operator=(const Waits&) = delete;
+
+ private:
+  RuntimeCacheHandle& handle_;
+};
+
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kChangesWithoutGrowth = 10; // after which a checkpoint does not count them as new kernels
+
+// Ranges of torch.profiler, on the calling thread.
+#define TORCHTRT_PROFILE(name) RECORD_FUNCTION("RuntimeCache:" name, c10::ArrayRef<const c10::IValue>{})
+
+bool are_checkpoints_on() {
+  static const bool are_on = [] {
+    const char* const text = std::getenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
+    const std::string_view value = text == nullptr ? "" : text;
+    if (value != "" && value != "0" && value != "1") {
+      LOG_WARNING("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS is '" << value << "', expected 0 or 1; checkpoints are on");
+    }
+    return value != "0";
+  }();
+  return are_on;
+}
 
 std::string absolute(const std::string& path) {
   if (path.empty()) {
@@ -201,6 +241,11 @@ void merge_offers(IRuntimeCache& scratch, const std::vector<std::string>& offers
   }
 }
 
+template <class Live>
+bool is_without_kernels(const Live& live, const at::Tensor& bytes) {
+  return live.empty.defined() && equal(view(live.empty), view(bytes));
+}
+
 void accept(const std::vector<std::string>& offers) {
   for (const std::string& offer : offers) {
     RuntimeCacheFile::accept_offer(offer);
@@ -213,6 +258,7 @@ Merged merge_on(Live& live, View disk, View ours, const std::vector<std::string>
   if (live.scratch == nullptr) {
     return {.reason_against = "TensorRT-RTX could not create a cache to merge them in"};
   }
+  TORCHTRT_PROFILE("merge");
   const std::lock_guard lock(live.scratch_mutex);
   const OnDevice on_device(live.device);
   Merged merged = merge(*live.scratch, disk, ours);
@@ -223,47 +269,77 @@ Merged merge_on(Live& live, View disk, View ours, const std::vector<std::string>
   return merged;
 }
 
-// The path caches of this process. Never destroyed, because engines in static storage may outlive any other static.
-class PathCaches {
- public:
-  using Key = std::pair<std::string, std::string>; // the real path of the directory, and the last component
+} // namespace
 
-  static PathCaches& get() {
-    static PathCaches& caches = *new PathCaches;
-    return caches;
+// The handles of this process, and its path caches. Never destroyed, because engines in static storage may outlive any
+// other static.
+class Handles {
+ public:
+  using Handle = RuntimeCacheHandle;
+
+  static Handles& get() {
+    static Handles& handles = *new Handles;
+    return handles;
   }
 
-  // The handle, and whether it is new.
-  std::pair<c10::intrusive_ptr<RuntimeCacheHandle>, bool> find_or_make(const std::string& path) {
+  void add(Handle* handle) {
+    const std::lock_guard lock(mutex_);
+    handles_.insert(handle);
+  }
+
+  void remove(Handle* handle) {
+    const std::lock_guard lock(mutex_);
+    handles_.erase(handle);
+  }
+
+  // The path cache, and whether it is new.
+  std::pair<c10::intrusive_ptr<Handle>, bool> find_or_make(const std::string& path) {
     const Key key = key_of(path);
     const std::lock_guard lock(mutex_);
-    std::erase_if(caches_, [](const auto& entry) { return entry.second.expired(); });
-    if (const auto found = caches_.find(key); found != caches_.end()) {
+    std::erase_if(path_caches_, [](const auto& entry) { return entry.second.expired(); });
+    if (const auto found = path_caches_.find(key); found != path_caches_.end()) {
       if (auto cache = found->second.lock()) {
         return {std::move(cache), false};
       }
     }
-    auto cache = c10::make_intrusive<RuntimeCacheHandle>(path);
-    caches_.insert_or_assign(key, c10::weak_intrusive_ptr<RuntimeCacheHandle>(cache));
+    auto cache = c10::make_intrusive<Handle>(path);
+    path_caches_.insert_or_assign(key, c10::weak_intrusive_ptr<Handle>(cache));
     return {std::move(cache), true};
   }
 
-  bool has(const RuntimeCacheHandle* cache) {
+  bool has_path_cache(const Handle* cache) {
     const std::lock_guard lock(mutex_);
-    return std::any_of(caches_.begin(), caches_.end(), [cache](const auto& entry) {
+    return std::any_of(path_caches_.begin(), path_caches_.end(), [cache](const auto& entry) {
       return entry.second._unsafe_get_target() == cache;
     });
   }
 
  private:
-  // A child of fork() starts without caches: those of its parent belong to engines that it must not touch.
-  PathCaches() {
+  using Key = std::pair<std::string, std::string>; // the real path of the directory, and the last component
+
+  // A fork waits until no handle is being changed, and a child starts without the contents of live ones, which belong
+  // to engines of its parent.
+  Handles() {
     ::pthread_atfork(
-        [] { get().mutex_.lock(); },
-        [] { get().mutex_.unlock(); },
         [] {
-          get().caches_.clear();
+          get().mutex_.lock();
+          for (Handle* handle : get().handles_) {
+            handle->state_mutex_.lock();
+          }
+        },
+        [] {
+          for (Handle* handle : get().handles_) {
+            handle->state_mutex_.unlock();
+          }
           get().mutex_.unlock();
+        },
+        [] {
+          std::construct_at(&get().mutex_); // it belongs to the thread of the parent
+          for (Handle* handle : get().handles_) {
+            handle->start_over_in_child();
+            handle->state_mutex_.unlock();
+          }
+          get().path_caches_.clear();
         });
   }
 
@@ -274,27 +350,34 @@ class PathCaches {
     return {error ? written.parent_path().string() : directory.string(), written.filename().string()};
   }
 
-  std::mutex mutex_;
-  std::map<Key, c10::weak_intrusive_ptr<RuntimeCacheHandle>> caches_; // guarded by mutex_
+  std::recursive_mutex mutex_; // guards the rest; recursive, since handles come and go where path_caches_ changes
+  std::set<Handle*> handles_;
+  std::map<Key, c10::weak_intrusive_ptr<Handle>> path_caches_;
 };
 
-} // namespace
+RuntimeCacheHandle::RuntimeCacheHandle(std::string path)
+    : path_(std::move(path)), nothing_(allocate(0)), contents_(nothing_) {
+  Handles::get().add(this);
+}
 
-RuntimeCacheHandle::RuntimeCacheHandle(std::string path) : path_(std::move(path)), contents_(allocate(0)) {}
+RuntimeCacheHandle::~RuntimeCacheHandle() {
+  Handles::get().remove(this);
+}
 
 c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::for_path(const std::string& path) {
-  return PathCaches::get().find_or_make(absolute(path)).first;
+  return Handles::get().find_or_make(absolute(path)).first;
 }
 
 c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const State& state) {
-  const auto& [path, bytes, files, autosave, is_path_cache] = state;
+  const auto& [path, bytes, files, autosave, checkpoints, is_path_cache] = state;
   const at::Tensor copied = copy(bytes);
-  auto [handle, is_new] = is_path_cache ? PathCaches::get().find_or_make(path)
+  auto [handle, is_new] = is_path_cache ? Handles::get().find_or_make(path)
                                         : std::pair(c10::make_intrusive<RuntimeCacheHandle>(path), true);
   if (is_new) {
     handle->autosave_ = autosave;
+    handle->checkpoints_ = checkpoints;
   }
-  if (is_new && (!is_path_cache || RuntimeCacheFile(path).is_empty())) {
+  if (is_new && (!is_path_cache || RuntimeCacheFile::is_empty(path))) {
     // Other threads may have got the path cache meanwhile.
     const std::lock_guard disk_lock(handle->disk_mutex_);
     const std::lock_guard lock(handle->state_mutex_);
@@ -307,7 +390,7 @@ c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const Stat
 }
 
 RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
-  const bool is_path_cache = PathCaches::get().has(this);
+  const bool is_path_cache = Handles::get().has_path_cache(this);
   const std::lock_guard lock(state_mutex_);
   // What the copy must not overwrite as long as it is pending: no newer file, since this cache can still merge with it.
   std::vector<std::string> files;
@@ -319,21 +402,72 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
   if (std::holds_alternative<Lives>(contents_) && !path_.empty()) {
     files.push_back(path_);
   }
-  return {path_, serialize_locked(), std::move(files), autosave_, is_path_cache};
+  return {path_, serialize_locked(), std::move(files), autosave_, checkpoints_, is_path_cache};
 }
 
 void RuntimeCacheHandle::release_resources() {
-  contents_ = at::Tensor();
+  CheckpointThread::get().remove(this);
+  const std::lock_guard lock(state_mutex_);
+  contents_ = nothing_;
 }
 
-void RuntimeCacheHandle::attach() noexcept {
-  if (engines_.fetch_add(1) == 0) {
-    process_ = ::getpid();
+// In a child of fork(). Requires state_mutex_. Allocates only what is to leak, since any lock may be held for ever by a
+// thread that is not there.
+void RuntimeCacheHandle::start_over_in_child() noexcept {
+  if (auto* lives = std::get_if<Lives>(&contents_)) {
+    new Lives(std::move(*lives));
+    contents_ = nothing_;
+    stores_.clear();
+  }
+  autosave_ = false;
+  engines_ = 0;
+  std::construct_at(&disk_mutex_); // whoever had it is not here
+}
+
+void RuntimeCacheHandle::set_autosave(bool autosave) {
+  autosave_ = autosave;
+  mark_if_live();
+}
+
+void RuntimeCacheHandle::set_checkpoints(bool checkpoints) {
+  checkpoints_ = checkpoints;
+  mark_if_live();
+}
+
+// For kernels that came before the cache was checkpointed.
+void RuntimeCacheHandle::mark_if_live() {
+  if (is_checkpointed()) {
+    CheckpointThread::get().begin(this, false);
+    CheckpointThread::get().end(this);
   }
 }
 
+bool RuntimeCacheHandle::is_checkpointed() const {
+  return autosave_ && checkpoints_ && !path_.empty() && are_checkpoints_on();
+}
+
+RuntimeCacheHandle::Compiling::Compiling(c10::intrusive_ptr<RuntimeCacheHandle> cache, bool specializes_lazily)
+    : cache_(std::move(cache)) {
+  if (cache_ != nullptr && !cache_->is_checkpointed()) {
+    cache_.reset();
+  }
+  if (cache_ != nullptr) {
+    CheckpointThread::get().begin(cache_.get(), specializes_lazily);
+  }
+}
+
+RuntimeCacheHandle::Compiling::~Compiling() {
+  if (cache_ != nullptr) {
+    CheckpointThread::get().end(cache_.get());
+  }
+}
+
+void RuntimeCacheHandle::attach() noexcept {
+  engines_.fetch_add(1);
+}
+
 bool RuntimeCacheHandle::detach() noexcept {
-  return engines_.fetch_sub(1) == 1 && process_ == ::getpid();
+  return engines_.fetch_sub(1) == 1;
 }
 
 at::Tensor RuntimeCacheHandle::serialize() const {
@@ -376,7 +510,9 @@ int64_t RuntimeCacheHandle::load(const std::string& path) {
 
 // Requires disk_mutex_.
 int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
-  auto contents = RuntimeCacheFile(path, lock_timeout_).read();
+  TORCHTRT_PROFILE("load");
+  Waits waits(*this);
+  auto contents = RuntimeCacheFile(path, waits).read();
   if (!contents) {
     return 0;
   }
@@ -393,16 +529,123 @@ int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
       return 0;
     }
     forget_stores(); // the kernels of other files may have been replaced
+    size_at_load_ = std::max(size_at_load_, bytes.numel());
   } else {
     old = take(bytes, {path});
   }
   stores_[path].contained = generation;
+  statistics_.bytes_loaded += bytes.numel();
+  statistics_.loaded_from = path;
   return bytes.numel();
 }
 
 int64_t RuntimeCacheHandle::save(const std::string& path) {
+  return save_until(path, CheckpointThread::Clock::time_point::max());
+}
+
+int64_t RuntimeCacheHandle::save_until(const std::string& path, CheckpointThread::Clock::time_point deadline) {
   const std::string& to = path_or_default(path);
   const std::lock_guard disk_lock(disk_mutex_);
+  Waits waits(*this, deadline);
+  return save_locked(to, waits, false).value_or(0);
+}
+
+int64_t RuntimeCacheHandle::save_within(std::chrono::nanoseconds timeout) {
+  struct Result {
+    int64_t written = 0;
+    std::exception_ptr error = nullptr;
+  };
+  path_or_default("");
+  const auto result = std::make_shared<Result>();
+  const auto now = CheckpointThread::Clock::now();
+  const auto self = c10::intrusive_ptr<RuntimeCacheHandle>::reclaim_copy(this);
+  const auto save_to_path = [result, self, end_of_waits = now + timeout / 2] {
+    try {
+      result->written = self->save_until("", end_of_waits);
+    } catch (...) {
+      result->error = std::current_exception();
+    }
+  };
+  if (!CheckpointThread::get().run(save_to_path, now + timeout)) {
+    const auto milliseconds = std::chrono::round<std::chrono::milliseconds>(timeout).count();
+    TORCHTRT_THROW_ERROR("Can't save the runtime cache '" << path_ << "': not done within " << milliseconds << " ms");
+  }
+  if (result->error != nullptr) {
+    std::rethrow_exception(result->error);
+  }
+  return result->written;
+}
+
+CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& stop) noexcept {
+  using Found = CheckpointSchedule::Found;
+  Waits waits(*this);
+  waits.stop = stop;
+  const std::unique_lock disk_lock(disk_mutex_, std::try_to_lock);
+  if (!is_checkpointed()) {
+    return {Found::kNothing, {}};
+  }
+  if (!disk_lock.owns_lock()) {
+    return {Found::kNew, {}}; // it is being loaded or saved; later it may have new kernels
+  }
+  try {
+    const bool is_new = save_locked(path_, waits, true).has_value();
+    reported_causes_.clear();
+    return {is_new ? Found::kNew : Found::kNothing, waits.waited};
+  } catch (const std::exception& error) {
+    if (stop.stop_requested()) {
+      return {Found::kNew, waits.waited};
+    }
+    // Names of temporary files differ each time.
+    const std::string message = message_of(error);
+    const size_t colon = message.rfind(": ");
+    const bool is_news = reported_causes_.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
+    TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, message);
+    return {Found::kFailed, waits.waited};
+  }
+}
+
+void RuntimeCacheHandle::save_at_exit() noexcept {
+  if (!autosave_ || path_.empty()) {
+    return;
+  }
+  try {
+    const auto now = CheckpointThread::Clock::now();
+    save_until("", now + (CheckpointThread::begin_exit() - now) / 2);
+  } catch (const std::exception& error) {
+    LOG_WARNING(message_of(error));
+    autosave_ = false; // an engine that ends later would only say so again
+  }
+  log_statistics();
+}
+
+RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
+  const std::lock_guard lock(state_mutex_);
+  Statistics statistics = statistics_;
+  const at::Tensor bytes = bytes_locked();
+  const auto* lives = std::get_if<Lives>(&contents_);
+  const bool is_empty = lives != nullptr && is_without_kernels(*lives->front(), bytes);
+  statistics.size = is_empty ? 0 : bytes.numel();
+  statistics.size_added = lives == nullptr ? 0 : std::max<int64_t>(statistics.size - size_at_load_, 0);
+  return statistics;
+}
+
+void RuntimeCacheHandle::log_statistics() const {
+  if (!util::logging::is_reported(util::logging::LogLevel::kINFO)) {
+    return;
+  }
+  const Statistics s = statistics();
+  LOG_INFO(
+      "The runtime cache '" << path_ << "': " << s.bytes_loaded << " bytes loaded, " << s.size << " bytes now, "
+                            << s.size_added << " of them new; " << s.saves << " saves and " << s.checkpoints
+                            << " checkpoints wrote " << s.bytes_written << " bytes; " << s.merges << " merges, "
+                            << s.conflicts << " conflicts, " << s.rejections << " rejections; " << std::fixed
+                            << std::setprecision(3) << std::chrono::duration<double>(s.lock_wait).count()
+                            << " s of waiting for locks");
+}
+
+// Returns how many bytes were written, or nullopt if there are no new kernels. Requires disk_mutex_.
+std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, LockWaits& waits, bool is_checkpoint) {
+  TORCHTRT_PROFILE("save");
   at::Tensor ours;
   std::shared_ptr<Live> live;
   std::optional<size_t> stored_digest;
@@ -416,25 +659,43 @@ int64_t RuntimeCacheHandle::save(const std::string& path) {
   }
   const size_t digest = hash(view(ours));
   // Not even the lock is taken, which a read-only directory would refuse.
-  if (digest == stored_digest && !RuntimeCacheFile(to).is_empty()) {
+  if (digest == stored_digest && !RuntimeCacheFile::is_empty(to)) {
     LOG_INFO("There are no new kernels for the runtime cache '" << to << "'");
-    return 0;
+    return std::nullopt;
   }
   // Writing it would at best create a file without kernels, and at worst overwrite one with.
-  if (ours.numel() == 0 || (live != nullptr && live->empty.defined() && equal(view(live->empty), view(ours)))) {
+  if (ours.numel() == 0 || (live != nullptr && is_without_kernels(*live, ours))) {
     LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
-    return 0;
+    return std::nullopt;
   }
-  const int64_t written = write(to, live.get(), ours);
+  const bool has_grown = ours.nbytes() > largest_saved_;
+  if (is_checkpoint && !has_grown && changes_without_growth_ >= kChangesWithoutGrowth) {
+    return std::nullopt;
+  }
+  const RuntimeCacheFile file(to, waits);
+  const int64_t written = write(file, to, live.get(), ours, is_checkpoint);
+  if (is_checkpoint) {
+    changes_without_growth_ = has_grown ? 0 : changes_without_growth_ + 1;
+    largest_saved_ = std::max(largest_saved_, ours.nbytes());
+  }
   const std::lock_guard lock(state_mutex_);
   stores_[to].digest = digest;
+  if (written > 0) {
+    ++(is_checkpoint ? statistics_.checkpoints : statistics_.saves);
+    statistics_.bytes_written += written;
+    statistics_.last_save = std::chrono::system_clock::now();
+  }
   return written;
 }
 
 // Writes `ours`, merged with what is there by the scratch cache of `live`, or alone if that is null. Requires
 // disk_mutex_.
-int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at::Tensor& ours) {
-  const RuntimeCacheFile file(path, lock_timeout_);
+int64_t RuntimeCacheHandle::write(
+    const RuntimeCacheFile& file,
+    const std::string& path,
+    Live* live,
+    const at::Tensor& ours,
+    bool is_checkpoint) {
   std::optional<FileGeneration> expected;
   {
     const std::lock_guard lock(state_mutex_);
@@ -445,7 +706,7 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
   size_t others = 0; // bytes that others saved
   std::optional<RuntimeCacheFile::Replaced> replaced;
   for (int merges = 0;; ++merges) {
-    replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected);
+    replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected, !is_checkpoint);
     if (replaced) {
       break;
     }
@@ -455,6 +716,7 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
                                            << " times while this process merged. The file is intact");
     }
     merged = {};
+    count(&Statistics::conflicts);
     if (live != nullptr && !turn) {
       turn = file.wait_for_turn(view(ours));
       if (turn->is_saved) {
@@ -468,6 +730,7 @@ int64_t RuntimeCacheHandle::write(const std::string& path, Live* live, const at:
     if (disk && live != nullptr) {
       LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
       merged = merge_on(*live, disk->view(), view(ours), turn->offers);
+      count(&Statistics::merges);
       if (merged.adds_nothing) {
         accept(merged.offers);
         LOG_INFO("The runtime cache '" << path << "' has all kernels already");
@@ -539,10 +802,28 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   const auto loaded =
       std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) { return entry.second.digest.has_value(); });
   const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
+  if (is_accepted) {
+    size_at_load_ = std::max(size_at_load_, bytes.numel());
+  }
   if (auto* lives = std::get_if<Lives>(&contents_)) {
     lives->push_back(live);
   } else {
     contents_ = Lives{live};
+    const auto self =
+        c10::weak_intrusive_ptr<RuntimeCacheHandle>(c10::intrusive_ptr<RuntimeCacheHandle>::reclaim_copy(this));
+    CheckpointThread::get().add(
+        this,
+        {.checkpoint =
+             [self](const std::stop_token& stop) {
+               const auto cache = self.lock();
+               return cache == nullptr ? CheckpointThread::Result{} : cache->checkpoint(stop);
+             },
+         .save_at_exit =
+             [self] {
+               if (const auto cache = self.lock()) {
+                 cache->save_at_exit();
+               }
+             }});
     for (auto& [path, store] : stores_) {
       // A copy only keeps away from its original's files. Now it can merge with them.
       if (!is_accepted || !store.contained) {
@@ -565,6 +846,11 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
     }
   }
   return nullptr;
+}
+
+void RuntimeCacheHandle::count(int64_t Statistics::* event) {
+  const std::lock_guard lock(state_mutex_);
+  ++(statistics_.*event);
 }
 
 const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) const {
@@ -645,13 +931,14 @@ bool RuntimeCacheHandle::feed(Live& live, View bytes, const std::string& source)
 // Logs a warning once per file. Requires state_mutex_.
 void RuntimeCacheHandle::report_rejection(size_t size, const std::string& source, const char* consequence) {
   const bool is_news = source.empty() || !std::exchange(stores_[source].has_warned_of_rejection, true);
-  TORCHTRT_LOG(
-      is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO,
-      "TensorRT-RTX rejected the "
-          << size << " bytes of "
-          << (source.empty() ? "a runtime cache given to it" : "the runtime cache '" + source + "'")
-          << ": they are damaged, or come from another TensorRT-RTX version, GPU, operating system or CUDA driver. "
-          << consequence);
+  std::ostringstream text;
+  text << "TensorRT-RTX rejected the " << size << " bytes of "
+       << (source.empty() ? "a runtime cache given to it" : "the runtime cache '" + source + "'")
+       << ": they are damaged, or come from another TensorRT-RTX version, GPU, operating system or CUDA driver. "
+       << consequence;
+  ++statistics_.rejections;
+  statistics_.last_rejection = text.str();
+  TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, text.str());
 }
 
 } // namespace torch_tensorrt::core::runtime

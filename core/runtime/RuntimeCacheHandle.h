@@ -8,6 +8,8 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
+#include <stop_token>
 #include <string>
 #include <tuple>
 #include <variant>
@@ -17,6 +19,7 @@
 #include <c10/core/Device.h>
 #include <torch/custom_class.h>
 
+#include "core/runtime/CheckpointThread.h"
 #include "core/runtime/RuntimeCacheFile.h"
 
 namespace nvinfer1 {
@@ -25,6 +28,8 @@ class IRuntimeConfig;
 } // namespace nvinfer1
 
 namespace torch_tensorrt::core::runtime {
+
+class Handles;
 
 // The kernels of a runtime cache, and the files that they come from and go to; in Python
 // `torch.classes.tensorrt.RuntimeCacheHandle(path)`. Any number of engines may share one.
@@ -37,6 +42,13 @@ namespace torch_tensorrt::core::runtime {
 // the caller gave to a pending handle (deserialize) replace the file, and so do a live cache's kernels where
 // TensorRT-RTX can't merge the two.
 //
+// While its process runs, a live cache that saves itself is saved by a background thread (CheckpointThread) after calls
+// that may have compiled. Such a checkpoint is a save() that writes no file in place. The environment variable
+// TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns checkpoints off.
+//
+// A process may fork at any moment. In the child, handles that were live are pending and empty, and autosave() is false
+// for all. The parent's IRuntimeCaches are neither used nor destroyed there. for_path() makes new handles.
+//
 // Errors: torch_tensorrt::Error, in Python a RuntimeError; those of the disk name path, operation and reason
 // (RuntimeCacheFile.h). A load or save that throws leaves the handle as it was. Bytes that TensorRT-RTX rejects,
 // because they are damaged or come from another version, GPU or driver, cause a warning with their file and size,
@@ -46,12 +58,43 @@ namespace torch_tensorrt::core::runtime {
 // one at a time.
 class RuntimeCacheHandle : public torch::CustomClassHolder {
  public:
-  // Path, bytes, the files that have them, autosave(), and whether for_path() made the handle.
-  using State = std::tuple<std::string, at::Tensor, std::vector<std::string>, bool, bool>;
+  // Path, bytes, the files that have them, autosave(), checkpoints(), and whether for_path() made the handle.
+  using State = std::tuple<std::string, at::Tensor, std::vector<std::string>, bool, bool, bool>;
+
+  // What the cache did since it was made.
+  struct Statistics {
+    int64_t bytes_loaded = 0;
+    std::string loaded_from = {};    // the file loaded last; empty if none was
+    int64_t rejections = 0;          // of bytes, by TensorRT-RTX
+    std::string last_rejection = {}; // what was logged then
+    int64_t saves = 0;               // that wrote
+    int64_t checkpoints = 0;         // that wrote
+    int64_t bytes_written = 0;
+    int64_t merges = 0;    // with what others had saved
+    int64_t conflicts = 0; // writes that found the file changed
+    std::chrono::nanoseconds lock_wait{0};
+    int64_t size = 0;       // bytes of the contents now
+    int64_t size_added = 0; // by how many bytes they grew since they were loaded
+    std::optional<std::chrono::system_clock::time_point> last_save = {}; // that wrote
+  };
+
+  // Marks a call that may compile kernels into `cache`, which may be null, for as long as the object lives. If the
+  // engine specializes its kernels lazily, they may be compiled any time later.
+  class Compiling {
+   public:
+    explicit Compiling(c10::intrusive_ptr<RuntimeCacheHandle> cache, bool specializes_lazily = false);
+    ~Compiling();
+    Compiling(const Compiling&) = delete;
+    Compiling& operator=(const Compiling&) = delete;
+
+   private:
+    c10::intrusive_ptr<RuntimeCacheHandle> cache_; // null if it is not checkpointed
+  };
 
   // A cache of its own, whichever others have that path. `path` is taken as written; it is where load() and save() go
   // by default, and without one they need theirs. Touches no disk.
   explicit RuntimeCacheHandle(std::string path);
+  ~RuntimeCacheHandle() override;
 
   // This process's cache for the file at `path`: made on first use, and the same object for everyone who asks while
   // somebody has it. Two paths name one cache if the real paths of their directories and their last components are
@@ -68,15 +111,21 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
     return path_;
   }
 
-  // Whether the last engine that detaches saves the cache; true at first.
+  // Whether the cache saves itself: when the last engine detaches, at the end of the process, and by checkpoints. True
+  // at first.
   bool autosave() const noexcept {
     return autosave_;
   }
-  void set_autosave(bool autosave) noexcept {
-    autosave_ = autosave;
-  }
+  void set_autosave(bool autosave);
 
-  // How long to wait for a lock of a file; at first FileLock::kDefaultTimeout.
+  // Whether a cache that saves itself has checkpoints; true at first.
+  bool checkpoints() const noexcept {
+    return checkpoints_;
+  }
+  void set_checkpoints(bool checkpoints);
+
+  // How long to wait for a lock of a file; at first FileLock::kDefaultTimeout. At the end of the process all waits end
+  // with CheckpointThread::exit_deadline().
   std::chrono::milliseconds lock_timeout() const noexcept {
     return lock_timeout_;
   }
@@ -85,7 +134,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   }
 
   // An engine begins and ends to use the cache. detach() returns true if no other engine uses it any more: then its
-  // caller saves it. It returns false in a forked child of the process whose engine attached first.
+  // caller saves it.
   void attach() noexcept;
   bool detach() noexcept;
 
@@ -121,6 +170,15 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   static constexpr int kMaxMerges = 8;
 
+  // As save(), on the CheckpointThread. Throws if that takes longer than `timeout`; the save may still end well then.
+  // Waits for locks take at most half of `timeout`, so that a caller with many caches has time for the others.
+  int64_t save_within(std::chrono::nanoseconds timeout);
+
+  Statistics statistics() const;
+
+  // Logs the statistics in one line at level info.
+  void log_statistics() const;
+
   // By intrusive_ptr, when the last owner has gone: the table of for_path() may refer to the object for longer.
   void release_resources() override;
 
@@ -141,30 +199,48 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
     bool has_warned_of_rejection = false;
     bool has_warned_of_writing_in_place = false;
   };
+  class Waits;
+  friend class Handles; // of this process
 
+  void start_over_in_child() noexcept;
+  bool is_checkpointed() const;
+  void mark_if_live();
+  CheckpointThread::Result checkpoint(const std::stop_token& stop) noexcept;
+  void save_at_exit() noexcept;
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
   int64_t load_locked(const std::string& path);
+  int64_t save_until(const std::string& path, CheckpointThread::Clock::time_point deadline);
+  std::optional<int64_t> save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint);
   at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
   bool feed(Live& live, RuntimeCacheFile::View bytes, const std::string& source);
   void forget_stores();
   void report_rejection(size_t size, const std::string& source, const char* consequence);
   at::Tensor serialize_locked() const;
   at::Tensor bytes_locked() const;
-  int64_t write(const std::string& path, Live* live, const at::Tensor& ours);
+  int64_t
+  write(const RuntimeCacheFile& file, const std::string& path, Live* live, const at::Tensor& ours, bool is_checkpoint);
+  void count(int64_t Statistics::* event);
 
   const std::string path_;
+  const at::Tensor nothing_;
   std::atomic<bool> autosave_{true};
+  std::atomic<bool> checkpoints_{true};
   std::atomic<std::chrono::milliseconds> lock_timeout_{util::FileLock::kDefaultTimeout};
   std::atomic<int> engines_{0};
-  std::atomic<int64_t> process_{0}; // whose engine attached first
 
   // Held by whatever changes the contents, and for disk work; taken before state_mutex_.
   std::mutex disk_mutex_;
+  // Guarded by it, for checkpoints.
+  size_t largest_saved_ = 0;              // bytes
+  int changes_without_growth_ = 0;        // in a row
+  std::set<std::string> reported_causes_; // why the last ones failed
 
   mutable std::mutex state_mutex_;           // never held for disk work; guards the rest
   std::variant<at::Tensor, Lives> contents_; // Pending, and never written to, or Live
   std::map<std::string, Store> stores_;      // by path
+  Statistics statistics_;                    // but for the sizes
+  int64_t size_at_load_ = 0;                 // bytes, of a live cache
 };
 
 } // namespace torch_tensorrt::core::runtime

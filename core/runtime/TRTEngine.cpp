@@ -1,5 +1,7 @@
 #include "core/runtime/TRTEngine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <sstream>
 #include <string_view>
@@ -9,6 +11,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/util/hash.h>
 
 #include "core/util/prelude.h"
 
@@ -16,6 +19,8 @@ namespace torch_tensorrt::core::runtime {
 namespace {
 
 using nvinfer1::TensorIOMode;
+
+constexpr size_t kMostShapes = 4096; // to remember; 100 KiB
 
 std::string_view bytes_of(const at::Tensor& plan) {
   if (!plan.defined()) {
@@ -138,7 +143,8 @@ TRTEngine::TRTEngine(
     std::vector<std::string> input_names,
     std::vector<std::string> output_names,
     RuntimeSettings settings)
-    : loaded_(std::move(engine)),
+    : process_(::getpid()),
+      loaded_(std::move(engine)),
       inputs_(describe_all(input_names, TensorIOMode::kINPUT)),
       outputs_(describe_all(output_names, TensorIOMode::kOUTPUT)),
       has_dynamic_inputs_(any_dynamic(inputs_)),
@@ -156,6 +162,11 @@ TRTEngine::TRTEngine(const State& state)
     : TRTEngine(std::get<0>(state), std::get<1>(state), std::get<2>(state), settings_of(state)) {}
 
 TRTEngine::~TRTEngine() {
+  if (process_ != ::getpid()) {
+    new LoadedEngine(loaded_);
+    new std::shared_ptr(std::move(context_));
+    return;
+  }
   try {
     const c10::DeviceGuard guard(loaded_.device);
     // Before config_ ends and with it the cache is saved: a kernel that compiles in the background is in it by then.
@@ -192,6 +203,9 @@ std::vector<at::Tensor> TRTEngine::example_inputs() const {
 }
 
 std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs) {
+  if (process_ != ::getpid()) {
+    TORCHTRT_THROW_ERROR("Process " << process_ << " loaded this engine and forked this process; load it again here");
+  }
   if (inputs.size() != inputs_.size()) {
     TORCHTRT_THROW_ERROR(
         "The engine wants " << inputs_.size() << " inputs (" << joined(input_names()) << "), got " << inputs.size());
@@ -215,6 +229,10 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const cudaStream_t stream = stream_.begin();
   if (!(!is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream))) {
     TORCHTRT_THROW_ERROR("This inference can't be captured in a CUDA graph, with " << config_.settings());
+  }
+  std::optional<RuntimeCacheHandle::Compiling> compiling;
+  if (is_new_shape(checked_inputs)) {
+    compiling.emplace(config_.attached_cache(), config_.specializes_lazily(has_dynamic_inputs_));
   }
   const bool is_enqueued = context_->enqueueV3(stream);
   stream_.end();
@@ -350,9 +368,27 @@ std::vector<at::Tensor> TRTEngine::bind_outputs() {
   return outputs;
 }
 
+bool TRTEngine::is_new_shape(const std::vector<at::Tensor>& inputs) {
+  size_t hash = 0;
+  for (const at::Tensor& input : inputs) {
+    for (const int64_t extent : input.sizes()) {
+      hash = c10::hash_combine(hash, static_cast<size_t>(extent));
+    }
+  }
+  if (hash == last_shapes_ && !shapes_.empty()) {
+    return false;
+  }
+  last_shapes_ = hash;
+  if (shapes_.size() >= kMostShapes) {
+    shapes_.clear();
+  }
+  return shapes_.insert(hash).second;
+}
+
 void TRTEngine::release_context() {
   stream_.synchronize();
   context_.reset();
+  shapes_.clear();
 }
 
 } // namespace torch_tensorrt::core::runtime

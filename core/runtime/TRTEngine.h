@@ -1,11 +1,15 @@
 #pragma once
 
+#include <sys/types.h>
+
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <unordered_set>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -27,6 +31,9 @@ namespace torch_tensorrt::core::runtime {
 // are given and returned. It uses the plan's first optimization profile. Its execution context is made on first use.
 //
 // Errors: torch_tensorrt::Error, in Python a RuntimeError. About its runtime cache there are warnings alone.
+//
+// A child of fork() can't use an engine of its parent: execute() throws there, and the destructor destroys nothing that
+// TensorRT-RTX made.
 //
 // Thread safety: all members, from any thread, one inference being set up at a time. Inferences on several streams run
 // one after another, since they share the context's memory.
@@ -105,8 +112,10 @@ class TRTEngine : public torch::CustomClassHolder {
   void bind(const Binding& binding, const at::Tensor& tensor);
   void bind_inputs(const std::vector<at::Tensor>& inputs);
   std::vector<at::Tensor> bind_outputs();
+  bool is_new_shape(const std::vector<at::Tensor>& inputs);
   void release_context();
 
+  const pid_t process_;
   const LoadedEngine loaded_;
   const std::vector<Binding> inputs_;
   const std::vector<Binding> outputs_;
@@ -115,6 +124,8 @@ class TRTEngine : public torch::CustomClassHolder {
 
   std::mutex mutex_; // guards the rest
   std::shared_ptr<nvinfer1::IExecutionContext> context_;
+  size_t last_shapes_ = 0;                 // hash of the last inference's
+  std::unordered_set<size_t> shapes_ = {}; // hashes of those that the context has run
   EngineStream stream_;
 };
 

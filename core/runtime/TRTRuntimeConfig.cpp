@@ -1,5 +1,7 @@
 #include "core/runtime/TRTRuntimeConfig.h"
 
+#include <unistd.h>
+
 #include <ostream>
 #include <utility>
 
@@ -22,11 +24,6 @@ static_assert(same_value(Specialization::kNONE, TheirSpecialization::kNONE));
 static_assert(same_value(CudaGraphStrategy::kDISABLED, nvinfer1::CudaGraphStrategy::kDISABLED));
 static_assert(same_value(CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE, nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE));
 
-std::string message_of(const std::exception& error) {
-  const auto* ours = dynamic_cast<const Error*>(&error);
-  return ours != nullptr ? ours->msg() : error.what();
-}
-
 // For destructors. `cache` may be null.
 void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
   if (cache == nullptr || !cache->detach() || !cache->autosave() || cache->path().empty()) {
@@ -35,6 +32,7 @@ void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
   try {
     try {
       cache->save();
+      cache->log_statistics();
     } catch (const std::exception& error) {
       LOG_WARNING(message_of(error));
     }
@@ -45,10 +43,14 @@ void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
 
 } // namespace
 
-TRTRuntimeConfig::TRTRuntimeConfig(RuntimeSettings settings) : settings_(std::move(settings)) {}
+TRTRuntimeConfig::TRTRuntimeConfig(RuntimeSettings settings) : process_(::getpid()), settings_(std::move(settings)) {}
 
 TRTRuntimeConfig::~TRTRuntimeConfig() {
-  detach_from(attached_cache_);
+  if (process_ == ::getpid()) {
+    detach_from(attached_cache_);
+  } else {
+    new std::shared_ptr(std::move(config_));
+  }
 }
 
 RuntimeSettings TRTRuntimeConfig::settings() const {
@@ -124,6 +126,7 @@ std::shared_ptr<nvinfer1::IExecutionContext> TRTRuntimeConfig::create_execution_
   const std::lock_guard lock(mutex_);
   initialize_locked(engine);
   config_->setExecutionContextAllocationStrategy(allocation_strategy);
+  const RuntimeCacheHandle::Compiling compiling(attached_cache_);
   nvinfer1::IExecutionContext* context = engine.engine->createExecutionContext(config_.get());
   if (context == nullptr) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not create an execution context; the log has its reasons");
@@ -131,19 +134,22 @@ std::shared_ptr<nvinfer1::IExecutionContext> TRTRuntimeConfig::create_execution_
   return {context, [config = config_](nvinfer1::IExecutionContext* c) { delete c; }};
 }
 
+bool TRTRuntimeConfig::specializes_lazily(bool has_dynamic_inputs) const {
+  const std::lock_guard lock(mutex_);
+  return has_dynamic_inputs && settings_.dynamic_shapes_kernel_specialization_strategy == Specialization::kLAZY;
+}
+
+c10::intrusive_ptr<RuntimeCacheHandle> TRTRuntimeConfig::attached_cache() const {
+  const std::lock_guard lock(mutex_);
+  return attached_cache_;
+}
+
 bool TRTRuntimeConfig::is_monolithic_capturable(
     bool has_dynamic_inputs,
     const nvinfer1::IExecutionContext& context,
     cudaStream_t stream) const {
-  {
-    const std::lock_guard lock(mutex_);
-    const bool specializes_in_background =
-        has_dynamic_inputs && settings_.dynamic_shapes_kernel_specialization_strategy == Specialization::kLAZY;
-    if (specializes_in_background || settings_.cuda_graph_strategy != CudaGraphStrategy::kDISABLED) {
-      return false;
-    }
-  }
-  return context.isStreamCapturable(stream);
+  return !specializes_lazily(has_dynamic_inputs) && settings().cuda_graph_strategy == CudaGraphStrategy::kDISABLED &&
+      context.isStreamCapturable(stream);
 }
 
 std::ostream& operator<<(std::ostream& stream, const TRTRuntimeConfig& config) {

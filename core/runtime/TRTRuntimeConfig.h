@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <iosfwd>
 #include <memory>
 #include <mutex>
@@ -25,7 +27,7 @@ class TRTRuntimeConfig {
   explicit TRTRuntimeConfig(RuntimeSettings settings = {});
 
   // Detaches from the runtime cache (RuntimeCacheHandle::detach), and saves it to its file if nobody else uses it and
-  // its autosave is on.
+  // its autosave is on. In a child of fork() it destroys nothing that TensorRT-RTX made in the parent.
   ~TRTRuntimeConfig();
 
   TRTRuntimeConfig(const TRTRuntimeConfig&) = delete;
@@ -45,6 +47,12 @@ class TRTRuntimeConfig {
       nvinfer1::ExecutionContextAllocationStrategy allocation_strategy =
           nvinfer1::ExecutionContextAllocationStrategy::kSTATIC);
 
+  // Whether kernels may be compiled in the background, long after the inference that needed them.
+  bool specializes_lazily(bool has_dynamic_inputs) const;
+
+  // The runtime cache that the contexts compile into; null if there is none.
+  c10::intrusive_ptr<RuntimeCacheHandle> attached_cache() const;
+
   // Whether somebody else may capture the next inference of `context` on `stream`, with whatever is around it, in one
   // CUDA graph. False if TensorRT-RTX says so, if it would itself capture meanwhile, or if it would specialize kernels
   // in the background, which the graph would never get to use.
@@ -59,6 +67,7 @@ class TRTRuntimeConfig {
   void initialize_locked(const LoadedEngine& engine);
   void attach_cache_locked(nvinfer1::IRuntimeConfig& config, c10::Device device);
 
+  const pid_t process_;
   mutable std::mutex mutex_; // not held while a cache is saved; guards the rest
   RuntimeSettings settings_;
   std::shared_ptr<nvinfer1::IRuntimeConfig> config_;           // keeps the cache attached to it alive

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -60,6 +61,54 @@ std::vector<at::Tensor> execute_engine(
   return engine->execute(inputs);
 }
 
+double to_seconds(std::chrono::nanoseconds time) {
+  return std::chrono::duration<double>(time).count();
+}
+
+// At most a year, and at least none.
+std::chrono::nanoseconds to_nanoseconds(double seconds) {
+  const std::chrono::duration<double> time(std::clamp(seconds, 0.0, 365.0 * 24 * 3600));
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(time);
+}
+
+// RuntimeCacheHandle::Statistics in the order of its members; times in seconds, and 0 for no save.
+using StatisticsTuple = std::tuple<
+    int64_t,
+    std::string,
+    int64_t,
+    std::string,
+    int64_t,
+    int64_t,
+    int64_t,
+    int64_t,
+    int64_t,
+    double,
+    int64_t,
+    int64_t,
+    double>;
+
+StatisticsTuple to_tuple(const RuntimeCacheHandle::Statistics& s) {
+  return {
+      s.bytes_loaded,
+      s.loaded_from,
+      s.rejections,
+      s.last_rejection,
+      s.saves,
+      s.checkpoints,
+      s.bytes_written,
+      s.merges,
+      s.conflicts,
+      to_seconds(s.lock_wait),
+      s.size,
+      s.size_added,
+      s.last_save ? to_seconds(s.last_save->time_since_epoch()) : 0.0};
+}
+
+// Returns the seconds that the end of the process may still take.
+double begin_exit() {
+  return to_seconds(CheckpointThread::begin_exit() - CheckpointThread::Clock::now());
+}
+
 TORCH_LIBRARY(tensorrt, m) {
   m.class_<RuntimeCacheHandle>("RuntimeCacheHandle")
       .def(torch::init<std::string>())
@@ -71,9 +120,16 @@ TORCH_LIBRARY(tensorrt, m) {
             return std::chrono::duration<double>(self->lock_timeout()).count();
           },
           [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, double seconds) {
-            const std::chrono::duration<double> timeout(seconds);
-            self->set_lock_timeout(std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+            self->set_lock_timeout(std::chrono::duration_cast<std::chrono::milliseconds>(to_nanoseconds(seconds)));
           })
+      .def_property(
+          "autosave",
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->autosave(); },
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, bool autosave) { self->set_autosave(autosave); })
+      .def_property(
+          "checkpoints",
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->checkpoints(); },
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, bool on) { self->set_checkpoints(on); })
       .def("attach", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { self->attach(); })
       .def("detach", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->detach(); })
       .def("serialize", &RuntimeCacheHandle::serialize)
@@ -81,6 +137,13 @@ TORCH_LIBRARY(tensorrt, m) {
       .def("has_cache", &RuntimeCacheHandle::has_cache)
       .def("load", &RuntimeCacheHandle::load, "", {torch::arg("path") = ""})
       .def("save", &RuntimeCacheHandle::save, "", {torch::arg("path") = ""})
+      .def(
+          "save_within", // seconds
+          [](const c10::intrusive_ptr<RuntimeCacheHandle>& self, double seconds) {
+            return self->save_within(to_nanoseconds(seconds));
+          })
+      .def(
+          "statistics", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return to_tuple(self->statistics()); })
       .def_pickle(
           [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->state(); },
           [](const RuntimeCacheHandle::State& state) { return RuntimeCacheHandle::from_state(state); });
@@ -96,6 +159,7 @@ TORCH_LIBRARY(tensorrt, m) {
           [](const TRTEngine::State& state) { return c10::make_intrusive<TRTEngine>(state); });
 
   m.def("execute_engine", &execute_engine);
+  m.def("begin_exit", &begin_exit);
   m.def("set_logging_level", &set_logging_level);
   m.def("get_logging_level", &get_logging_level);
 }

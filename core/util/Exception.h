@@ -26,4 +26,7 @@ class Error : public std::exception {
   std::string what_;
 };
 
+// Returns what() without the place in the source.
+std::string message_of(const std::exception& error);
+
 } // namespace torch_tensorrt

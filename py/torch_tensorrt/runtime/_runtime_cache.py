@@ -490,7 +490,7 @@ def _restore_handle(state: _State, use_python_runtime: bool) -> _Handle:
     if use_python_runtime:
         return RuntimeCacheHandle.from_state((path, tensor, files))
     script: Any = torch.ScriptObject.__new__(torch.ScriptObject)
-    script.__setstate__(((path, tensor, files, True, False), _CPP_HANDLE))
+    script.__setstate__(((path, tensor, files, True, True, False), _CPP_HANDLE))
     _attach_to(script)
     handle: _Handle = script
     return handle
