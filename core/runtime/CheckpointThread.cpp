@@ -22,6 +22,7 @@ using Clock = CheckpointThread::Clock;
 constexpr int kPausePerWork = 100;
 
 std::atomic<CheckpointThread*> instance = nullptr;
+std::atomic<bool> is_exit_registered = false;
 std::atomic<Clock::time_point> deadline_of_exit = Clock::time_point::max(); // max: the process does not end yet
 
 // Of this thread alone. By the driver, because nothing else here needs the headers and the library of the CUDA runtime.
@@ -36,6 +37,9 @@ void relax_stream_capture() {
     exchange(&mode);
   }
 }
+
+// At load, because a child would wait for ever for what a thread of its parent was initializing at the fork.
+[[maybe_unused]] const CheckpointThread& first_instance = CheckpointThread::get();
 
 } // namespace
 
@@ -58,8 +62,7 @@ CheckpointThread& CheckpointThread::get() {
 }
 
 void CheckpointThread::add(const void* id, Client client) {
-  static const int error = std::atexit([] { get().exit_now(); });
-  if (error != 0) {
+  if (!is_exit_registered.exchange(true) && std::atexit([] { get().exit_now(); }) != 0) {
     LOG_WARNING("Runtime caches of engines that live to the end of the process are not saved: atexit failed");
   }
   const std::lock_guard lock(mutex_);

@@ -17,31 +17,16 @@
 
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
+#include <ATen/ops/equal.h>
 #include <ATen/record_function.h>
 #include <NvInferRuntime.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/util/prelude.h"
 
 namespace torch_tensorrt::core::runtime {
 
-using nvinfer1::IHostMemory;
 using nvinfer1::IRuntimeCache;
 using View = RuntimeCacheFile::View;
-
-struct RuntimeCacheHandle::Live {
-  explicit Live(c10::Device d) : device(d) {}
-
-  const c10::Device device;
-  std::shared_ptr<IRuntimeCache> cache;
-  // Empty, for merges, which may come after the last config that could create one. Null if it could not be created.
-  std::shared_ptr<IRuntimeCache> scratch;
-  std::mutex scratch_mutex; // taken after the handle's
-  at::Tensor empty;         // how a cache without kernels serializes; undefined if that is not known
-};
 
 // The lock waits of one load or save, which the statistics count.
 class RuntimeCacheHandle::Waits : public LockWaits {
@@ -67,9 +52,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int kChangesWithoutGrowth = 10; // after which a checkpoint does not count them as new kernels
-
-// Ranges of torch.profiler, on the calling thread.
-#define TORCHTRT_PROFILE(name) RECORD_FUNCTION("RuntimeCache:" name, c10::ArrayRef<const c10::IValue>{})
 
 bool are_checkpoints_on() {
   static const bool are_on = [] {
@@ -107,10 +89,6 @@ View view(const at::Tensor& bytes) {
   return {static_cast<const std::byte*>(bytes.const_data_ptr()), bytes.nbytes()};
 }
 
-bool equal(View a, View b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end());
-}
-
 size_t hash(View bytes) {
   return std::hash<std::string_view>()({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
@@ -142,131 +120,10 @@ at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
   return allocate(0).set_(storage, 0, {static_cast<int64_t>(size)});
 }
 
-// While it lives, `device` is the current one, with a CUDA context. TensorRT-RTX compares the bytes that it serializes
-// or deserializes to the context of the calling thread.
-class OnDevice {
- public:
-  explicit OnDevice(c10::Device device) {
-    if (device.is_cpu()) {
-      return;
-    }
-    guard_.reset_device(device);
-    try {
-      // A new thread has no context until it calls CUDA, which the guard does not where the device is the current one
-      // already.
-      const c10::impl::VirtualGuardImpl backend(device.type());
-      c10::Event(device.type()).record(backend.getStreamFromGlobalPool(device));
-    } catch (const c10::Error& error) {
-      LOG_DEBUG("Can't make a CUDA context current: " << error.what_without_backtrace());
-    }
-  }
-
- private:
-  c10::OptionalDeviceGuard guard_;
-};
-
-bool deserialize_into(IRuntimeCache& cache, View bytes) {
-  return cache.deserialize(bytes.data(), bytes.size());
-}
-
-// Undefined if TensorRT-RTX fails. The tensor shares the memory of its result.
-at::Tensor serialize_from(const IRuntimeCache& cache) {
-  std::shared_ptr<IHostMemory> bytes = util::make_trt(cache.serialize());
-  if (bytes == nullptr) {
-    return {};
-  }
-  void* const memory = bytes->data();
-  const auto size = static_cast<int64_t>(bytes->size());
-  return at::from_blob(memory, {size}, [bytes = std::move(bytes)](void*) {}, at::kByte);
-}
-
-struct Merged {
-  at::Tensor bytes = {};                // the kernels of both; undefined if they can't be had
-  bool adds_nothing = false;            // those on disk are all of them
-  const char* reason_against = "";      // why they can't be had
-  bool is_disk_rejected = false;        // that is the reason
-  std::vector<std::string> offers = {}; // those that are in `bytes` too
-};
-
-// TensorRT-RTX does not document whether deserialize() adds to what a cache has. It does if both orders give the same
-// kernels; otherwise one of the two got lost on the way. Serialized caches of one kind are told apart by their size,
-// which only a union of two can exceed, so that nothing is assumed of the order of kernels in them.
-Merged merge(IRuntimeCache& scratch, View disk, View ours) {
-  const Merged kFailed{.reason_against = "TensorRT-RTX failed to deserialize or serialize them"};
-  if (!scratch.reset()) {
-    return kFailed;
-  }
-  if (!deserialize_into(scratch, disk)) {
-    return {.reason_against = "TensorRT-RTX rejected them", .is_disk_rejected = true};
-  }
-  if (!deserialize_into(scratch, ours)) {
-    return kFailed;
-  }
-  const at::Tensor disk_first = serialize_from(scratch);
-  if (disk_first.defined() && disk_first.nbytes() > std::max(disk.size(), ours.size())) {
-    LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache");
-    return {.bytes = disk_first};
-  }
-  if (!disk_first.defined() || !scratch.reset() || !deserialize_into(scratch, ours) ||
-      !deserialize_into(scratch, disk)) {
-    return kFailed;
-  }
-  const at::Tensor ours_first = serialize_from(scratch);
-  if (!ours_first.defined()) {
-    return kFailed;
-  }
-  const bool is_same_size = ours_first.nbytes() == disk_first.nbytes();
-  if (is_same_size && (disk.size() != ours.size() || equal(view(ours_first), view(disk_first)))) {
-    LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had all of the other's");
-    return {.bytes = disk_first, .adds_nothing = disk_first.nbytes() == disk.size()};
-  }
-  LOG_INFO("TensorRT-RTX's deserialize replaces what a runtime cache has");
-  return {.reason_against = "TensorRT-RTX's deserialize replaces what a cache has"};
-}
-
-// Merges what other savers offer too, in the cache that has what was merged so far.
-void merge_offers(IRuntimeCache& scratch, const std::vector<std::string>& offers, size_t disk_size, Merged& merged) {
-  for (const std::string& offer : offers) {
-    const auto contents = RuntimeCacheFile::read_offer(offer);
-    if (contents && deserialize_into(scratch, contents->view())) {
-      merged.offers.push_back(offer);
-    }
-  }
-  const at::Tensor all = merged.offers.empty() ? at::Tensor() : serialize_from(scratch);
-  if (all.defined() && all.nbytes() >= merged.bytes.nbytes()) {
-    merged.bytes = all;
-    merged.adds_nothing = all.nbytes() == disk_size;
-  } else {
-    merged.offers.clear();
-  }
-}
-
-template <class Live>
-bool is_without_kernels(const Live& live, const at::Tensor& bytes) {
-  return live.empty.defined() && equal(view(live.empty), view(bytes));
-}
-
 void accept(const std::vector<std::string>& offers) {
   for (const std::string& offer : offers) {
     RuntimeCacheFile::accept_offer(offer);
   }
-}
-
-// merge() in the scratch cache of `live`, with the offers of other savers.
-template <class Live>
-Merged merge_on(Live& live, View disk, View ours, const std::vector<std::string>& offers = {}) {
-  if (live.scratch == nullptr) {
-    return {.reason_against = "TensorRT-RTX could not create a cache to merge them in"};
-  }
-  TORCHTRT_PROFILE("merge");
-  const std::lock_guard lock(live.scratch_mutex);
-  const OnDevice on_device(live.device);
-  Merged merged = merge(*live.scratch, disk, ours);
-  if (merged.bytes.defined()) {
-    merge_offers(*live.scratch, offers, disk.size(), merged);
-  }
-  live.scratch->reset(); // frees the memory
-  return merged;
 }
 
 } // namespace
@@ -355,6 +212,11 @@ class Handles {
   std::map<Key, c10::weak_intrusive_ptr<Handle>> path_caches_;
 };
 
+namespace {
+// At load, because a child would wait for ever for what a thread of its parent was initializing at the fork.
+[[maybe_unused]] const Handles& handles = Handles::get();
+} // namespace
+
 RuntimeCacheHandle::RuntimeCacheHandle(std::string path)
     : path_(std::move(path)), nothing_(allocate(0)), contents_(nothing_) {
   Handles::get().add(this);
@@ -421,7 +283,9 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
   }
   autosave_ = false;
   engines_ = 0;
-  std::construct_at(&disk_mutex_); // whoever had it is not here
+  // Whoever had them is not here.
+  std::construct_at(&disk_mutex_);
+  std::construct_at(&checkpoints_so_far_);
 }
 
 void RuntimeCacheHandle::set_autosave(bool autosave) {
@@ -490,7 +354,7 @@ void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
   for (const auto& live : *lives) {
     if (copied.numel() > 0) {
       feed(*live, view(copied), "");
-    } else if (!live->cache->reset()) {
+    } else if (!live->reset()) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX could not clear the runtime cache '" << path_ << "'");
     }
   }
@@ -510,7 +374,7 @@ int64_t RuntimeCacheHandle::load(const std::string& path) {
 
 // Requires disk_mutex_.
 int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
-  TORCHTRT_PROFILE("load");
+  RECORD_FUNCTION("RuntimeCache:load", c10::ArrayRef<const c10::IValue>{});
   Waits waits(*this);
   auto contents = RuntimeCacheFile(path, waits).read();
   if (!contents) {
@@ -589,7 +453,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
   }
   try {
     const bool is_new = save_locked(path_, waits, true).has_value();
-    reported_causes_.clear();
+    checkpoints_so_far_.reported_causes.clear();
     return {is_new ? Found::kNew : Found::kNothing, waits.waited};
   } catch (const std::exception& error) {
     if (stop.stop_requested()) {
@@ -598,7 +462,8 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     // Names of temporary files differ each time.
     const std::string message = message_of(error);
     const size_t colon = message.rfind(": ");
-    const bool is_news = reported_causes_.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
+    const bool is_news =
+        checkpoints_so_far_.reported_causes.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
     TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, message);
     return {Found::kFailed, waits.waited};
   }
@@ -623,7 +488,7 @@ RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
   Statistics statistics = statistics_;
   const at::Tensor bytes = bytes_locked();
   const auto* lives = std::get_if<Lives>(&contents_);
-  const bool is_empty = lives != nullptr && is_without_kernels(*lives->front(), bytes);
+  const bool is_empty = lives != nullptr && lives->front()->is_without_kernels(view(bytes));
   statistics.size = is_empty ? 0 : bytes.numel();
   statistics.size_added = lives == nullptr ? 0 : std::max<int64_t>(statistics.size - size_at_load_, 0);
   return statistics;
@@ -645,9 +510,9 @@ void RuntimeCacheHandle::log_statistics() const {
 
 // Returns how many bytes were written, or nullopt if there are no new kernels. Requires disk_mutex_.
 std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, LockWaits& waits, bool is_checkpoint) {
-  TORCHTRT_PROFILE("save");
+  RECORD_FUNCTION("RuntimeCache:save", c10::ArrayRef<const c10::IValue>{});
   at::Tensor ours;
-  std::shared_ptr<Live> live;
+  std::shared_ptr<LiveRuntimeCache> live;
   std::optional<size_t> stored_digest;
   {
     const std::lock_guard lock(state_mutex_);
@@ -664,19 +529,20 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, Lo
     return std::nullopt;
   }
   // Writing it would at best create a file without kernels, and at worst overwrite one with.
-  if (ours.numel() == 0 || (live != nullptr && is_without_kernels(*live, ours))) {
+  if (ours.numel() == 0 || (live != nullptr && live->is_without_kernels(view(ours)))) {
     LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
     return std::nullopt;
   }
-  const bool has_grown = ours.nbytes() > largest_saved_;
-  if (is_checkpoint && !has_grown && changes_without_growth_ >= kChangesWithoutGrowth) {
+  auto& [largest, changes_without_growth, reported_causes] = checkpoints_so_far_;
+  const bool has_grown = ours.nbytes() > largest;
+  if (is_checkpoint && !has_grown && changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
   const RuntimeCacheFile file(to, waits);
   const int64_t written = write(file, to, live.get(), ours, is_checkpoint);
   if (is_checkpoint) {
-    changes_without_growth_ = has_grown ? 0 : changes_without_growth_ + 1;
-    largest_saved_ = std::max(largest_saved_, ours.nbytes());
+    changes_without_growth = has_grown ? 0 : changes_without_growth + 1;
+    largest = std::max(largest, ours.nbytes());
   }
   const std::lock_guard lock(state_mutex_);
   stores_[to].digest = digest;
@@ -693,7 +559,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, Lo
 int64_t RuntimeCacheHandle::write(
     const RuntimeCacheFile& file,
     const std::string& path,
-    Live* live,
+    LiveRuntimeCache* live,
     const at::Tensor& ours,
     bool is_checkpoint) {
   std::optional<FileGeneration> expected;
@@ -702,7 +568,7 @@ int64_t RuntimeCacheHandle::write(
     expected = stores_[path].contained;
   }
   std::optional<RuntimeCacheFile::Turn> turn;
-  Merged merged;
+  LiveRuntimeCache::Merged merged;
   size_t others = 0; // bytes that others saved
   std::optional<RuntimeCacheFile::Replaced> replaced;
   for (int merges = 0;; ++merges) {
@@ -729,7 +595,7 @@ int64_t RuntimeCacheHandle::write(
     others = disk ? disk->generation.size : 0;
     if (disk && live != nullptr) {
       LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
-      merged = merge_on(*live, disk->view(), view(ours), turn->offers);
+      merged = live->merge(disk->view(), view(ours), turn->offers);
       count(&Statistics::merges);
       if (merged.adds_nothing) {
         accept(merged.offers);
@@ -779,16 +645,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   if (auto cache = live_cache(device)) {
     return cache;
   }
-  const OnDevice on_device(device);
-  const auto live = std::make_shared<Live>(device);
-  live->cache = util::make_trt(config->createRuntimeCache());
-  if (live->cache == nullptr) {
-    TORCHTRT_THROW_ERROR("TensorRT-RTX could not create a runtime cache for '" << path_ << "'");
-  }
-  live->scratch = util::make_trt(config->createRuntimeCache());
-  if (live->scratch != nullptr) {
-    live->empty = serialize_from(*live->scratch);
-  }
+  const auto live = std::make_shared<LiveRuntimeCache>(*config, device, path_);
   if (!path_.empty() && !has_cache()) {
     try {
       load_locked(path_);
@@ -832,7 +689,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
       }
     }
   }
-  return live->cache;
+  return live->cache();
 }
 
 // Null if the handle is not live there.
@@ -840,8 +697,8 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
   const std::lock_guard lock(state_mutex_);
   if (const auto* lives = std::get_if<Lives>(&contents_)) {
     for (const auto& live : *lives) {
-      if (live->device == device) {
-        return live->cache;
+      if (live->device() == device) {
+        return live->cache();
       }
     }
   }
@@ -892,24 +749,20 @@ at::Tensor RuntimeCacheHandle::bytes_locked() const {
   }
   at::Tensor bytes;
   for (const auto& live : *lives) {
-    at::Tensor more;
-    {
-      const OnDevice on_device(live->device);
-      more = serialize_from(*live->cache);
-    }
+    const at::Tensor more = live->serialize();
     if (!more.defined()) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the runtime cache '" << path_ << "'");
     }
     if (!bytes.defined()) {
       bytes = more;
-    } else if (!equal(view(bytes), view(more))) {
-      const Merged merged = merge_on(*lives->front(), view(more), view(bytes));
+    } else if (!at::equal(bytes, more)) {
+      const auto merged = lives->front()->merge(view(more), view(bytes));
       if (merged.bytes.defined()) {
         bytes = merged.bytes;
       } else {
         LOG_WARNING(
-            "The runtime cache '" << path_ << "' keeps no kernels of " << live->device
-                                  << ", because they can't be merged with those of " << lives->front()->device << ": "
+            "The runtime cache '" << path_ << "' keeps no kernels of " << live->device()
+                                  << ", because they can't be merged with those of " << lives->front()->device() << ": "
                                   << merged.reason_against);
       }
     }
@@ -919,9 +772,8 @@ at::Tensor RuntimeCacheHandle::bytes_locked() const {
 
 // Gives bytes to a live cache. Returns false, with a warning, if it rejects them. `source` is the file that they are
 // from, or empty. Requires state_mutex_.
-bool RuntimeCacheHandle::feed(Live& live, View bytes, const std::string& source) {
-  const OnDevice on_device(live.device);
-  if (deserialize_into(*live.cache, bytes)) {
+bool RuntimeCacheHandle::feed(LiveRuntimeCache& live, View bytes, const std::string& source) {
+  if (live.deserialize(bytes)) {
     return true;
   }
   report_rejection(bytes.size(), source, "They are not used: kernels will be compiled anew");

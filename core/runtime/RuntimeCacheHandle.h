@@ -20,12 +20,8 @@
 #include <torch/custom_class.h>
 
 #include "core/runtime/CheckpointThread.h"
+#include "core/runtime/LiveRuntimeCache.h"
 #include "core/runtime/RuntimeCacheFile.h"
-
-namespace nvinfer1 {
-class IRuntimeCache;
-class IRuntimeConfig;
-} // namespace nvinfer1
 
 namespace torch_tensorrt::core::runtime {
 
@@ -190,14 +186,18 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(nvinfer1::IRuntimeConfig* config, c10::Device device);
 
  private:
-  struct Live;
-  using Lives = std::vector<std::shared_ptr<Live>>; // one per device
+  using Lives = std::vector<std::shared_ptr<LiveRuntimeCache>>; // one per device
   // What is known of a file.
   struct Store {
     std::optional<FileGeneration> contained; // the generation whose kernels are all in our contents
     std::optional<size_t> digest;            // that of contents of ours which the file has
     bool has_warned_of_rejection = false;
     bool has_warned_of_writing_in_place = false;
+  };
+  struct Checkpoints {
+    size_t largest = 0;                         // bytes saved by one
+    int changes_without_growth = 0;             // in a row
+    std::set<std::string> reported_causes = {}; // of failures since the last success
   };
   class Waits;
   friend class Handles; // of this process
@@ -213,13 +213,17 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   int64_t save_until(const std::string& path, CheckpointThread::Clock::time_point deadline);
   std::optional<int64_t> save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint);
   at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
-  bool feed(Live& live, RuntimeCacheFile::View bytes, const std::string& source);
+  bool feed(LiveRuntimeCache& live, RuntimeCacheFile::View bytes, const std::string& source);
   void forget_stores();
   void report_rejection(size_t size, const std::string& source, const char* consequence);
   at::Tensor serialize_locked() const;
   at::Tensor bytes_locked() const;
-  int64_t
-  write(const RuntimeCacheFile& file, const std::string& path, Live* live, const at::Tensor& ours, bool is_checkpoint);
+  int64_t write(
+      const RuntimeCacheFile& file,
+      const std::string& path,
+      LiveRuntimeCache* live,
+      const at::Tensor& ours,
+      bool is_checkpoint);
   void count(int64_t Statistics::* event);
 
   const std::string path_;
@@ -231,10 +235,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   // Held by whatever changes the contents, and for disk work; taken before state_mutex_.
   std::mutex disk_mutex_;
-  // Guarded by it, for checkpoints.
-  size_t largest_saved_ = 0;              // bytes
-  int changes_without_growth_ = 0;        // in a row
-  std::set<std::string> reported_causes_; // why the last ones failed
+  Checkpoints checkpoints_so_far_; // guarded by it
 
   mutable std::mutex state_mutex_;           // never held for disk work; guards the rest
   std::variant<at::Tensor, Lives> contents_; // Pending, and never written to, or Live
