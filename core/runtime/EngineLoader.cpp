@@ -20,10 +20,7 @@ class TensorRTLogger final : public nvinfer1::ILogger {
 };
 
 // Never destroyed: TensorRT-RTX wants it valid until its last object is gone, which may be in static storage.
-TensorRTLogger& logger() {
-  static auto* instance = new TensorRTLogger;
-  return *instance;
-}
+TensorRTLogger& logger = *new TensorRTLogger;
 
 // Never destroyed, since another thread may be calling it. A mutex could be stuck in a child of fork().
 struct Installed {
@@ -43,7 +40,7 @@ LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
         "CUDA_VISIBLE_DEVICES, or a torch built without CUDA)");
   }
   const c10::Device device = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice();
-  const auto runtime = util::make_trt(nvinfer1::createInferRuntime(logger()));
+  const auto runtime = util::make_trt(nvinfer1::createInferRuntime(logger));
   if (runtime == nullptr) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not be started on " << device);
   }

@@ -54,15 +54,13 @@ namespace fs = std::filesystem;
 constexpr int kChangesWithoutGrowth = 10; // after which a checkpoint does not count them as new kernels
 
 bool are_checkpoints_on() {
-  static const bool are_on = [] {
-    const char* const text = std::getenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
-    const std::string_view value = text == nullptr ? "" : text;
-    if (value != "" && value != "0" && value != "1") {
-      LOG_WARNING("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS is '" << value << "', expected 0 or 1; checkpoints are on");
-    }
-    return value != "0";
-  }();
-  return are_on;
+  static std::atomic<bool> has_warned = false;
+  const char* const text = std::getenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
+  const std::string_view value = text == nullptr ? "" : text;
+  if (value != "" && value != "0" && value != "1" && !has_warned.exchange(true)) {
+    LOG_WARNING("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS is '" << value << "', expected 0 or 1; checkpoints are on");
+  }
+  return value != "0";
 }
 
 std::string absolute(const std::string& path) {

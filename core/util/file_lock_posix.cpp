@@ -19,6 +19,9 @@ namespace {
 // Number of forks since the library was loaded. Unlike a process id it costs no system call and is not reused.
 std::atomic<std::int64_t> forks = 0;
 
+// At load, because a child of fork() would wait for ever for what a thread of its parent was initializing.
+const int counting_error = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+
 [[noreturn]] void fail(const char* action, const std::string& path, const char* hint = "") {
   const int code = errno;
   TORCHTRT_THROW_ERROR(
@@ -70,8 +73,6 @@ bool FileLock::LockHandle::open(const std::string& path) {
 }
 
 bool FileLock::LockHandle::lock(const std::string& path, Mode mode, bool wait) {
-  static const int counting_error =
-      ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
   if (counting_error != 0) {
     errno = counting_error;
     fail("lock", path);

@@ -50,6 +50,9 @@ std::atomic<LogLevel>& reportable_level() {
   return level;
 }
 
+// At load, because a child of fork() would wait for ever for what a thread of its parent was initializing.
+[[maybe_unused]] const std::atomic<LogLevel>& level_at_load = reportable_level();
+
 } // namespace
 
 void set_reportable_log_level(LogLevel level) {
