@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import functools
 import logging
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -13,7 +14,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -26,12 +27,22 @@ from torch_tensorrt.runtime._cache.byte_streams import (
     write_all,
 )
 from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
+from torch_tensorrt.runtime._cache.exit_deadline import (
+    EXIT_TIMEOUT,
+    begin_exit,
+    exit_deadline,
+)
 from torch_tensorrt.runtime._cache.file_lock import (
     call_without_lock,
     deferred_calls,
 )
+from torch_tensorrt.runtime._cache.forks import start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
+from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
+    RuntimeCacheStatistics,
+)
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 
 logger = logging.getLogger(__name__)
@@ -41,13 +52,13 @@ _State = tuple[str, bytes, list[str]]
 
 _CPP_HANDLE = "__torch__.torch.classes.tensorrt.RuntimeCacheHandle"
 
-_EXIT_TIMEOUT = 10.0  # seconds
-
 
 class _Handle(Protocol):
     """The surface of both handles: core/runtime/RuntimeCacheHandle.h has their contract."""
 
     lock_timeout: float
+    autosave: bool
+    checkpoints: bool
 
     @property
     def path(self) -> str: ...
@@ -56,6 +67,8 @@ class _Handle(Protocol):
     def has_cache(self) -> bool: ...
     def load(self, path: str = "") -> int: ...
     def save(self, path: str = "") -> int: ...
+    def save_within(self, seconds: float, /) -> int: ...
+    def statistics(self) -> RuntimeCacheStatistics | tuple[Any, ...]: ...
 
 
 class _Engine(Protocol):
@@ -73,18 +86,20 @@ class _PathCaches:
     """This process's path caches. Thread-safe."""
 
     def __init__(self) -> None:
+        self._start_over()
+        start_over_in_children(self)
+
+    def _start_over(self) -> None:
         # Reentrant because the garbage collector may end an engine anywhere.
         self._lock = threading.RLock()
         # Guarded by _lock.
         self.caches: weakref.WeakValueDictionary[_Key, RuntimeCache] = (
             weakref.WeakValueDictionary()
         )
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._lock.acquire,
-                after_in_parent=self._lock.release,
-                after_in_child=self._start_over,
-            )
+
+    def start_over_in_child(self) -> None:
+        """In a child of fork(), whose parent's caches belong to the parent's engines."""
+        self._start_over()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -109,13 +124,11 @@ class _PathCaches:
             self.caches[key] = cache
             return cache, True
 
-    def _start_over(self) -> None:
-        """In a child of fork(), whose parent's caches belong to the parent's engines."""
-        self.caches.clear()
-        self._lock.release()
-
 
 _path_caches = _PathCaches()
+
+# What saves the caches that save themselves; see RuntimeCache._anchor.
+_anchors: set[functools.partial[None]] = set()
 
 
 class RuntimeCache:
@@ -133,19 +146,28 @@ class RuntimeCache:
     interpreter exits. Two paths name one cache if the real paths of their directories and their
     last components are equal.
 
-    Equal to itself alone. A pickled or copied cache carries path, bytes, kind of runtime and
-    `autosave_on_del`; unpickled where there is no C++ runtime, it is one of the Python runtime. A
-    copy of the process's cache for a path is that cache. Unpickled elsewhere it becomes the cache
-    that the process there has for the path; its bytes are used only if that is new and the file is
-    missing. A child of fork() starts without any cache for a path.
+    A cache that saves itself, one for a path or one with `autosave_on_del`, is also saved while its
+    process runs, by a background thread, so that a process that is killed loses little: each kernel
+    that an engine's caller waited for is saved within 3 s, or within 101 times the duration of the
+    last such checkpoint if that is longer. Checkpoints write a file only where they can replace it.
+    The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns them off.
 
-    Thread safety: any method from any thread, while engines run too. A process must not be forked
-    while another thread loads or saves: the child's copy of the cache would stay locked.
+    Equal to itself alone. A pickled or copied cache carries path, bytes, kind of runtime,
+    `autosave_on_del` and `checkpoints`; unpickled where there is no C++ runtime, it is one of the
+    Python runtime. A copy of the process's cache for a path is that cache. Unpickled elsewhere it
+    becomes the cache that the process there has for the path; its bytes are used only if that is
+    new and the file is missing.
+
+    A process may fork at any moment. The child starts without any cache for a path. A cache that it
+    has from its parent is empty there if an engine has used it, and does not save itself.
+
+    Thread safety: any method from any thread, while engines run too.
 
     Args:
         path: The file, as it is written: relative to the working directory at the time of a load
             or save, and `~` is not expanded. Without one, `load` and `save` need their argument.
         autosave_on_del: See the property.
+        checkpoints: See the property.
         use_python_runtime: The runtime of the engines that are to use it: the Python one, or the
             C++ one. None takes the C++ one where its library can be loaded.
 
@@ -155,7 +177,6 @@ class RuntimeCache:
         ImportError: The C++ runtime is asked for and can't be loaded.
     """
 
-    _autosave_on_del = False
     _worker_token: multiprocessing.util.Finalize | None = None
 
     def __init__(
@@ -163,21 +184,25 @@ class RuntimeCache:
         path: str | os.PathLike[str] = "",
         autosave_on_del: bool = False,
         *,
+        checkpoints: bool = True,
         use_python_runtime: bool | None = None,
     ) -> None:
         if use_python_runtime is None:
             use_python_runtime = library_error() is not None
         path = checked_path(path, may_be_empty=True)
         self._init(_make_handle(path, use_python_runtime), None)
+        self.checkpoints = checkpoints
         self.autosave_on_del = autosave_on_del
 
     def _init(self, handle: _Handle, key: _Key | None) -> None:
         """`key`: that of a path cache, of which there is one in a process."""
-        self._atexit_token: Callable[[], None] | None = None
+        self._atexit_token: functools.partial[None] | None = None
         self._process = os.getpid()
         self._engines: set[_Engine] = set()
         self._handle = handle
+        handle.autosave = False
         self._key = key
+        self._last_warning = -math.inf  # by time.monotonic()
         self._has_ended = (
             False  # saved for the last time, unless it is a path cache and used again
         )
@@ -189,20 +214,30 @@ class RuntimeCache:
 
     @property
     def autosave_on_del(self) -> bool:
-        """Whether the cache saves itself, once: when it goes, or when the interpreter exits.
+        """Whether the cache saves itself: while it is used, when it goes, or at interpreter exit.
 
-        What goes wrong then is a warning. Only the process that turned this on does it: a forked
-        child that shall save a cache of its parent turns it on again, or calls `save`.
+        What goes wrong then is a warning. All saves of an exit together take 8 s at most. Only the
+        process that turned this on does it: a forked child that shall save a cache of its parent
+        turns it on again, or calls `save`.
         """
-        return self._autosave_on_del
+        return self._handle.autosave
 
     @autosave_on_del.setter
     def autosave_on_del(self, autosave: bool) -> None:
         self._drop_anchor()
-        self._autosave_on_del = bool(autosave)
         if autosave:
             self._process = os.getpid()
             self._anchor()
+        self._handle.autosave = bool(autosave)
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether a cache that saves itself is also saved while its process runs."""
+        return self._handle.checkpoints
+
+    @checkpoints.setter
+    def checkpoints(self, checkpoints: bool) -> None:
+        self._handle.checkpoints = bool(checkpoints)
 
     def is_cpp_runtime(self) -> bool:
         """Whether engines of the C++ runtime can use it; if not, those of the Python runtime."""
@@ -244,6 +279,17 @@ class RuntimeCache:
         """
         return self._handle.save(_path_or_default(path))
 
+    def statistics(self) -> RuntimeCacheStatistics:
+        """What the cache did since it was made, and what it has now. Serializes the kernels.
+
+        At its end a cache that saves itself logs it in one line, at level info.
+        """
+        values = self._handle.statistics()
+        if isinstance(values, RuntimeCacheStatistics):
+            return values
+        *others, last_save_time = values
+        return RuntimeCacheStatistics(*[*others, last_save_time or None])
+
     def load_from_stream(self, stream: Reader) -> int:
         """Takes over what a binary stream has, to its end, and answers the number of bytes read.
 
@@ -281,7 +327,9 @@ class RuntimeCache:
         if self._key is None:
             return super().__reduce_ex__(protocol)
         data = memory_of(self._handle.serialize()).tobytes()
-        return _restore_path_cache, (self.path, data, not self.is_cpp_runtime())
+        use_python_runtime = not self.is_cpp_runtime()
+        arguments = self.path, data, use_python_runtime, self.checkpoints
+        return _restore_path_cache, arguments
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RuntimeCache:
         if self._key is not None:
@@ -298,11 +346,13 @@ class RuntimeCache:
             "handle": _state_of(self._handle),
             "is_cpp_runtime": self.is_cpp_runtime(),
             "autosave_on_del": self.autosave_on_del,
+            "checkpoints": self.checkpoints,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         use_python_runtime = not state["is_cpp_runtime"] or library_error() is not None
         self._init(_restore_handle(state["handle"], use_python_runtime), None)
+        self.checkpoints = state["checkpoints"]
         self.autosave_on_del = state["autosave_on_del"]
 
     def _attach(self, engine: _Engine) -> None:
@@ -336,7 +386,7 @@ class RuntimeCache:
 
     def _save_if_autosaving(self) -> None:
         """Saves a cache of its own that an engine was switched away from."""
-        if self._key is None and self._autosave_on_del:
+        if self._key is None and self.autosave_on_del:
             self._save_or_warn()
 
     def __del__(self) -> None:
@@ -349,7 +399,9 @@ class RuntimeCache:
     def _anchor(self) -> None:
         """Has the cache saved at exit, for it may still be alive when torch is no longer."""
         token = functools.partial(_autosave_at_exit, weakref.ref(self))
-        self._atexit_token = atexit.register(token)
+        atexit.register(token)
+        self._atexit_token = token
+        _anchors.add(token)
         if multiprocessing.parent_process() is not None:
             # Before CPython 3.13 a worker that was forked ends without atexit's functions.
             self._worker_token = multiprocessing.util.Finalize(
@@ -360,6 +412,7 @@ class RuntimeCache:
         """Undoes `_anchor`, so that the registries grow with the caches there are."""
         if self._atexit_token is not None:
             atexit.unregister(self._atexit_token)
+            _anchors.discard(self._atexit_token)
             self._atexit_token = None
         if self._worker_token is not None:
             self._worker_token.cancel()
@@ -368,8 +421,8 @@ class RuntimeCache:
     def _autosave_if_enabled(self) -> None:
         """Saves as `autosave_on_del` says, for `__del__` and for the exit. Raises nothing."""
         with _path_caches.locked():
-            if self._autosave_on_del:
-                self._autosave_on_del = False
+            if self.autosave_on_del:
+                self._handle.autosave = False
                 self._has_ended = True
                 # The garbage collector may run this within another cache's save to the same file,
                 # which would never go on while this waits for its lock.
@@ -377,24 +430,52 @@ class RuntimeCache:
 
     def _autosave(self) -> None:
         try:
-            if self._process == os.getpid():
+            if not self._is_inherited():
                 # First, so that what compiles in their background is saved too. In a reference
                 # cycle they may outlive this object's finalizer.
                 for engine in tuple(self._engines):
                     engine.release()
-                self._save_or_warn()
+                self._save_or_warn(exit_deadline())
+                self._log_statistics()
                 if self._key is not None:
                     _detach_from(self._handle)
         except BaseException as error:  # of a signal, which nobody above could take
             self._warn(error)
 
-    def _save_or_warn(self) -> None:
-        """Saves a cache that has a path, in the process that owns it. An error is a warning."""
+    def _save_or_warn(self, deadline: float = math.inf) -> None:
+        """Saves a cache that has a path, in the process that owns it. An error is a warning.
+
+        A deadline, by time.monotonic(), is for everything.
+        """
         try:
-            if self._process == os.getpid() and self.path:
+            if self._is_inherited() or not self.path:
+                return
+            if deadline < math.inf:
+                self._handle.save_within(max(0.0, deadline - time.monotonic()))
+            else:
                 self.save()
         except Exception as error:
             self._warn(error)
+
+    def _log_statistics(self) -> None:
+        if self.path and logger.isEnabledFor(logging.INFO):
+            s = self.statistics()
+            logger.info(
+                "The runtime cache '%s': %d bytes loaded, %d bytes now, %d of them new; %d saves "
+                "and %d checkpoints wrote %d bytes; %d merges, %d conflicts, %d rejections; %.3f s "
+                "of waiting for locks",
+                self.path,
+                s.bytes_loaded,
+                s.size,
+                s.size_added,
+                s.saves,
+                s.checkpoints,
+                s.bytes_written,
+                s.merges,
+                s.conflicts,
+                s.rejections,
+                s.lock_wait,
+            )
 
     def _warn(self, error: BaseException) -> None:
         # The messages of the C++ runtime begin with their place in the source.
@@ -402,8 +483,25 @@ class RuntimeCache:
         if not isinstance(error, RuntimeError):  # one of ours says what failed
             name = type(error).__name__
             message = f"Can't save the runtime cache '{self.path}': {name}: {message}"
+        # One warning is enough for the end of a process, which may try to save twice.
+        is_known = self._last_warning > exit_deadline() - EXIT_TIMEOUT
+        self._last_warning = time.monotonic()
         with contextlib.suppress(Exception):  # of the user's log handlers
-            logger.warning("%s", message)
+            logger.log(logging.INFO if is_known else logging.WARNING, "%s", message)
+
+    def _is_inherited(self) -> bool:
+        """Whether the cache belongs to a process that forked this one."""
+        return self._process != os.getpid()
+
+    def _of_this_process(self) -> RuntimeCache:
+        """This process's cache for the path in the place of one that its parent had for it."""
+        if self._key is None or not self._is_inherited():
+            return self
+        use_python_runtime = not self.is_cpp_runtime()
+        cache, is_new = _path_caches.find_or_make(self.path, use_python_runtime)
+        if is_new:
+            cache.checkpoints = self.checkpoints
+        return cache
 
 
 def path_cache(path: str, *, use_python_runtime: bool) -> RuntimeCache:
@@ -415,28 +513,37 @@ def path_cache(path: str, *, use_python_runtime: bool) -> RuntimeCache:
     return _path_caches.find_or_make(path, use_python_runtime)[0]
 
 
+def save_all_within(seconds: float) -> None:
+    """Saves the caches that save themselves, on the checkpoint threads. An error is a warning."""
+    deadline = time.monotonic() + seconds
+    for anchor in tuple(_anchors):
+        cache: RuntimeCache | None = anchor.args[0]()
+        if cache is not None:
+            cache._save_or_warn(deadline)
+
+
 def _restore_path_cache(
-    path: str, data: bytes, use_python_runtime: bool
+    path: str, data: bytes, use_python_runtime: bool, checkpoints: bool
 ) -> RuntimeCache:
     use_python_runtime |= library_error() is not None
     cache, is_new = _path_caches.find_or_make(path, use_python_runtime)
-    if is_new and data and RuntimeCacheFile(path).is_empty():
-        cache._handle.deserialize(tensor_of(data))
+    if is_new:
+        cache.checkpoints = checkpoints
+        if data and RuntimeCacheFile.is_empty(path):
+            cache._handle.deserialize(tensor_of(data))
     return cache
 
 
-_exit_deadline: float | None = None
-
-
 def _autosave_at_exit(ref: weakref.ref[RuntimeCache]) -> None:
-    global _exit_deadline
     cache = ref()
     if cache is not None:
-        # All caches together wait for locks as long as one would alone.
-        if _exit_deadline is None:
-            _exit_deadline = time.monotonic() + _EXIT_TIMEOUT
-        cache._handle.lock_timeout = max(0.0, _exit_deadline - time.monotonic())
+        begin_exit()
         cache._autosave_if_enabled()
+
+
+@atexit.register  # now, so that it runs after all of those above
+def _stop_checkpoints() -> None:
+    checkpoint_thread.stop(begin_exit())
 
 
 def _path_or_default(path: str | os.PathLike[str] | None) -> str:

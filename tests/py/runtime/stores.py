@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import torch_tensorrt  # noqa: F401  loads the library that registers the C++ store
+from torch_tensorrt.runtime._cache.file_lock import LockWaits
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     Replaced,
@@ -25,14 +26,17 @@ class Store:
         self, runtime: str, path: Path | str, lock_timeout: float = 10.0
     ) -> None:
         self._is_python = runtime == "python"
-        make = (
-            RuntimeCacheFile
-            if self._is_python
-            else torch.classes.tensorrt_stores.RuntimeCacheFile
-        )
-        self._file: Any = make(str(path), lock_timeout)
+        self._path = str(path)
+        self._file: Any
+        if self._is_python:
+            self._file = RuntimeCacheFile(self._path, LockWaits(lock_timeout))
+        else:
+            make = torch.classes.tensorrt_stores.RuntimeCacheFile
+            self._file = make(self._path, lock_timeout)
 
     def is_empty(self) -> bool:
+        if self._is_python:
+            return RuntimeCacheFile.is_empty(self._path)
         return bool(self._file.is_empty())
 
     def read(self) -> tuple[bytes, FileGeneration] | None:

@@ -249,6 +249,7 @@ def test_tells_of_a_save_and_of_what_it_leaves_when_killed(
 ) -> None:
     code = """
 import os, sys
+from torch_tensorrt.runtime._cache.file_lock import LockWaits
 from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 
 def fsync(descriptor):
@@ -256,7 +257,7 @@ def fsync(descriptor):
     sys.stdin.read()
 
 os.fsync = fsync
-file = RuntimeCacheFile(sys.argv[1])
+file = RuntimeCacheFile(sys.argv[1], LockWaits())
 file.replace(memoryview(b"new" * 100), file.read().generation)
 """
     with python(code, path) as child:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from tests.util.processes.line_process import LineProcess, file_lock_tool, lock_peer
 from torch_tensorrt.runtime._cache.file_lock import (
     FileLockError,
+    LockWaits,
     call_without_lock,
     file_lock,
     lock_path_of,
@@ -38,7 +39,7 @@ def lock_path(tmp_path: Path) -> Path:
 @contextmanager
 def held(kind: str, path: Path) -> Iterator[None]:
     if kind in OURS:
-        with file_lock(str(path), 0, shared=kind == "python-shared"):
+        with file_lock(str(path), LockWaits(0), shared=kind == "python-shared"):
             yield
     else:
         with lock_peer(kind, path) as peer:
@@ -66,7 +67,7 @@ def test_a_holder_excludes_until_it_releases(
     lock_path: Path, holder: str, shared: bool
 ) -> None:
     def take(timeout: float) -> AbstractContextManager[None]:
-        return file_lock(str(lock_path), timeout, shared=shared)
+        return file_lock(str(lock_path), LockWaits(timeout), shared=shared)
 
     with held(holder, lock_path):
         if shared and holder.endswith("-shared"):
@@ -105,7 +106,7 @@ def test_gets_the_lock_of_a_killed_holder(
     with lock_peer(kind, lock_path) as peer:
         assert peer.ask("try") == "acquired"
         peer.kill()
-        with file_lock(str(lock_path), 0, shared=shared):
+        with file_lock(str(lock_path), LockWaits(0), shared=shared):
             pass
 
 
@@ -114,7 +115,7 @@ def test_waits_for_a_release(lock_path: Path, shared: bool) -> None:
     taken = threading.Event()
 
     def take() -> None:
-        with file_lock(str(lock_path), 60, shared=shared):
+        with file_lock(str(lock_path), LockWaits(60), shared=shared):
             taken.set()
 
     waiter = threading.Thread(target=take)
@@ -129,7 +130,10 @@ def test_waits_for_a_release(lock_path: Path, shared: bool) -> None:
 
 def test_an_error_within_the_block_releases(lock_path: Path) -> None:
     for shared in (False, True):
-        with pytest.raises(KeyError), file_lock(str(lock_path), 0, shared=shared):
+        with (
+            pytest.raises(KeyError),
+            file_lock(str(lock_path), LockWaits(0), shared=shared),
+        ):
             raise KeyError
     with FileLock(lock_path, timeout=0):
         pass
@@ -148,9 +152,9 @@ def test_what_wants_no_lock_is_called_once_it_is_released(
     call_without_lock(lambda: call("before"))
     other_lock_path = f"{lock_path}.other"
     with pytest.raises(KeyError):
-        with file_lock(str(lock_path), 0, shared=shared):
+        with file_lock(str(lock_path), LockWaits(0), shared=shared):
             call_without_lock(lambda: call_without_lock(lambda: call("in a call")))
-            with file_lock(other_lock_path, 0):
+            with file_lock(other_lock_path, LockWaits(0)):
                 call_without_lock(lambda: call("within two"))
             call_without_lock(lambda: call("within one"))
             assert called == ["before"]
@@ -160,7 +164,7 @@ def test_what_wants_no_lock_is_called_once_it_is_released(
 
 def test_what_wants_no_lock_does_not_wait_for_other_threads(lock_path: Path) -> None:
     called = threading.Event()
-    with file_lock(str(lock_path), 0):
+    with file_lock(str(lock_path), LockWaits(0)):
         thread = threading.Thread(target=lambda: call_without_lock(called.set))
         thread.start()
         assert called.wait(60)
@@ -181,7 +185,7 @@ def test_what_wants_no_lock_is_called_after_a_lock_that_was_not_taken(
         monkeypatch.setattr(time, "sleep", collect_garbage)
         with (
             pytest.raises(FileLockError, match="another holder"),
-            file_lock(str(lock_path), 0.001, shared=True),
+            file_lock(str(lock_path), LockWaits(0.001), shared=True),
         ):
             pass
     sleeps = events.count("slept")
@@ -284,7 +288,7 @@ def test_no_count_is_lost(tmp_path: Path, lock_path: Path) -> None:
 
     def count() -> None:
         for _ in range(times):
-            with file_lock(str(lock_path), 60):
+            with file_lock(str(lock_path), LockWaits(60)):
                 counter.write_text(str(int(counter.read_text()) + 1))
 
     threads = [threading.Thread(target=count) for _ in range(2)]

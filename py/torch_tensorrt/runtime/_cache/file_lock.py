@@ -6,6 +6,7 @@ The only module here that knows how a system locks files.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 import threading
@@ -13,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Protocol
 
 try:
     import fcntl
@@ -42,13 +45,29 @@ class FileLockError(Exception):
     """The lock could not be taken. The message names the lock file and says why."""
 
 
+class Stop(Protocol):
+    """Like a `threading.Event`."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass
+class LockWaits:
+    """How long waits for locks take at most, and how long they took. All times are in seconds."""
+
+    timeout: float = 10.0  # of each wait
+    deadline: float = math.inf  # of all waits, by time.monotonic()
+    stop: Stop | None = None  # once it is set, all waits end within 50 ms
+    waited: float = 0.0
+
+
 def lock_path_of(path: str) -> str:
     """The lock file that guards `path`, by filelock's convention."""
     return path + ".lock"
 
 
 @contextmanager
-def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[None]:
+def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[None]:
     """Holds the lock on the lock file `path`, which is created where missing, for a block.
 
     It excludes, and is excluded by, `filelock.FileLock` and the C++ FileLock on that path; only
@@ -57,18 +76,20 @@ def file_lock(path: str, timeout: float, *, shared: bool = False) -> Iterator[No
 
     Args:
         path: the lock file itself, a regular file. A symbolic link there is refused.
-        timeout: seconds. At least one attempt is made.
+        waits: For how long to try. At least one attempt is made. The wait is added to `waited`.
 
     Raises:
-        FileLockError: another holder kept it for `timeout`, or the system's reason.
+        FileLockError: another holder kept it for that long, or the system's reason.
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with deferred_calls(), closing(_LockFile(path)) as lock_file:
-        if not lock_file.acquire(operation, time.monotonic() + timeout):
+        waited_before = waits.waited
+        if not lock_file.acquire(operation, waits):
+            milliseconds = round((waits.waited - waited_before) * 1000)
             raise FileLockError(
-                f"another holder kept the lock '{path}' for {round(timeout * 1000)} ms"
+                f"another holder kept the lock '{path}' for {milliseconds} ms"
             )
         yield
 
@@ -127,22 +148,28 @@ class _LockFile:
         self._file: int | None = None
         self._owner: int | None = None  # the process that took the lock
 
-    def acquire(self, operation: int, deadline: float) -> bool:
-        """Returns False if somebody else holds the lock until the deadline."""
+    def acquire(self, operation: int, waits: LockWaits) -> bool:
+        """Returns False if somebody else holds the lock until the wait ends."""
         start = time.monotonic()
+        longest = max(0.0, min(waits.timeout, waits.deadline - start))
+        waited = 0.0
         replacements = 0
-        while True:
-            if self._try_open() and self._try_lock(operation):
-                if self._is_current():
-                    return True
-                self.close()
-                replacements += 1
-                if replacements < _REPLACEMENTS_WITHOUT_PAUSE:
-                    continue
-            now = time.monotonic()
-            if now >= deadline:
-                return False
-            time.sleep(min(_poll_interval(now - start), deadline - now))
+        try:
+            while True:
+                if self._try_open() and self._try_lock(operation):
+                    if self._is_current():
+                        return True
+                    self.close()
+                    replacements += 1
+                    if replacements < _REPLACEMENTS_WITHOUT_PAUSE:
+                        continue
+                is_stopped = waits.stop is not None and waits.stop.is_set()
+                if waited >= longest or is_stopped:
+                    return False
+                time.sleep(min(_poll_interval(waited), longest - waited))
+                waited = min(time.monotonic() - start, longest)
+        finally:
+            waits.waited += waited
 
     def close(self) -> None:
         """Releases the lock if this process owns it; never fails."""

@@ -16,6 +16,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 
 from torch_tensorrt.runtime._cache.file_lock import (
     FileLockError,
+    LockWaits,
     file_lock,
     hold,
     is_held,
@@ -81,16 +82,16 @@ class RuntimeCacheFile:
     may fail half-way. And if the last step fails, the sync of the directory, then the new file is
     there but a power failure may undo it.
 
-    Thread safety: immutable; any method from any thread. POSIX only: elsewhere every read of a file
-    and every write fails.
+    Thread safety: immutable, but for the LockWaits; one thread at a time for those. POSIX only:
+    elsewhere every read of a file and every write fails.
 
     Args:
         path: Taken as written. The constructor touches no disk, and raises RuntimeError if it is
             empty or has a NUL in it.
-        lock_timeout: Seconds that each wait for a lock takes at most.
+        waits: For the waits for locks.
     """
 
-    def __init__(self, path: str, lock_timeout: float = 10.0) -> None:
+    def __init__(self, path: str, waits: LockWaits) -> None:
         if not path:
             raise RuntimeError("The path of a runtime cache is empty")
         if "\0" in path:
@@ -99,12 +100,13 @@ class RuntimeCacheFile:
                 f"The path of a runtime cache has a NUL in it, after '{before}'"
             )
         self._path = path
-        self._lock_timeout = lock_timeout
+        self._waits = waits
 
-    def is_empty(self) -> bool:
+    @staticmethod
+    def is_empty(path: str) -> bool:
         """True if the file is missing or empty, or its status can't be read. Takes no lock."""
         try:
-            return os.stat(self._path).st_size == 0
+            return os.stat(path).st_size == 0
         except OSError:
             return True
 
@@ -136,7 +138,10 @@ class RuntimeCacheFile:
         return contents
 
     def replace(
-        self, data: memoryview, expected: FileGeneration | None
+        self,
+        data: memoryview,
+        expected: FileGeneration | None,
+        may_write_in_place: bool = True,
     ) -> Replaced | None:
         """Writes `data` durably, under the exclusive lock, unless others have written meanwhile.
 
@@ -153,11 +158,12 @@ class RuntimeCacheFile:
         Args:
             data: Contiguous, of format "B", not empty.
             expected: A generation that `read` or `replace` returned, or None.
+            may_write_in_place: If not, what could only be written in place is an error.
         """
         try:
             _generation_at(self._path)  # so that what must be refused gets no lock file
             with self._lock():
-                replaced = _replace(self._path, data, expected)
+                replaced = _replace(self._path, data, expected, may_write_in_place)
         except (OSError, FileLockError) as error:
             raise self._error("save", error) from error
         if replaced is not None and replaced.is_written:
@@ -182,7 +188,7 @@ class RuntimeCacheFile:
 
         Meanwhile `data` lies beside the file as an offer. Whoever has the turn merges all offers,
         writes once, and accepts them. So many savers need few writes. Waiting and offering only
-        save work: if they fail, or `lock_timeout` passes, the caller merges by itself.
+        save work: if they fail, or the wait ends without the lock, the caller merges by itself.
         """
         with ExitStack() as turn:
             has_lock = is_saved = False
@@ -199,7 +205,7 @@ class RuntimeCacheFile:
                     )
                 try:
                     lock_path = lock_path_of(f"{self._path}.merge")
-                    turn.enter_context(file_lock(lock_path, self._lock_timeout))
+                    turn.enter_context(file_lock(lock_path, self._waits))
                     has_lock = True
                 except FileLockError as error:
                     _LOGGER.info("Merging without waiting for others: %s", error)
@@ -217,7 +223,7 @@ class RuntimeCacheFile:
         )
 
     def _lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
-        return file_lock(lock_path_of(self._path), self._lock_timeout, shared=shared)
+        return file_lock(lock_path_of(self._path), self._waits, shared=shared)
 
     @contextmanager
     def _lock_to_read(self) -> Iterator[None]:
@@ -531,7 +537,10 @@ def _sync_directory(directory: str) -> None:
 
 
 def _replace(
-    path: str, data: memoryview, expected: FileGeneration | None
+    path: str,
+    data: memoryview,
+    expected: FileGeneration | None,
+    may_write_in_place: bool,
 ) -> Replaced | None:
     """`RuntimeCacheFile.replace`, under the exclusive lock."""
     target = _follow_links(path)
@@ -551,6 +560,9 @@ def _replace(
             except OSError:
                 raise reason from None
             in_place = str(reason.strerror)
+            if not may_write_in_place:
+                text = f"it can only be written in place, which a kill could tear: {in_place}"
+                raise OSError(reason.errno, text) from reason
             written = _write_in_place(file, data, target, current)
     _sync_directory(_directory_of(target))
     return Replaced(written, is_written=True, in_place=in_place)

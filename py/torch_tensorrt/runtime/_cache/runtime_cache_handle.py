@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
+import math
+import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch._C._profiler import _RecordFunctionFast
 
+from torch_tensorrt.runtime._cache.checkpoint_schedule import Found
+from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
+from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
+from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
+from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     RuntimeCacheFile,
     accept_offer,
     read_offer,
+)
+from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
+    RuntimeCacheStatistics,
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
@@ -25,6 +38,11 @@ _LOGGER = unlocked_logger(__name__)
 
 # How often a save merges again because others saved meanwhile.
 _MAX_MERGES = 8
+
+# After which a checkpoint does not count them as new kernels.
+_CHANGES_WITHOUT_GROWTH = 10
+
+_CHECKPOINTS_VARIABLE = "TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"
 
 # Path, bytes, and the files that have them.
 State = tuple[str, torch.Tensor, list[str]]
@@ -37,6 +55,15 @@ class RuntimeCacheHandle:
     serialized bytes, or none. The first engine that uses it makes it live (`ensure_materialized`):
     then it has a `tensorrt_rtx.IRuntimeCache` for each device, into which TensorRT-RTX puts each
     kernel that it compiles.
+
+    While its process runs, a live cache that saves itself is saved by a background thread
+    (CheckpointThread) after calls that may have compiled. Such a checkpoint is a save that writes
+    no file in place. The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns
+    checkpoints off.
+
+    A process may fork at any moment. In the child, handles that were live are pending and empty,
+    and `autosave` is False for all. The parent's runtime caches are neither used nor destroyed
+    there.
 
     A save never makes a file lose what other processes saved there, with two exceptions, each with
     a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the file, and
@@ -55,31 +82,111 @@ class RuntimeCacheHandle:
             touches no disk.
 
     Attributes:
-        lock_timeout: Seconds to wait for a lock of a file.
+        lock_timeout: Seconds to wait for a lock of a file. At the end of the process all waits end
+            with `exit_deadline()`.
     """
 
     def __init__(self, path: str) -> None:
         self.lock_timeout = 10.0
         self._path = path
-        # Both are reentrant because the garbage collector may run a `__del__` that saves anywhere.
-        # Held by whatever changes the contents, and for disk work; taken before _state_lock.
-        self._disk_lock = threading.RLock()
-        self._is_at_disk = False  # guarded by _disk_lock
-        self._state_lock = (
-            threading.RLock()
-        )  # never held for disk work; guards the rest
+        self._autosave = True
+        self._checkpoints = True
+        self._make_locks()
+        # Guarded by _disk_lock.
+        self._largest_saved = 0  # bytes, by checkpoints
+        self._changes_without_growth = 0  # in a row
+        self._reported_causes: set[str] = set()  # why the last checkpoints failed
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[_Live] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
+        self._statistics = RuntimeCacheStatistics()  # but for the sizes
+        self._size_at_load = 0  # bytes, of a live cache
+        start_over_in_children(self)
+
+    def _make_locks(self) -> None:
+        # Both are reentrant because a signal handler or log handler may use the handle anywhere.
+        # Both are held within deferred_calls() alone, so that nothing is logged under them: the
+        # holder of a log handler's lock may wait for these.
+        # Held by whatever changes the contents, and for disk work; taken before _state_lock.
+        self._disk_lock = threading.RLock()
+        self._is_at_disk = False  # guarded by _disk_lock
+        # Never held for disk work; guards the rest.
+        self._state_lock = threading.RLock()
+
+    def start_over_in_child(self) -> None:
+        """In a child of fork(); see forks.py."""
+        # Else a thread of the parent was changing it.
+        is_whole = self._state_lock.acquire(blocking=False)
+        self._make_locks()
+        self._autosave = False
+        if not is_whole or not isinstance(self._contents, torch.Tensor):
+            leak(self._contents)
+            self._contents = _allocate(0)
+            self._stores = {}
 
     @property
     def path(self) -> str:
         return self._path
 
     @property
+    def autosave(self) -> bool:
+        """Whether the cache saves itself, at its end and by checkpoints; True at first.
+
+        Its owner saves it at its end (`torch_tensorrt.runtime.RuntimeCache`).
+        """
+        return self._autosave
+
+    @autosave.setter
+    def autosave(self, autosave: bool) -> None:
+        self._autosave = autosave
+        self._mark_if_live()
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether a cache that saves itself has checkpoints; True at first."""
+        return self._checkpoints
+
+    @checkpoints.setter
+    def checkpoints(self, checkpoints: bool) -> None:
+        self._checkpoints = checkpoints
+        self._mark_if_live()
+
+    def _mark_if_live(self) -> None:
+        """For kernels that came before the cache was checkpointed."""
+        if not isinstance(self._contents, torch.Tensor):
+            with self.compiling(specializes_lazily=False):
+                pass
+
+    def _is_checkpointed(self) -> bool:
+        is_wanted = self._autosave and self._checkpoints and self._path != ""
+        return is_wanted and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+
+    def begin_compiling(self, specializes_lazily: bool) -> None:
+        """Marks the beginning of a call that may compile kernels into the cache.
+
+        Args:
+            specializes_lazily: Whether they may also be compiled any time later.
+        """
+        if self._is_checkpointed():
+            checkpoint_thread.begin(self, specializes_lazily)
+
+    def end_compiling(self) -> None:
+        """Marks the end of the call."""
+        checkpoint_thread.end(self)
+
+    @contextmanager
+    def compiling(self, specializes_lazily: bool) -> Iterator[None]:
+        """Both for a block."""
+        self.begin_compiling(specializes_lazily)
+        try:
+            yield
+        finally:
+            self.end_compiling()
+
+    @property
     def state(self) -> State:
         """What makes a pending copy, by `from_state`."""
-        with self._state_lock:
+        with self._locked_state():
             # What the copy must not overwrite as long as it is pending: no newer file, since this
             # cache can still merge with it.
             files = {path for path, store in self._stores.items() if store.is_known()}
@@ -100,7 +207,7 @@ class RuntimeCacheHandle:
         A pending handle's tensor shares its memory until somebody writes to it, which makes it a
         copy. A live handle serializes anew, and merges the kernels of its devices.
         """
-        with self._state_lock:
+        with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 return _lazy_clone(self._contents)
             first, *others = self._contents
@@ -136,7 +243,7 @@ class RuntimeCacheHandle:
             RuntimeError: It is another tensor, or a live cache could not be cleared.
         """
         copied = _copy(data)
-        with self._disk_work(), self._state_lock:
+        with self._disk_work(self._waits()), self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
                 return
@@ -152,7 +259,7 @@ class RuntimeCacheHandle:
 
     def has_cache(self) -> bool:
         """Whether there are bytes, or a live cache."""
-        with self._state_lock:
+        with self._locked_state():
             contents = self._contents
             return not isinstance(contents, torch.Tensor) or contents.numel() > 0
 
@@ -166,10 +273,11 @@ class RuntimeCacheHandle:
             path: The file; the handle's own path if empty.
         """
         source = self._path_or_default(path)
-        with self._disk_work():
-            return self._load(source)
+        waits = self._waits()
+        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:load"):
+            return self._load(source, waits)
 
-    def _load(self, source: str) -> int:
+    def _load(self, source: str, waits: LockWaits) -> int:
         """Requires _disk_work."""
         loaded = _allocate(0)
 
@@ -178,10 +286,10 @@ class RuntimeCacheHandle:
             loaded = _allocate(size)
             return memory_of(loaded)
 
-        disk = RuntimeCacheFile(source, self.lock_timeout).read(allocate)
+        disk = RuntimeCacheFile(source, waits).read(allocate)
         if disk is None:
             return 0
-        with self._state_lock:
+        with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 self._take(loaded, [source])
             else:
@@ -189,7 +297,13 @@ class RuntimeCacheHandle:
                 if not any(accepted):
                     return 0
                 self._forget_stores()  # the kernels of other files may have been replaced
+                self._size_at_load = max(self._size_at_load, len(disk.data))
             self._store(source).contained = disk.generation
+            self._statistics = replace(
+                self._statistics,
+                bytes_loaded=self._statistics.bytes_loaded + len(disk.data),
+                loaded_from=source,
+            )
         return len(disk.data)
 
     def save(self, path: str = "") -> int:
@@ -209,39 +323,139 @@ class RuntimeCacheHandle:
         Args:
             path: The file; the handle's own path if empty.
         """
-        target = self._path_or_default(path)
-        with self._disk_work():
-            with self._state_lock:
-                ours = memory_of(self.serialize())
-                contents = self._contents
-                live = None if isinstance(contents, torch.Tensor) else contents[0]
-                stored_digest = self._store(target).digest
-            digest = _digest(ours)
-            file = RuntimeCacheFile(target, self.lock_timeout)
-            # Not even the lock is taken, which a read-only directory would refuse.
-            if digest == stored_digest and not file.is_empty():
-                _LOGGER.info(
-                    "There are no new kernels for the runtime cache '%s'", target
+        return self._save_until(self._path_or_default(path), math.inf)
+
+    def save_within(self, seconds: float) -> int:
+        """As `save` to the path, on the checkpoint thread.
+
+        Waits for locks take at most half of the time, so that a caller with many caches has time
+        for the others.
+
+        Raises:
+            RuntimeError: It takes longer; the save may still end well then. Or as for `save`.
+        """
+        target = self._path_or_default("")
+        now = time.monotonic()
+        save = functools.partial(self._save_until, target, now + seconds / 2)
+        try:
+            return checkpoint_thread.run(save, now + seconds)
+        except TimeoutError:
+            milliseconds = round(seconds * 1000)
+            raise self._not_saved(f"not done within {milliseconds} ms") from None
+
+    def _save_until(self, target: str, deadline: float) -> int:
+        """By the deadline all waits for locks end."""
+        waits = self._waits(deadline)
+        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+            return self._save(target, waits) or 0
+
+    def checkpoint(self, waits: LockWaits) -> Found:
+        """Saves new kernels to the path, for the checkpoint thread. Raises nothing.
+
+        Once `waits.stop` is set it waits for no lock, and what then fails is no failure.
+        """
+        waits.timeout, waits.deadline = self.lock_timeout, exit_deadline()
+        with deferred_calls():
+            lock = self._disk_lock
+            if not self._is_checkpointed():
+                return Found.NOTHING
+            if not lock.acquire(blocking=False):
+                return (
+                    Found.NEW
+                )  # it is being loaded or saved; later it may have new kernels
+            try:
+                with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+                    written = self._save(self._path, waits, is_checkpoint=True)
+            except Exception as error:
+                if waits.stop is not None and waits.stop.is_set():
+                    return Found.NEW
+                self._report_failure(error)
+                return Found.FAILED
+            else:
+                self._reported_causes.clear()
+                return Found.NOTHING if written is None else Found.NEW
+            finally:
+                lock.release()
+
+    def _report_failure(self, error: Exception) -> None:
+        """Logs a warning once per cause. Requires _disk_lock."""
+        is_ours = isinstance(error, RuntimeError)  # it says what failed
+        message = str(error if is_ours else self._not_saved(repr(error)))
+        cause = message.rpartition(": ")[2]  # names of temporary files differ each time
+        level = logging.INFO if cause in self._reported_causes else logging.WARNING
+        self._reported_causes.add(cause)
+        _LOGGER.log(level, "%s", message)
+
+    def _not_saved(self, reason: str) -> RuntimeError:
+        return RuntimeError(f"Can't save the runtime cache '{self._path}': {reason}")
+
+    def statistics(self) -> RuntimeCacheStatistics:
+        with self._locked_state():
+            data = memory_of(self.serialize())
+            is_live = not isinstance(self._contents, torch.Tensor)
+            is_empty = _is_without_kernels(self._first_live(), data)
+            size = 0 if is_empty else len(data)
+            added = max(size - self._size_at_load, 0) if is_live else 0
+            return replace(self._statistics, size=size, size_added=added)
+
+    def _save(
+        self, target: str, waits: LockWaits, *, is_checkpoint: bool = False
+    ) -> int | None:
+        """Returns how many bytes were written, or None if there are no new kernels.
+
+        Requires _disk_work.
+        """
+        with self._locked_state():
+            ours = memory_of(self.serialize())
+            live = self._first_live()
+            stored_digest = self._store(target).digest
+        digest = _digest(ours)
+        is_file_empty = RuntimeCacheFile.is_empty(target)
+        # Not even the lock is taken, which a read-only directory would refuse.
+        if digest == stored_digest and not is_file_empty:
+            _LOGGER.info("There are no new kernels for the runtime cache '%s'", target)
+            return None
+        # Writing it would at best create a file without kernels, and at worst overwrite one with.
+        if _is_without_kernels(live, ours):
+            _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
+            return None
+        has_grown = len(ours) > self._largest_saved or is_file_empty
+        has_settled = self._changes_without_growth >= _CHANGES_WITHOUT_GROWTH
+        if is_checkpoint and has_settled and not has_grown:
+            return None
+        file = RuntimeCacheFile(target, waits)
+        written = self._write(file, target, live, ours, is_checkpoint)
+        if is_checkpoint:
+            self._changes_without_growth = (
+                0 if has_grown else self._changes_without_growth + 1
+            )
+            self._largest_saved = max(self._largest_saved, len(ours))
+        with self._locked_state():
+            self._store(target).digest = digest
+            if written > 0:
+                before = self._statistics
+                self._statistics = replace(
+                    before,
+                    saves=before.saves + (not is_checkpoint),
+                    checkpoints=before.checkpoints + is_checkpoint,
+                    bytes_written=before.bytes_written + written,
+                    last_save_time=time.time(),
                 )
-                return 0
-            # Writing it would at best create a file without kernels, and at worst overwrite one
-            # with.
-            if len(ours) == 0 or (live is not None and live.empty == digest):
-                _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
-                return 0
-            written = self._write(file, target, live, ours)
-            with self._state_lock:
-                self._store(target).digest = digest
-            return written
+        return written
 
     def _write(
-        self, file: RuntimeCacheFile, target: str, live: _Live | None, ours: memoryview
+        self,
+        file: RuntimeCacheFile,
+        target: str,
+        live: _Live | None,
+        ours: memoryview,
+        is_checkpoint: bool,
     ) -> int:
         """Writes `ours`, merged with what is there by `live`, or alone if that is None.
 
         Requires _disk_work.
         """
-        with self._state_lock:
+        with self._locked_state():
             expected = self._store(target).contained
         merged = _Merged(None)
         others = 0  # bytes that others saved
@@ -249,9 +463,12 @@ class RuntimeCacheHandle:
         with ExitStack() as turn:
             for merges in range(_MAX_MERGES + 1):
                 data = ours if merged.data is None else merged.data
-                replaced = file.replace(data, expected)
+                replaced = file.replace(data, expected, not is_checkpoint)
                 if replaced is not None:
                     break
+                with self._locked_state():
+                    conflicts = self._statistics.conflicts + 1
+                    self._statistics = replace(self._statistics, conflicts=conflicts)
                 data, merged = ours, _Merged(None)  # frees the last ones
                 if merges == 0 and live is not None:
                     is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
@@ -272,6 +489,9 @@ class RuntimeCacheHandle:
                         target,
                     )
                     merged = live.merge(disk.data, ours, offers)
+                    with self._locked_state():
+                        number = self._statistics.merges + 1
+                        self._statistics = replace(self._statistics, merges=number)
                     if merged.adds_nothing:
                         _accept(merged.offers)
                         _LOGGER.info(
@@ -285,7 +505,7 @@ class RuntimeCacheHandle:
                     "times while this process merged. The file is intact"
                 )
             _accept(merged.offers)
-        with self._state_lock:
+        with self._locked_state():
             store = self._store(target)
             # The others' kernels are on disk and not in us.
             store.contained = replaced.generation if merged.data is None else None
@@ -344,7 +564,8 @@ class RuntimeCacheHandle:
         """
         if (cache := self._live_cache(device)) is not None:
             return cache
-        with self._disk_work():
+        waits = self._waits()
+        with self._disk_work(waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
             live = _Live.create(config, device)
@@ -354,15 +575,18 @@ class RuntimeCacheHandle:
                 )
             if self._path and not self.has_cache():
                 try:
-                    self._load(self._path)
+                    with _RecordFunctionFast("RuntimeCache:load"):
+                        self._load(self._path, waits)
                 except RuntimeError as error:
                     _LOGGER.warning("%s. Kernels will be compiled anew", str(error))
-            with self._state_lock:
+            with self._locked_state():
                 data = memory_of(self.serialize())
                 sources = [p for p, store in self._stores.items() if store.digest]
                 is_accepted = len(data) == 0 or self._feed(
                     live, data, min(sources, default="")
                 )
+                if is_accepted:
+                    self._size_at_load = max(self._size_at_load, len(data))
                 if isinstance(self._contents, torch.Tensor):
                     self._contents = [live]
                     for store in self._stores.values():
@@ -376,7 +600,7 @@ class RuntimeCacheHandle:
 
     def _live_cache(self, device: torch.device) -> Any:
         """None if the handle is not live there."""
-        with self._state_lock:
+        with self._locked_state():
             if not isinstance(self._contents, torch.Tensor):
                 for live in self._contents:
                     if live.device == device:
@@ -391,9 +615,13 @@ class RuntimeCacheHandle:
             )
         return path or self._path
 
+    def _waits(self, deadline: float = math.inf) -> LockWaits:
+        return LockWaits(self.lock_timeout, min(deadline, exit_deadline()))
+
     @contextmanager
-    def _disk_work(self) -> Iterator[None]:
-        with self._disk_lock:
+    def _disk_work(self, waits: LockWaits) -> Iterator[None]:
+        """`waits` is for all of it."""
+        with deferred_calls(), self._locked_disk(waits.deadline):
             if self._is_at_disk:  # in a finalizer, a signal handler or a log handler
                 raise RuntimeError(
                     f"A load or save of the runtime cache '{self._path}' can't start within "
@@ -404,6 +632,32 @@ class RuntimeCacheHandle:
                 yield
             finally:
                 self._is_at_disk = False
+                with self._locked_state():
+                    lock_wait = self._statistics.lock_wait + waits.waited
+                    self._statistics = replace(self._statistics, lock_wait=lock_wait)
+
+    @contextmanager
+    def _locked_disk(self, deadline: float) -> Iterator[None]:
+        lock = self._disk_lock
+        longest = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        if not lock.acquire(timeout=longest):
+            raise self._not_saved(
+                f"another load or save of it went on for {round(longest * 1000)} ms"
+            )
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _locked_state(self) -> Iterator[None]:
+        with deferred_calls(), self._state_lock:
+            yield
+
+    def _first_live(self) -> _Live | None:
+        """None for a pending handle. Requires _state_lock."""
+        contents = self._contents
+        return None if isinstance(contents, torch.Tensor) else contents[0]
 
     def _store(self, path: str) -> _Store:
         """Requires _state_lock."""
@@ -453,18 +707,31 @@ class RuntimeCacheHandle:
         store = self._store(source) if source else _Store()
         level = logging.INFO if store.has_warned_of_rejection else logging.WARNING
         store.has_warned_of_rejection = True
-        _LOGGER.log(
-            level,
-            "TensorRT-RTX rejected the %d bytes of %s: they are damaged, or come from another "
-            "TensorRT-RTX version, GPU, operating system or CUDA driver. %s",
-            size,
-            (
-                f"the runtime cache '{source}'"
-                if source
-                else "a runtime cache given to it"
-            ),
-            consequence,
+        whose = (
+            f"the runtime cache '{source}'" if source else "a runtime cache given to it"
         )
+        message = (
+            f"TensorRT-RTX rejected the {size} bytes of {whose}: they are damaged, or come from "
+            "another TensorRT-RTX version, GPU, operating system or CUDA driver. "
+            f"{consequence}"
+        )
+        rejections = self._statistics.rejections + 1
+        self._statistics = replace(
+            self._statistics, rejections=rejections, last_rejection=message
+        )
+        _LOGGER.log(level, "%s", message)
+
+
+@functools.cache
+def _are_checkpoints_on(value: str | None) -> bool:
+    """Whether they are by the environment variable's value. Warns once of an unknown one."""
+    if value not in (None, "", "0", "1"):
+        _LOGGER.warning(
+            "%s is '%s', expected 0 or 1; checkpoints are on",
+            _CHECKPOINTS_VARIABLE,
+            value,
+        )
+    return value != "0"
 
 
 @dataclass
@@ -543,7 +810,11 @@ class _Live:
                 None,
                 reason_against="TensorRT-RTX could not create a cache to merge them in",
             )
-        with self.scratch_lock, _on_device(self.device):
+        with (
+            _RecordFunctionFast("RuntimeCache:merge"),
+            self.scratch_lock,
+            _on_device(self.device),
+        ):
             merged = self._merge(disk, ours)
             if merged.data is not None:
                 merged = self._merge_offers(merged, merged.data, offers, len(disk))
@@ -616,6 +887,10 @@ class _Live:
             return None
         serialized = self.scratch.serialize()
         return _bytes_view(serialized) if serialized is not None else None
+
+
+def _is_without_kernels(live: _Live | None, data: memoryview) -> bool:
+    return len(data) == 0 or (live is not None and live.empty == _digest(data))
 
 
 def _accept(offers: Sequence[str]) -> None:

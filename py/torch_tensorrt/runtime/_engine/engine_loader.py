@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -91,8 +90,7 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
     return LoadedEngine(engine, device, runtime)
 
 
-_lock = threading.Lock()
-_loader: EngineLoader | None = None  # guarded by _lock; None means the default
+_loader: EngineLoader | None = None  # None means the default
 
 
 def load_engine(plan: memoryview) -> LoadedEngine:
@@ -101,18 +99,17 @@ def load_engine(plan: memoryview) -> LoadedEngine:
     Raises:
         RuntimeError: as `load_engine_with_tensorrt_rtx`, or as the loader that took its place.
     """
-    with _lock:
-        loader = _loader
-    return (loader or load_engine_with_tensorrt_rtx)(plan)
+    return (_loader or load_engine_with_tensorrt_rtx)(plan)
 
 
 def set_engine_loader(loader: EngineLoader | None) -> EngineLoader | None:
-    """The loader for engines made from now on; None means the default. Thread-safe.
+    """The loader for engines made from now on; None means the default.
+
+    Not thread-safe: one call at a time.
 
     Returns:
         The one before it, so that it can be put back.
     """
     global _loader
-    with _lock:
-        previous, _loader = _loader, loader
+    previous, _loader = _loader, loader
     return previous

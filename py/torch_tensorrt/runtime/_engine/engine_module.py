@@ -13,6 +13,7 @@ from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._cache.file_lock import call_without_lock, deferred_calls
+from torch_tensorrt.runtime._cache.forks import start_over_in_children
 from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
@@ -91,8 +92,16 @@ class EngineModule(torch.nn.Module):
 
     def _prepare(self) -> None:
         """What neither a pickle nor a copy has."""
+        self._start_over()
+        start_over_in_children(self)
+
+    def _start_over(self) -> None:
         self._lock = threading.RLock()  # for the engine and its settings to be changed
         self._slot = EngineSlot()
+
+    def start_over_in_child(self) -> None:
+        """In a child of fork(); see forks.py. The parent's engine leaks itself."""
+        self._start_over()
 
     def __del__(self) -> None:
         slot = self.__dict__.get("_slot")
@@ -162,6 +171,8 @@ class EngineModule(torch.nn.Module):
                 f"{cache!r} can't serve an engine of the {_runtime_name(self)} runtime, expected "
                 f"one made with use_python_runtime={self._use_python_runtime}"
             )
+        if isinstance(cache, RuntimeCache) and cache._of_this_process() is not cache:
+            return settings.merge(runtime_cache=cache._of_this_process())
         return settings
 
     def setup_engine(self) -> None:
@@ -187,6 +198,8 @@ class EngineModule(torch.nn.Module):
             raise RuntimeError(
                 "This module has no engine yet: give it a serialized one, or load_state_dict()"
             )
+        if self._cache is not None and self._cache._is_inherited():
+            self.runtime_settings = self._settings  # with a cache of this process
         arguments = (self._plan, self.input_binding_names, self.output_binding_names)
         engine: TRTEngine | Any
         if self._use_python_runtime:

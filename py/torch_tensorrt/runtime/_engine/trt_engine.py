@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import tensorrt_rtx as trt
 import torch
 
+from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._cache.tensor_memory import address_of, memory_of
 from torch_tensorrt.runtime._engine.engine_loader import load_engine
@@ -34,6 +35,9 @@ _DTYPES = {
     trt.DataType.UINT8: torch.uint8,
     trt.DataType.BOOL: torch.bool,
 }
+
+_MOST_SHAPES = 4096  # that an engine remembers, about 1 MiB
+_NO_KERNELS: AbstractContextManager[None] = nullcontext()
 
 _MODE_NAMES = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
 
@@ -58,7 +62,8 @@ class TRTEngine:
     in which order they are given and returned. It uses the plan's first optimization profile. Its
     execution context is made on first use.
 
-    When it goes, it waits for its last inference.
+    When it goes, it waits for its last inference. In a child of fork() its parent's engine must not
+    be used, and is not destroyed.
 
     Thread safety: all methods, from any thread, one inference being set up at a time. Inferences on
     several streams run one after another, since they share the context's memory.
@@ -82,15 +87,23 @@ class TRTEngine:
         output_names: Sequence[str],
         settings: EngineSettings | None = None,
     ) -> None:
+        start_over_in_children(self)
         self._loaded = load_engine(_bytes_of(plan))
         self._config = TRTRuntimeConfig(settings or EngineSettings())
         self._lock = threading.Lock()  # guards the rest
         self._context: ConfiguredContext | None = None
+        # Of the inputs that the context has seen.
+        self._shapes: set[tuple[torch.Size, ...]] = set()
+        self._last_shapes: tuple[torch.Size, ...] | None = None
         self._stream = EngineStream(self._loaded.device)
 
         self._inputs = self._describe_all(input_names, trt.TensorIOMode.INPUT)
         self._outputs = self._describe_all(output_names, trt.TensorIOMode.OUTPUT)
         self._has_dynamic_inputs = any(b.min != b.max for b in self._inputs)
+
+    def start_over_in_child(self) -> None:
+        """In a child of fork(); see forks.py. Nobody uses the engine there."""
+        leak(self)
 
     def __del__(self) -> None:
         if hasattr(self, "_stream"):  # else it failed before there was a context
@@ -188,13 +201,27 @@ class TRTEngine:
                 "This inference can't be captured in a CUDA graph, with "
                 f"{self._config.settings}"
             )
-        is_enqueued = self._context.context.execute_async_v3(handle)
+        with self._compiling(inputs):
+            is_enqueued = self._context.context.execute_async_v3(handle)
         self._stream.end()
         if not is_enqueued:
             raise RuntimeError(
                 "TensorRT-RTX could not run the engine; the log has its reasons"
             )
         return outputs
+
+    def _compiling(self, inputs: list[torch.Tensor]) -> AbstractContextManager[object]:
+        """For an inference: the first one with its input shapes may compile kernels."""
+        shapes = tuple(t.shape for t in inputs if self._has_dynamic_inputs)
+        if shapes == self._last_shapes:
+            return _NO_KERNELS
+        self._last_shapes = shapes
+        if shapes in self._shapes:
+            return _NO_KERNELS
+        if len(self._shapes) >= _MOST_SHAPES:
+            self._shapes.clear()
+        self._shapes.add(shapes)
+        return self._config.compiling(self._has_dynamic_inputs)
 
     def _device_guard(self) -> AbstractContextManager[object]:
         device = self._loaded.device
@@ -280,6 +307,8 @@ class TRTEngine:
         if self._context is not None:
             self._context.close()
             self._context = None
+        self._shapes.clear()
+        self._last_shapes = None
 
 
 _CAN_NOT_INFER = (

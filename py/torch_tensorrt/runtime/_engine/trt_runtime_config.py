@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,11 @@ class EngineSettings:
     dynamic_shapes_kernel_specialization_strategy: str = "lazy"
     cuda_graph_strategy: str = "disabled"
     runtime_cache: RuntimeCacheHandle | None = None
+
+    def specializes_lazily(self, has_dynamic_inputs: bool) -> bool:
+        """Whether kernels may be compiled in the background, long after an inference."""
+        strategy = self.dynamic_shapes_kernel_specialization_strategy
+        return has_dynamic_inputs and strategy == "lazy"
 
     def __str__(self) -> str:
         cache = self.runtime_cache
@@ -101,8 +107,8 @@ class TRTRuntimeConfig:
         with self._lock:
             if self._config is None:
                 self._make_config(loaded)
-            # It compiles its kernels here.
-            context = loaded.engine.create_execution_context(self._config)
+            with self._compiling(specializes_lazily=False):
+                context = loaded.engine.create_execution_context(self._config)
             if context is None:
                 raise RuntimeError(
                     "TensorRT-RTX could not create an execution context; the log has its reasons"
@@ -118,13 +124,25 @@ class TRTRuntimeConfig:
         kernels in the background, which the graph would never get to use.
         """
         settings = self.settings
-        specializes_in_background = (
-            has_dynamic_inputs
-            and settings.dynamic_shapes_kernel_specialization_strategy == "lazy"
-        )
-        if specializes_in_background or settings.cuda_graph_strategy != "disabled":
+        specializes_lazily = settings.specializes_lazily(has_dynamic_inputs)
+        if specializes_lazily or settings.cuda_graph_strategy != "disabled":
             return False
         return bool(context.context.is_stream_capturable(stream))
+
+    def compiling(self, has_dynamic_inputs: bool) -> AbstractContextManager[None]:
+        """For a block that may compile kernels: the cache has checkpoints during and after it."""
+        with self._lock:
+            return self._compiling(
+                self._settings.specializes_lazily(has_dynamic_inputs)
+            )
+
+    def _compiling(self, specializes_lazily: bool) -> AbstractContextManager[None]:
+        cache = self._settings.runtime_cache
+        return (
+            contextlib.nullcontext()
+            if cache is None
+            else cache.compiling(specializes_lazily)
+        )
 
     def reset(self) -> None:
         """Forgets the `IRuntimeConfig`, so that the next use creates it anew."""

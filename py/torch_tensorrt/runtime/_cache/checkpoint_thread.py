@@ -1,0 +1,223 @@
+"""The thread that saves caches while they are used; the twin of core/runtime/CheckpointThread.h."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from torch_tensorrt.runtime._cache.checkpoint_schedule import CheckpointSchedule, Found
+from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
+from torch_tensorrt.runtime._cache.forks import start_over_in_children
+
+_PAUSE_PER_WORK = 100
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+
+_Result = TypeVar("_Result")
+
+
+class Cache(Protocol):
+    """What has checkpoints."""
+
+    def checkpoint(self, waits: LockWaits) -> Found:
+        """Saves new kernels; raises nothing. Once `waits.stop` is set it waits for no lock."""
+
+
+class _Jobs(deque[tuple[Callable[[], Any], "Future[Any]"]]):
+    """What waits to be run."""
+
+    def is_set(self) -> bool:
+        """Whether a checkpoint shall make way; for `LockWaits.stop`."""
+        return len(self) > 0
+
+
+class CheckpointThread:
+    """Saves this process's runtime caches in the background while it runs.
+
+    It starts when the first engine marks its cache. A child of fork() has none until then, and no
+    caches.
+
+    Checkpoints cost at most 1 % of a core: the pause before the next ones is at least 100 times the
+    work of the last ones. The thread is in CUDA's relaxed stream-capture mode, so that its calls
+    never invalidate a graph that another thread captures.
+
+    Thread safety: any method from any thread but this one, from finalizers and signal handlers too.
+    What they tell the thread goes through queues alone, which are reentrant, and the thread logs
+    while nobody waits for it, because a signal handler may wait that interrupted logging.
+    """
+
+    def __init__(self) -> None:
+        self._start_over()
+        start_over_in_children(self)
+
+    def _start_over(self) -> None:
+        self._starting_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._has_ended = False
+        self._jobs = _Jobs()
+        self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        # Used by the thread alone.
+        self._schedules: dict[weakref.ref[Cache], CheckpointSchedule] = {}
+        self._not_before = 0.0
+
+    def start_over_in_child(self) -> None:
+        self._start_over()
+
+    def begin(self, cache: Cache, specializes_lazily: bool) -> None:
+        """A call begins that may compile kernels into the cache. See CheckpointSchedule."""
+        if self.start():
+            now, reference = time.monotonic(), weakref.ref(cache)
+            self._messages.put(partial(self._begin, reference, now, specializes_lazily))
+
+    def end(self, cache: Cache) -> None:
+        """The call ends. Does nothing for a cache that has not begun one."""
+        if self._thread is not None:
+            self._messages.put(partial(self._end, weakref.ref(cache), time.monotonic()))
+
+    def run(self, work: Callable[[], _Result], deadline: float) -> _Result:
+        """Calls `work` on the thread, or here if there can be no thread, and returns its result.
+
+        A checkpoint that runs meanwhile stops waiting for locks.
+
+        Args:
+            work: What to call. It may still run after a TimeoutError.
+            deadline: By time.monotonic().
+
+        Raises:
+            TimeoutError: It has not ended by the deadline.
+            Whatever `work` raises.
+        """
+        if not self.start():
+            return work()
+        future: Future[_Result] = Future()
+        self._jobs.append((work, future))
+        self._messages.put(_wake)
+        wait([future], max(0.0, deadline - time.monotonic()))
+        try:
+            if future.cancel() or not future.done():
+                raise TimeoutError
+            return future.result()
+        finally:
+            del future  # else it and an error's traceback would keep each other alive
+
+    def start(self) -> bool:
+        """Starts the thread unless it runs. Returns False if there can be none."""
+        if self._thread is None:
+            with deferred_calls(), self._starting_lock:
+                if self._thread is None and not self._has_ended:
+                    thread = threading.Thread(
+                        target=self._serve,
+                        name="torch_tensorrt checkpoints",
+                        daemon=True,
+                    )
+                    # From CPython 3.12 on there are no new threads at the end of a process.
+                    with suppress(RuntimeError):
+                        thread.start()
+                        self._thread = thread
+        return self._thread is not None and not self._has_ended
+
+    def stop(self, deadline: float) -> None:
+        """Ends the thread for good, and waits for that until the deadline."""
+        if self._thread is not None:
+            with suppress(TimeoutError):
+                self.run(self._stop, deadline)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._stop()
+
+    def _stop(self) -> None:
+        self._has_ended = True
+
+    # What follows runs on the thread.
+
+    def _serve(self) -> None:
+        while not self._has_ended:
+            try:
+                message = self._messages.get(timeout=self._pause())
+            except queue.Empty:
+                self._checkpoint_all()
+            else:
+                message()
+            while self._jobs:
+                self._run_job()
+
+    def _pause(self) -> float | None:
+        dues = [s.due() for s in self._schedules.values()]
+        first = min((due for due in dues if due is not None), default=None)
+        if first is None:
+            return None
+        return max(0.0, max(first, self._not_before) - time.monotonic())
+
+    def _begin(
+        self, reference: weakref.ref[Cache], now: float, specializes_lazily: bool
+    ) -> None:
+        cache = reference()
+        if cache is not None:
+            self._schedules = {
+                r: s for r, s in self._schedules.items() if r() is not None
+            }
+            schedule = self._schedules.setdefault(reference, CheckpointSchedule())
+            schedule.begin(now, specializes_lazily)
+
+    def _end(self, reference: weakref.ref[Cache], now: float) -> None:
+        cache = reference()
+        if cache is not None and reference in self._schedules:
+            self._schedules[reference].end(now)
+
+    def _run_job(self) -> None:
+        work, future = self._jobs.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        _relax_stream_capture()
+        with deferred_calls():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+                del future  # else it and the traceback would keep each other alive
+
+    def _checkpoint_all(self) -> None:
+        """Saves every cache that is due."""
+        _relax_stream_capture()
+        now = time.monotonic()
+        work = 0.0
+        for reference, schedule in self._schedules.items():
+            due = schedule.due()
+            if due is None or due > now:
+                continue
+            if self._jobs:
+                break
+            schedule.start()
+            if (cache := reference()) is not None:
+                waits = LockWaits(stop=self._jobs)
+                start = time.monotonic()
+                with deferred_calls():
+                    found = cache.checkpoint(waits)
+                    end = time.monotonic()
+                schedule.done(end, found)
+                work += end - start - waits.waited
+        self._not_before = time.monotonic() + _PAUSE_PER_WORK * work
+
+
+checkpoint_thread = CheckpointThread()
+"""This process's."""
+
+
+def _wake() -> None:
+    pass
+
+
+def _relax_stream_capture() -> None:
+    """Of the calling thread alone."""
+    with suppress(OSError, AttributeError):  # without CUDA there is nothing to capture
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+        mode = ctypes.c_int(_RELAXED)
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
