@@ -130,6 +130,7 @@ void CheckpointThread::exit_now() {
       entries.push_back(entry);
     }
   }
+  std::erase_if(entries, [](const auto& entry) { return !entry->client.is_saved_at_exit(); });
   if (!entries.empty()) {
     const bool are_saved = run(
         [entries = std::move(entries)] {
@@ -196,6 +197,9 @@ void CheckpointThread::loop() {
 
 // Requires mutex_.
 std::optional<CheckpointThread::Clock::time_point> CheckpointThread::next_due() const {
+  if (exit_deadline()) {
+    return std::nullopt;
+  }
   std::optional<Clock::time_point> first;
   for (const auto& [id, entry] : entries_) {
     if (const auto due = entry->schedule.due()) {

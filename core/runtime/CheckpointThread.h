@@ -36,10 +36,12 @@ class CheckpointThread {
     Clock::duration lock_wait; // within the checkpoint
   };
 
-  // A cache that is saved. Both functions are called on the thread, and throw nothing.
+  // A cache that is saved. The functions throw nothing.
   struct Client {
-    // Once the token is stopped it should wait for no lock any longer.
+    // Called on the thread. Once the token is stopped it should wait for no lock any longer.
     std::function<Result(const std::stop_token&)> checkpoint;
+    // Whether the end of the process is to save the cache, and does so on the thread.
+    std::function<bool()> is_saved_at_exit;
     std::function<void()> save_at_exit;
   };
 
@@ -59,7 +61,7 @@ class CheckpointThread {
   // A checkpoint that runs meanwhile stops waiting for locks. Calls `work` here if no thread can be started.
   bool run(std::function<void()> work, Clock::time_point deadline);
 
-  // From the first call on, the deadline of this process's end; before that there is none.
+  // From the first call on, the deadline of this process's end; before that there is none. No checkpoint starts then.
   static Clock::time_point begin_exit();
   static std::optional<Clock::time_point> exit_deadline();
 

@@ -454,7 +454,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     checkpoints_so_far_.reported_causes.clear();
     return {is_new ? Found::kNew : Found::kNothing, waits.waited};
   } catch (const std::exception& error) {
-    if (stop.stop_requested()) {
+    if (stop.stop_requested() || CheckpointThread::exit_deadline()) {
       return {Found::kNew, waits.waited};
     }
     // Names of temporary files differ each time.
@@ -467,10 +467,11 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
   }
 }
 
+bool RuntimeCacheHandle::is_saved_at_exit() const noexcept {
+  return autosave_ && !path_.empty();
+}
+
 void RuntimeCacheHandle::save_at_exit() noexcept {
-  if (!autosave_ || path_.empty()) {
-    return;
-  }
   try {
     const auto now = CheckpointThread::Clock::now();
     save_until("", now + (CheckpointThread::begin_exit() - now) / 2);
@@ -672,6 +673,11 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
              [self](const std::stop_token& stop) {
                const auto cache = self.lock();
                return cache == nullptr ? CheckpointThread::Result{} : cache->checkpoint(stop);
+             },
+         .is_saved_at_exit =
+             [self] {
+               const auto cache = self.lock();
+               return cache != nullptr && cache->is_saved_at_exit();
              },
          .save_at_exit =
              [self] {

@@ -206,6 +206,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   bool is_checkpointed() const;
   void mark_if_live();
   CheckpointThread::Result checkpoint(const std::stop_token& stop) noexcept;
+  bool is_saved_at_exit() const noexcept;
   void save_at_exit() noexcept;
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;

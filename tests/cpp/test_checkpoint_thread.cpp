@@ -36,7 +36,8 @@ class TestClient {
   using Checkpoint = std::function<CheckpointThread::Result(const std::stop_token&)>;
 
   explicit TestClient(Checkpoint checkpoint) {
-    CheckpointThread::get().add(this, {.checkpoint = std::move(checkpoint), .save_at_exit = [] {}});
+    CheckpointThread::get().add(
+        this, {.checkpoint = std::move(checkpoint), .is_saved_at_exit = [] { return false; }, .save_at_exit = [] {}});
   }
   ~TestClient() {
     CheckpointThread::get().remove(this);
