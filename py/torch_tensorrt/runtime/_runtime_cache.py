@@ -177,6 +177,7 @@ class RuntimeCache:
         ImportError: The C++ runtime is asked for and can't be loaded.
     """
 
+    _autosave_on_del = False
     _worker_token: multiprocessing.util.Finalize | None = None
 
     def __init__(
@@ -200,7 +201,7 @@ class RuntimeCache:
         self._process = os.getpid()
         self._engines: set[_Engine] = set()
         self._handle = handle
-        handle.autosave = False
+        handle.autosave = key is not None
         self._key = key
         self._last_warning = -math.inf  # by time.monotonic()
         self._has_ended = (
@@ -220,7 +221,7 @@ class RuntimeCache:
         process that turned this on does it: a forked child that shall save a cache of its parent
         turns it on again, or calls `save`.
         """
-        return self._handle.autosave
+        return self._autosave_on_del
 
     @autosave_on_del.setter
     def autosave_on_del(self, autosave: bool) -> None:
@@ -228,7 +229,7 @@ class RuntimeCache:
         if autosave:
             self._process = os.getpid()
             self._anchor()
-        self._handle.autosave = bool(autosave)
+        self._autosave_on_del = self._handle.autosave = bool(autosave)
 
     @property
     def checkpoints(self) -> bool:
@@ -386,7 +387,7 @@ class RuntimeCache:
 
     def _save_if_autosaving(self) -> None:
         """Saves a cache of its own that an engine was switched away from."""
-        if self._key is None and self.autosave_on_del:
+        if self._key is None and self._autosave_on_del:
             self._save_or_warn()
 
     def __del__(self) -> None:
@@ -421,8 +422,10 @@ class RuntimeCache:
     def _autosave_if_enabled(self) -> None:
         """Saves as `autosave_on_del` says, for `__del__` and for the exit. Raises nothing."""
         with _path_caches.locked():
-            if self.autosave_on_del:
-                self._handle.autosave = False
+            if self._autosave_on_del:
+                self._autosave_on_del = False
+                if self._key is None:  # else C++ code may go on using it
+                    self._handle.autosave = False
                 self._has_ended = True
                 # The garbage collector may run this within another cache's save to the same file,
                 # which would never go on while this waits for its lock.
@@ -458,7 +461,10 @@ class RuntimeCache:
             self._warn(error)
 
     def _log_statistics(self) -> None:
-        if self.path and logger.isEnabledFor(logging.INFO):
+        # At the end of the process the C++ runtime does it for a cache that C++ code may have too.
+        is_cpp = self._key is not None and self.is_cpp_runtime()
+        is_left_to_cpp = is_cpp and exit_deadline() < math.inf
+        if self.path and not is_left_to_cpp and logger.isEnabledFor(logging.INFO):
             s = self.statistics()
             logger.info(
                 "The runtime cache '%s': %d bytes loaded, %d bytes now, %d of them new; %d saves "

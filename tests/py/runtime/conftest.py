@@ -45,6 +45,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that say when a file is written. Of the C++ runtime it turns them off for good."""
+    monkeypatch.setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0")
+
+
+@pytest.fixture
 def device() -> Iterator[Any]:
     """The simulated device, on which the test's engines are made; None on a GPU."""
     with runtime_testing.device() as device:

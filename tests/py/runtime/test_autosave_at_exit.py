@@ -77,8 +77,6 @@ module.runtime_settings.runtime_cache.autosave_on_del = False
 """
 
 MANY = """
-from torch_tensorrt.runtime import _runtime_cache
-_runtime_cache._EXIT_TIMEOUT = 0.5
 def place():
     return make_cache(runtime, path, autosave=True) if OWN else path
 modules = [start(runtime, plans[0], place()) for _ in range(16)]
@@ -195,14 +193,16 @@ def test_a_save_that_fails_at_exit_is_one_warning(
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["path", "own"])
-def test_all_caches_of_an_exit_wait_as_long_as_one(
+def test_all_caches_of_an_exit_wait_8_s_at_most(
     runtime: str, path: Path, plan: Plan, own: bool
 ) -> None:
     with FileLock(f"{path}.lock"):
         ended = run_program(f"OWN = {own}\n{MANY}", runtime, path, plan)
     assert (ended.returncode, ended.stdout) == (0, "")
-    waits = re.findall(
-        rf"another holder kept the lock '{path}.lock' for (\d+) ms\n", ended.stderr
-    )
-    assert len(waits) == len(ended.stderr.splitlines()) == (16 if own else 1)
-    assert 400 <= sum(map(int, waits)) <= 500 + len(waits)
+    warnings = ended.stderr.splitlines()
+    assert len(warnings) == (16 if own else 1)
+    failure = f"Can't save the runtime cache '{path}': "
+    assert all(failure in line and line.endswith(" ms") for line in warnings)
+    held = f"another holder kept the lock '{path}.lock' for "
+    waits = re.findall(rf"{held}(\d+) ms\n", ended.stderr)
+    assert 3900 <= sum(map(int, waits)) <= 8000 + len(waits)

@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 
 FORK = f"""{FORKS}
 import io
+os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"  # which might save what the child must not
 use_device()
 runtime, path, other_path, plan = sys.argv[1:]
 module = start(runtime, Plan.read(plan), path)

@@ -281,7 +281,9 @@ def test_copies_run_with_the_same_settings(
     device: Any, path: Path, duplicate: Callable[[Any], Any]
 ) -> None:
     engine = make_engine("cpp", kernels=2)
-    engine.set_runtime_settings("none", "whole_graph_capture", handle_of("cpp", path))
+    handle = handle_of("cpp", path)
+    handle.checkpoints = False
+    engine.set_runtime_settings("none", "whole_graph_capture", handle)
     run(engine)
     device.reset_counters()
     other = duplicate(engine)
@@ -320,6 +322,7 @@ def child_starts(runtime: str, path: Path, *prefixes: str) -> dict[str, int]:
     global child_engine
     child_device.reset_counters()
     cache = handle_of(runtime, path)
+    cache.checkpoints = False  # it is saved when it is told to
     for prefix in prefixes:
         child_engine = make_engine(runtime, cache, prefix, 5)
         run(child_engine)

@@ -45,6 +45,8 @@ from torch_tensorrt.runtime import (
     runtime_config,
 )
 
+pytestmark = pytest.mark.usefixtures("without_checkpoints")
+
 NO_FORK_ON_GPU = pytest.mark.skipif(uses_gpu(), reason="CUDA does not survive a fork")
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="counts calls of TensorRT-RTX")
 

@@ -354,10 +354,11 @@ class RuntimeCacheHandle:
 
         Once `waits.stop` is set it waits for no lock, and what then fails is no failure.
         """
-        waits.timeout, waits.deadline = self.lock_timeout, exit_deadline()
+        waits.timeout = self.lock_timeout
         with deferred_calls():
             lock = self._disk_lock
-            if not self._is_checkpointed():
+            # The end of the process saves everything.
+            if not self._is_checkpointed() or exit_deadline() < math.inf:
                 return Found.NOTHING
             if not lock.acquire(blocking=False):
                 return (
