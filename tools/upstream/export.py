@@ -68,12 +68,15 @@ class Checkout:
 
     def _git(self, *arguments: str, input: str | None = None) -> str:
         command = ["git", "-C", str(self._path), *arguments]
-        done = subprocess.run(
-            command,
-            env=self._environment,
-            input=None if input is None else input.encode(),
-            capture_output=True,
-        )
+        try:
+            done = subprocess.run(
+                command,
+                env=self._environment,
+                input=None if input is None else input.encode(),
+                capture_output=True,
+            )
+        except FileNotFoundError as error:
+            raise Problem("there is no `git` on the PATH") from error
         if done.returncode:
             words = done.stderr.decode(errors="replace").strip()
             raise Problem(f"`{' '.join(command)}` failed: {words}")
@@ -94,7 +97,9 @@ class Checkout:
                 entry = f"{self._modes.get(path, '100644')},{blob},{path}"
                 self._git("update-index", "--add", "--cacheinfo", entry)
             paragraphs = commit.body.split("\n\n")
-            body = "\n\n".join(textwrap.fill(text, 72) for text in paragraphs)
+            body = "\n\n".join(
+                textwrap.fill(text, 72, break_on_hyphens=False) for text in paragraphs
+            )
             tree = self._git("write-tree").strip()
             tip = self._git(
                 *("-c", "user.useConfigOnly=true"),
@@ -102,18 +107,13 @@ class Checkout:
                 input=f"{commit.subject}\n\n{body}\n",
             ).strip()
         # Against the user's settings for patches to be read.
-        plain = [
-            "--no-attach",
-            "--no-cover-letter",
-            "--src-prefix=a/",
-            "--dst-prefix=b/",
-        ]
+        plain = ["--no-attach", "--no-cover-letter", "--src-prefix=a/", "--dst-prefix=b/"]
         revisions = f"{self.head}..{tip}"
         self._git("format-patch", "--quiet", *plain, f"-o{out}", revisions)
 
 
 def export(onto: Path, out: Path) -> str:
-    """Returns the report for the user. Throws Problem, with nothing written, if it can't be done."""
+    """Returns the report for the user. Throws Problem, and writes nothing, if it fails."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Problem(f"--out: {out} is not an empty folder")
     if onto.resolve() in out.resolve().parents:
@@ -140,11 +140,11 @@ def export(onto: Path, out: Path) -> str:
             folder.mkdir(parents=True)
             (folder / "cover-letter.md").write_text(letter, encoding="utf-8")
             checkout.format_patches(series, folder)
-            report += [f"{series.name}: {len(series.commits)} patches"]
-            report += [f"  {commit.subject}" for commit in series.commits]
-            report += [f"  not sent: {note}" for note in series.not_sent]
+            report.append(f"{series.name}:")
             if series.commits:
-                report += [f"  git am {out / series.name}/*.patch"]
+                report.append(f"  git am {out / series.name}/*.patch")
+            report += [f"  sent: {commit.subject}" for commit in series.commits]
+            report += [f"  not sent: {note}" for note in series.not_sent]
         shutil.copytree(Path(scratch, "out"), out, dirs_exist_ok=True)
     return "\n".join(report)
 

@@ -60,6 +60,7 @@ READ_ONLY = prose("""
     Python. That includes a cache in a directory where nobody may create the lock file.
     """)
 
+ALL_THERE = "Nothing: this commit has the lock already."
 NO_CACHE = "Nothing: no C++ file of this commit loads or saves a runtime cache file."
 HOLDER_ONLY = prose("""
     Nothing: the lock would have no user. In this commit the C++ RuntimeCacheHandle only
@@ -416,5 +417,5 @@ def build(ours: Callable[[str], str], tree: Tree) -> Series:
         series.commits = []
         series.not_sent = [f"Nothing: {missing}."]
         return series
-    series.not_sent = [NO_MERGE, READ_ONLY]
+    series.not_sent = [NO_MERGE, READ_ONLY] if series.commits else [ALL_THERE]
     return series

@@ -120,8 +120,9 @@ def test_series_apply_alone_and_in_either_order(
     checkout: Path, out: Path, order: tuple[str, ...]
 ) -> None:
     export(checkout, out)
+    base = git(checkout, "rev-parse", "HEAD").strip()
     am(checkout, out, *order)
-    assert git(checkout, "diff", "--check", f"HEAD~{4 * ('file-lock' in order)}") == ""
+    assert git(checkout, "diff", "--check", base, "HEAD") == ""
     assert git(checkout, "status", "--porcelain") == ""
     if "file-lock" in order:
         for path in file_lock.FILES:
@@ -201,7 +202,9 @@ def test_what_has_been_sent_is_not_sent_again(checkout: Path, out: Path) -> None
     export(checkout, out)
     am(checkout, out, "file-lock", "autosave")
     second = out.with_name("second")
-    export(checkout, second)
+    report = export(checkout, second)
+    assert "not sent: Nothing: this commit has the lock already." in report
+    assert "not sent: Nothing: RuntimeCache saves itself at exit already." in report
     assert not patches(second, "file-lock") + patches(second, "autosave")
 
     contents = checkout / "docsrc/contributing.rst"
@@ -411,6 +414,7 @@ def test_refusals(checkout: Path, out: Path, tmp_path: Path) -> None:
     assert "is not pytorch/TensorRT" in failure(other, out)
     nobody = {"GIT_CONFIG_GLOBAL": os.devnull}
     assert "user.useConfigOnly" in failure(checkout, out, **nobody)
+    assert "no `git` on the PATH" in failure(checkout, out, PATH=str(plain))
     template = ".github/pull_request_template.md"
     bare = make_checkout(tmp_path / "bare", {**BOTH, template: "# Description\n"})
     assert "has no '## Type of change'" in failure(bare, out)

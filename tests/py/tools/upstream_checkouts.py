@@ -34,16 +34,6 @@ load("@rules_pkg//pkg:mappings.bzl", "pkg_files")
 package(default_visibility = ["//visibility:public"])
 
 cc_library(
-    name = "macros",
-    hdrs = [
-        "macros.h",
-    ],
-    deps = [
-        ":exception",
-    ],
-)
-
-cc_library(
     name = "exception",
     srcs = [
         "Exception.cpp",
@@ -61,7 +51,6 @@ filegroup(
         "build_info.h",
         "macros.h",
     ],
-    visibility = ["//visibility:public"],
 )
 
 pkg_files(
