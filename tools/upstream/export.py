@@ -107,7 +107,12 @@ class Checkout:
                 input=f"{commit.subject}\n\n{body}\n",
             ).strip()
         # Against the user's settings for patches to be read.
-        plain = ["--no-attach", "--no-cover-letter", "--src-prefix=a/", "--dst-prefix=b/"]
+        plain = [
+            "--no-attach",
+            "--no-cover-letter",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+        ]
         revisions = f"{self.head}..{tip}"
         self._git("format-patch", "--quiet", *plain, f"-o{out}", revisions)
 

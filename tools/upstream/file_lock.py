@@ -266,7 +266,12 @@ def _in_buildifier_style(source: str) -> str:
         (r"(    visibility = .*\n)(    prefix = .*\n)", r"\2\1"),
     ]:
         source = re.sub(pattern, replacement, source)
-    return source
+    return re.sub(r"(?<=select\({\n)( {8}\".*\n)+(?=    }\))", _sorted, source)
+
+
+def _sorted(entries: re.Match[str]) -> str:
+    lines = entries.group().splitlines(keepends=True)
+    return "".join(sorted(lines, key=lambda line: ("//conditions" in line, line)))
 
 
 def _add_library(source: str) -> str:

@@ -133,6 +133,7 @@ def test_upstream_s_formatters_accept_each_commit(checkout: Path, out: Path) -> 
     code = "import sysconfig; print(sysconfig.get_path('scripts'))"
     python = [os.environ["LINT_PYTHON"], "-c", code]
     scripts = subprocess.run(python, check=True, capture_output=True, text=True).stdout
+    buildifier = ["-mode=check", "-lint=warn", "-warnings=all"]
     isort = ["--check", "--profile=black", "--thirdparty=torch_tensorrt"]
     export(checkout, out)
     am(checkout, out, "file-lock", "autosave")
@@ -141,7 +142,7 @@ def test_upstream_s_formatters_accept_each_commit(checkout: Path, out: Path) -> 
         git(checkout, "checkout", "--quiet", commit)
         names = git(checkout, "diff", "--name-only", "HEAD~").split()
         for command, suffix in [
-            ([os.environ["BUILDIFIER"], "-mode=check"], "BUILD"),
+            ([os.environ["BUILDIFIER"], *buildifier], "BUILD"),
             ([f"{scripts.strip()}/black", "--check", "--quiet"], ".py"),
             ([f"{scripts.strip()}/isort", *isort], ".py"),
         ]:
@@ -155,7 +156,7 @@ def test_only_the_style_commit_changes_lines_of_build_files(
     export(checkout, out)
     am(checkout, out, "file-lock")
     style = git(checkout, "diff", "--numstat", "HEAD~4", "HEAD~3").splitlines()
-    assert style == ["2\t1\tcore/util/BUILD", "1\t2\ttests/cpp/BUILD"]
+    assert style == ["2\t1\tcore/util/BUILD", "2\t3\ttests/cpp/BUILD"]
     builds = git(checkout, "diff", "HEAD~3", "HEAD", "--", "*/BUILD")
     assert not re.search(r"^-(?!--)", builds, re.MULTILINE)
 

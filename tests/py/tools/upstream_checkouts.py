@@ -27,7 +27,7 @@ Keep what applies.
 - [ ] It is tested
 """
 
-# buildifier objects to both of these, as it does to upstream's until August 2026.
+# buildifier objects to this and to TESTS_BUILD, as it does to upstream's at the first two commits.
 UTIL_BUILD = """\
 load("@rules_cc//cc:defs.bzl", "cc_library")
 load("@rules_pkg//pkg:mappings.bzl", "pkg_files")
@@ -105,6 +105,7 @@ cc_test(
         "//tests/util",
         "@googletest//:gtest_main",
     ] + select({
+        ":windows": ["@libtorch_win//:libtorch"],
         ":jetpack": ["@torch_l4t//:libtorch"],
         "//conditions:default": ["@libtorch"],
     }),
