@@ -79,12 +79,8 @@ cc_library(
         "@platforms//os:windows": ["file_lock_windows.cpp"],
         "//conditions:default": ["file_lock_posix.cpp"],
     }),
-    hdrs = [
-        "file_lock.h",
-    ],
-    deps = [
-        ":macros",
-    ],
+    hdrs = ["file_lock.h"],
+    deps = [":macros"],
     alwayslink = True,
 )
 """

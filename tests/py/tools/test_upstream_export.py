@@ -15,7 +15,6 @@ from tests.py.tools.upstream_checkouts import (
     AUTOSAVED,
     BOTH,
     CACHE,
-    CACHE_PY,
     CPP_FILE_IO,
     PYTHON_FILE_IO,
     UTIL_BUILD,
@@ -229,49 +228,25 @@ def test_what_has_been_sent_is_not_sent_again(checkout: Path, out: Path) -> None
         ("docsrc/contributing.rst", "Feature Design", "More", "contents 'Feature Desi"),
         (CONCURRENCY, "def _compile(", "def _build(", "there is no _compile"),
         (CONCURRENCY, "test_filelock_works", "test_new", "has not just a docstring"),
+        (CACHE, "class RuntimeCache:", "class Cache:", "there is no RuntimeCache"),
+        (CACHE, "    def __del__", "    def close", "there is no __del__"),
+        (CACHE, "  self.autosave_on_del = a", "  self.b = a", "does not end by"),
+        (CACHE, "     self.save()", "     pass", "has not just a save"),
+        (CACHE, "import threading\n", "", "0 lines begin with 'import threading'"),
+        ("core/util/file_lock.h", "", "of others\n", "exists with other contents"),
+        (AUTOSAVE, "", "of others\n", "exists with other contents"),
     ],
 )
-def test_a_missing_name_refuses_the_file_lock_alone(
+def test_what_is_missing_or_in_the_way_refuses_one_series_alone(
     tmp_path: Path, out: Path, path: str, old: str, new: str, reason: str
 ) -> None:
-    files = {**BOTH, path: BOTH[path].replace(old, new)}
-    report = export(make_checkout(tmp_path / "checkout", files), out)
-    assert re.search(rf"not sent: Nothing: {path}: .*{reason}", report)
-    assert re.search(rf"Nothing: {path}: .*{reason}", letter(out, "file-lock"))
-    assert not patches(out, "file-lock")
-    assert len(patches(out, "autosave")) == 1
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "reason"),
-    [
-        ("class RuntimeCache:", "class Cache:", "there is no RuntimeCache"),
-        ("    def __del__", "    def close", "there is no __del__"),
-        ("        self.autosave_on_del = a", "        self.b = a", "does not end by"),
-        ("                self.save()", "                pass", "has not just a save"),
-        ("import threading\n", "", "0 lines begin with 'import threading'"),
-    ],
-)
-def test_a_missing_name_refuses_the_autosave_alone(
-    tmp_path: Path, out: Path, old: str, new: str, reason: str
-) -> None:
-    files = {**BOTH, CACHE: CACHE_PY.replace(old, new)}
-    report = export(make_checkout(tmp_path / "checkout", files), out)
-    assert re.search(rf"not sent: Nothing: {CACHE}: .*{reason}", report)
-    assert not patches(out, "autosave")
-    assert len(patches(out, "file-lock")) == 4
-
-
-@pytest.mark.parametrize("path", ["core/util/file_lock.h", AUTOSAVE])
-def test_a_file_of_another_origin_is_no_error(
-    tmp_path: Path, out: Path, path: str
-) -> None:
-    checkout = make_checkout(tmp_path / "checkout", {**BOTH, path: "something else\n"})
-    assert f"not sent: Nothing: {path} exists with other contents." in export(
-        checkout, out
-    )
+    text = BOTH[path].replace(old, new) if old else new
+    report = export(make_checkout(tmp_path / "checkout", {**BOTH, path: text}), out)
+    refused = "autosave" if path in (CACHE, AUTOSAVE) else "file-lock"
+    assert re.search(rf"not sent: Nothing: {path}:? .*{reason}", report)
+    assert re.search(rf"- Nothing: {path}:? .*{reason}", letter(out, refused))
     sent = {series: len(patches(out, series)) for series in ("file-lock", "autosave")}
-    assert sorted(sent.values()) in ([0, 1], [0, 4])
+    assert sent == {"file-lock": 4, "autosave": 1} | {refused: 0}
 
 
 def test_letters_fill_in_upstream_s_template(checkout: Path, out: Path) -> None:

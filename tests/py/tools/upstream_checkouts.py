@@ -128,7 +128,6 @@ set(CXX_SRCS
 )
 
 set(HEADER_FILES
-    "${CMAKE_CURRENT_SOURCE_DIR}/Exception.h"
     "${CMAKE_CURRENT_SOURCE_DIR}/build_info.h"
     "${CMAKE_CURRENT_SOURCE_DIR}/jit_util.h"
 )
@@ -286,8 +285,6 @@ from typing import (
     Optional,
 )
 
-import torch_tensorrt
-
 logger = logging.getLogger(__name__)
 
 
@@ -304,12 +301,8 @@ class RuntimeCache:
     """
 
     def __init__(self, path: str = "", autosave_on_del: bool = False) -> None:
-        # First of all: the handle. It is Python's if
-        # there is no other.
-        if torch_tensorrt.HAS_CPP:
-            self._handle: Any = torch_tensorrt.Handle(path)
-        else:
-            self._handle = _RuntimeCacheHandle(path=path)
+        # First: the handle.
+        self._handle: Any = _RuntimeCacheHandle(path=path)
         self.autosave_on_del = autosave_on_del
 
     @property
@@ -345,7 +338,7 @@ class RuntimeCache:
 
 CACHE = "py/torch_tensorrt/runtime/_runtime_cache.py"
 PACKAGE = {
-    "py/torch_tensorrt/__init__.py": "HAS_CPP = False\n",
+    "py/torch_tensorrt/__init__.py": "",
     "py/torch_tensorrt/runtime/__init__.py": (
         "from torch_tensorrt.runtime._runtime_cache import RuntimeCache\n"
     ),
