@@ -1,5 +1,5 @@
 // Tests what FileLock promises on every platform. test_file_lock_posix.cpp tests what it promises on POSIX systems
-// alone, and tests/py/core/test_file_lock_interop.py tests it against Python's filelock.
+// alone.
 
 #include "core/util/file_lock.h"
 

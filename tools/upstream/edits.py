@@ -1,80 +1,112 @@
-"""Changes to a text at positions in it, and positions from `ast`, which also parses BUILD files."""
+"""Edits of sources by name: a source goes in, and comes out unchanged if it has the edit already.
+
+Each throws Missing if the source lacks the name that the edit is anchored on.
+"""
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+import re
+from typing import TypeVar
 
-from tools.upstream.errors import Problem
-
-
-@dataclass(frozen=True)
-class Edit:
-    """`text`, with newlines as \\n, comes in the place of source[start:end]."""
-
-    start: int
-    end: int
-    text: str
+from tools.upstream.tree import Missing
 
 
-def apply(source: str, edits: list[Edit]) -> str:
-    """Keeps all that no edit names. Of two edits at one place the first given comes first."""
-    newline = "\r\n" if "\r\n" in source else "\n"
-    pieces = []
-    position = 0
-    for edit in sorted(edits, key=lambda edit: edit.start):
-        if edit.start < position:
-            raise ValueError(f"edits overlap at {edit.start}")
-        pieces += [source[position : edit.start], edit.text.replace("\n", newline)]
-        position = edit.end
-    return "".join([*pieces, source[position:]])
+def insert(source: str, anchor: str, text: str, *, after: bool = False) -> str:
+    """Inserts lines before or after the one line that begins with `anchor`."""
+    found = re.findall(rf"^{re.escape(anchor)}.*\n", source, re.MULTILINE)
+    if len(found) != 1:
+        raise Missing(f"{len(found)} lines begin with '{anchor.strip()}', expected one")
+    line = found[0]
+    return source.replace(line, line + text if after else text + line, 1)
 
 
-class Parsed:
-    """A Python or Starlark source with the places of its nodes as indices into the text."""
+def insert_in_function(
+    source: str, name: str, inserted: list[tuple[str, str, bool]]
+) -> str:
+    """Does insert() for each (anchor, text, after) in the body of a C++ function."""
+    found = re.search(
+        rf"^void {name}\([^)]*\) {{\n.*?^}}\n", source, re.MULTILINE | re.DOTALL
+    )
+    if found is None:
+        raise Missing(f"there is no function {name}")
+    body = found.group()
+    for anchor, text, after in inserted:
+        body = insert(body, anchor, text, after=after)
+    return source[: found.start()] + body + source[found.end() :]
 
-    def __init__(self, source: str) -> None:
-        self.source = source
-        try:
-            self.module = ast.parse(source)
-        except SyntaxError as error:
-            raise Problem(f"can't be parsed: {error}") from error
-        self._lines = source.split("\n")
-        self._line_starts = [0]
-        for line in self._lines:
-            self._line_starts.append(self._line_starts[-1] + len(line) + 1)
 
-    def line_start(self, line: int) -> int:
-        """Where the line, counted from 1, begins."""
-        return min(self._line_starts[line - 1], len(self.source))
+def _target(source: str, name: str) -> re.Match[str] | None:
+    return re.search(
+        rf'^\w+\(\n    name = "{re.escape(name)}",\n(?:[^)\n].*\n)*\)\n',
+        source,
+        re.MULTILINE,
+    )
 
-    def _index(self, line: int, utf8_column: int) -> int:
-        prefix = self._lines[line - 1].encode()[:utf8_column]
-        return self._line_starts[line - 1] + len(prefix.decode())
 
-    def start(self, node: ast.expr | ast.stmt) -> int:
-        return self._index(node.lineno, node.col_offset)
+def _existing_target(source: str, name: str) -> re.Match[str]:
+    found = _target(source, name)
+    if found is None:
+        raise Missing(f"there is no target '{name}'")
+    return found
 
-    def end(self, node: ast.expr | ast.stmt) -> int:
-        assert node.end_lineno is not None and node.end_col_offset is not None
-        return self._index(node.end_lineno, node.end_col_offset)
 
-    def text(self, node: ast.expr | ast.stmt) -> str:
-        return self.source[self.start(node) : self.end(node)]
+def add_target(source: str, after: str, name: str, text: str) -> str:
+    """Adds a target to a BUILD file, after the target `after`."""
+    if _target(source, name) is not None:
+        return source
+    end = _existing_target(source, after).end()
+    return f"{source[:end]}\n{text}{source[end:]}"
 
-    def line_after(self, node: ast.expr | ast.stmt) -> int:
-        """Where the line after the node's last begins."""
-        assert node.end_lineno is not None
-        return self.line_start(node.end_lineno + 1)
 
-    def first_line(self, node: ast.stmt) -> int:
-        """The line, counted from 1, of the node's first decorator or else its own."""
-        decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-        return min([node.lineno, *(decorator.lineno for decorator in decorators)])
+def add_to_list(source: str, target: str, attribute: str, value: str) -> str:
+    """Adds a string where buildifier sorts it to a list, one item a line, of a target."""
+    found = _existing_target(source, target)
+    items = re.search(
+        rf"^    {attribute} = \[\n((?:        .*\n)*)    \]",
+        found.group(),
+        re.MULTILINE,
+    )
+    if items is None:
+        raise Missing(f"target '{target}' has no list '{attribute}'")
+    lines = items[1].splitlines(keepends=True)
+    new = f'        "{value}",\n'
+    if new in lines:
+        return source
+    before = [i for i, line in enumerate(lines) if line[8] == '"' and line < new]
+    lines.insert(before[-1] + 1 if before else 0, new)
+    start = found.start() + items.start(1)
+    return source[:start] + "".join(lines) + source[start + len(items[1]) :]
 
-    def first_line_with_comments(self, node: ast.stmt) -> int:
-        """first_line(), or that of the comment which stands right above it."""
-        line = self.first_line(node)
-        while line > 1 and self._lines[line - 2].startswith("#"):
-            line -= 1
-        return line
+
+def add_to_toctree(source: str, caption: str, entry: str) -> str:
+    """Adds a page at the end of the table of contents with that caption."""
+    found = re.search(
+        rf"^   :caption: {re.escape(caption)}\n\n(?:   \S+\n)+", source, re.MULTILINE
+    )
+    if found is None:
+        raise Missing(f"there is no table of contents '{caption}'")
+    line = f"   {entry}\n"
+    if line in found.group():
+        return source
+    return source[: found.end()] + line + source[found.end() :]
+
+
+Definition = TypeVar("Definition", ast.ClassDef, ast.FunctionDef)
+
+
+def find_definition(
+    scope: ast.Module | ast.ClassDef, name: str, kind: type[Definition]
+) -> Definition:
+    for statement in scope.body:
+        if isinstance(statement, kind) and statement.name == name:
+            return statement
+    raise Missing(f"there is no {name}")
+
+
+def replace_lines(source: str, edits: list[tuple[int, int, str]]) -> str:
+    """Replaces lines `first` up to, but without, `end`, both counted from 1."""
+    lines = source.splitlines(keepends=True)
+    for first, end, text in sorted(edits, reverse=True):
+        lines[first - 1 : end - 1] = [text]
+    return "".join(lines)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Writes what this repository has for pytorch/TensorRT as series of patches for `git am`.
 
-    tools/upstream/export.py --onto CHECKOUT --out DIR [--strict]
+    tools/upstream/export.py --onto CHECKOUT --out DIR
 
 The patches are for the newest commit of CHECKOUT, a git checkout of pytorch/TensorRT, which is only
-read. DIR gets a folder for each series, with the cover letter 0000-cover-letter.patch beside the
-patches. What is there already is not sent again. Needs git, and no network.
+read. DIR gets a folder for each series: the patches, and cover-letter.md, the text of the pull
+request, which also names what is not sent and why. Needs git, and no network.
 """
 
 from __future__ import annotations
@@ -13,83 +13,144 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[2]
 if str(ROOT) not in sys.path:  # as a script
     sys.path.insert(0, str(ROOT))
 
-from tools.upstream import autosave_series, file_lock_series  # noqa: E402
-from tools.upstream.checkout import Checkout, Clone  # noqa: E402
-from tools.upstream.errors import Problem  # noqa: E402
-from tools.upstream.letter import TEMPLATES, checklist_of  # noqa: E402
-from tools.upstream.series import Series, Tree  # noqa: E402
+from tools.upstream import autosave, file_lock  # noqa: E402
+from tools.upstream.letter import TEMPLATE, cover_letter  # noqa: E402
+from tools.upstream.tree import Missing, Series, Tree  # noqa: E402
 
 
-def ours(path: str) -> str:
-    """A file of this repository."""
-    return (ROOT / path).read_bytes().decode()
+class Problem(Exception):
+    """Nothing can be exported; the text says to the user why."""
 
 
-def all_series(checkout: Checkout) -> list[Series]:
-    """Each stands on the checkout itself: they can be sent in either order."""
-    return [
-        module.build(ours, Tree(checkout.read, checkout.names))
-        for module in (file_lock_series, autosave_series)
-    ]
+class Checkout:
+    """The user's checkout. New commits are objects in a folder of their own, so it is only read."""
 
-
-def check_out(out: Path, checkout: Checkout) -> None:
-    resolved = out.resolve()
-    if resolved == checkout.path or checkout.path in resolved.parents:
-        raise Problem(
-            f"--out: {out} is in the checkout, where nothing is to be written"
+    def __init__(self, path: Path, scratch: Path) -> None:
+        if not path.is_dir():
+            raise Problem(f"--onto: there is no folder {path}")
+        self._path = path
+        # Not the variables that a git hook sets.
+        self._environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GIT_")
+            or name.startswith(("GIT_AUTHOR", "GIT_COMMITTER", "GIT_CONFIG"))
+        }
+        try:
+            self.head = self._git("rev-parse", "--verify", "HEAD^{commit}").strip()
+        except Problem as problem:
+            raise Problem(
+                f"--onto: {path} is no git checkout with a commit: {problem}"
+            ) from problem
+        objects = self._git(
+            "rev-parse", "--path-format=absolute", "--git-path", "objects"
         )
-    if out.is_symlink() or out.exists():
-        if not out.is_dir():
-            raise Problem(f"--out: {out} is not a folder")
-        if any(out.iterdir()):
-            raise Problem(f"--out: {out} is not empty")
+        (scratch / "objects").mkdir()
+        self._environment |= {
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects.strip(),
+            "GIT_INDEX_FILE": str(scratch / "index"),
+            "GIT_OBJECT_DIRECTORY": str(scratch / "objects"),
+        }
+        listed = self._git("ls-tree", "-r", "-z", self.head).split("\0")
+        self._modes = {
+            line.split("\t")[1]: line.split(" ")[0] for line in listed if line
+        }
+
+    def _git(self, *arguments: str, input: str | None = None) -> str:
+        command = ["git", "-C", str(self._path), *arguments]
+        try:
+            done = subprocess.run(
+                command,
+                env=self._environment,
+                input=None if input is None else input.encode(),
+                capture_output=True,
+            )
+        except FileNotFoundError as error:
+            raise Problem("there is no `git` on the PATH") from error
+        if done.returncode:
+            words = done.stderr.decode(errors="replace").strip()
+            raise Problem(f"`{' '.join(command)}` failed: {words}")
+        return done.stdout.decode()
+
+    def read(self, path: str) -> str | None:
+        """Returns the text of a file of the newest commit, or None if it has none."""
+        if path not in self._modes:
+            return None
+        return self._git("cat-file", "blob", f"{self.head}:{path}")
+
+    def format_patches(self, series: Series, out: Path) -> None:
+        tip = self.head
+        self._git("read-tree", tip)
+        for commit in series.commits:
+            for path, text in commit.files.items():
+                blob = self._git("hash-object", "-w", "--stdin", input=text).strip()
+                entry = f"{self._modes.get(path, '100644')},{blob},{path}"
+                self._git("update-index", "--add", "--cacheinfo", entry)
+            paragraphs = commit.body.split("\n\n")
+            body = "\n\n".join(
+                textwrap.fill(text, 72, break_on_hyphens=False) for text in paragraphs
+            )
+            tree = self._git("write-tree").strip()
+            tip = self._git(
+                *("-c", "user.useConfigOnly=true"),
+                *("commit-tree", "-p", tip, "-F", "-", tree),
+                input=f"{commit.subject}\n\n{body}\n",
+            ).strip()
+        # Against the user's settings for patches to be read.
+        plain = [
+            "--no-attach",
+            "--no-cover-letter",
+            "--src-prefix=a/",
+            "--dst-prefix=b/",
+        ]
+        revisions = f"{self.head}..{tip}"
+        self._git("format-patch", "--quiet", *plain, f"-o{out}", revisions)
 
 
-def export(onto: Path, out: Path, strict: bool) -> str:
-    """The report for the user. Raises a Problem, with nothing written, where that can't be done."""
-    checkout = Checkout(onto)
-    check_out(out, checkout)
-    report = []
-    if checkout.is_dirty():
-        report.append(
-            f"{onto} has changes that are not committed: the patches are for its HEAD"
-        )
-    series = all_series(checkout)
-    to_send = [one for one in series if one.commits]
-    left_out = [note for one in to_send for note in one.left_out]
-    if strict and left_out:
-        raise Problem(
-            "--strict: the checkout lacks what is to be changed:\n  "
-            + "\n  ".join(left_out)
-        )
-    template = next(
-        (text for text in map(checkout.read, TEMPLATES) if text is not None), None
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        patches = Path(temporary, "patches")
-        patches.mkdir()
-        for one in to_send:
-            clone = Clone(checkout, Path(tempfile.mkdtemp(dir=temporary)))
-            clone.format_patches(one, checklist_of(template), patches / one.name)
-        if to_send:
-            shutil.copytree(patches, out, dirs_exist_ok=True)
-    for one in series:
-        if not one.commits:
-            report.append(f"{one.name}: nothing to send")
-            continue
-        report.append(f"{one.name}:")
-        report += [f"  {commit.subject}" for commit in one.commits]
-        report += [f"  left out: {note}" for note in one.left_out]
-        report.append(f"  git am {out / one.name}/000[1-9]-*.patch")
+def export(onto: Path, out: Path) -> str:
+    """Returns the report for the user. Throws Problem, and writes nothing, if it fails."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Problem(f"--out: {out} is not an empty folder")
+    if onto.resolve() in out.resolve().parents:
+        raise Problem(f"--out: {out} is in the checkout, where nothing is written")
+    with tempfile.TemporaryDirectory() as scratch:
+        checkout = Checkout(onto, Path(scratch))
+        template = checkout.read(TEMPLATE)
+        if template is None:
+            raise Problem(f"--onto: {onto} is not pytorch/TensorRT: no {TEMPLATE}")
+        all_series = [
+            module.build(
+                lambda path: (ROOT / path).read_text(encoding="utf-8"),
+                Tree(checkout.read),
+            )
+            for module in (file_lock, autosave)
+        ]
+        try:
+            letters = [cover_letter(series, template) for series in all_series]
+        except Missing as missing:
+            raise Problem(f"--onto: {missing}") from missing
+        report = []
+        for series, letter in zip(all_series, letters, strict=True):
+            folder = Path(scratch, "out", series.name)
+            folder.mkdir(parents=True)
+            (folder / "cover-letter.md").write_text(letter, encoding="utf-8")
+            checkout.format_patches(series, folder)
+            report.append(f"{series.name}:")
+            if series.commits:
+                report.append(f"  git am {out / series.name}/*.patch")
+            report += [f"  sent: {commit.subject}" for commit in series.commits]
+            report += [f"  not sent: {note}" for note in series.not_sent]
+        shutil.copytree(Path(scratch, "out"), out, dirs_exist_ok=True)
     return "\n".join(report)
 
 
@@ -99,15 +160,10 @@ def main() -> None:
     )
     parser.add_argument("--onto", required=True, type=Path, metavar="CHECKOUT")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="fail where CHECKOUT lacks what a patch changes, in place of leaving that out",
-    )
     arguments = parser.parse_args()
     here = Path(os.environ.get("BUILD_WORKING_DIRECTORY", "."))  # set by `bazel run`
     try:
-        print(export(here / arguments.onto, here / arguments.out, arguments.strict))
+        print(export(here / arguments.onto, here / arguments.out))
     except Problem as problem:
         sys.exit(f"export: {problem}")
 

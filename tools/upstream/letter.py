@@ -1,47 +1,39 @@
-"""The cover letter of a series."""
+"""The cover letter of a series: the text of its pull request, in upstream's template."""
 
 from __future__ import annotations
 
 import re
 
-from tools.upstream.series import Series, filled
+from tools.upstream.tree import Missing, Series
 
-# Where the checkout has no template of a pull request.
-CHECKLIST = [
-    "- [ ] The linters pass on the files changed",
-    "- [ ] I have reviewed the diff myself",
-    "- [ ] The documentation says what changed",
-    "- [ ] There are tests that fail without the change",
-    "- [ ] The old and the new tests pass on my machine",
-]
-TEMPLATES = [
-    ".github/pull_request_template.md",
-    ".github/PULL_REQUEST_TEMPLATE.md",
-    "pull_request_template.md",
-    "PULL_REQUEST_TEMPLATE.md",
-]
+TEMPLATE = ".github/pull_request_template.md"
 
 
-def checklist_of(template: str | None) -> list[str]:
-    """The lines to tick in upstream's template, unticked, for the contributor to answer."""
-    lines = re.findall(r"^- \[[ xX]\] .*\S", template or "", re.MULTILINE)
-    return [f"- [ ]{line[5:]}" for line in lines] or CHECKLIST
+def _section(template: str, heading: str) -> list[str]:
+    found = re.search(
+        rf"^{heading}\n(.*?)(?=^#|\Z)", template, re.MULTILINE | re.DOTALL
+    )
+    if found is None:
+        raise Missing(f"{TEMPLATE} has no '{heading}'")
+    return [line for line in found[1].splitlines() if line.startswith("- ")]
 
 
-def cover_letter(series: Series, checklist: list[str]) -> str:
-    """Subject, an empty line, and the text."""
-
-    def points(texts: list[str]) -> str:
-        return "\n".join(filled(text, "- ", "  ") for text in texts)
-
-    sections = [
-        series.subject,
-        filled(series.body),
-        "Commits:\n" + points([commit.subject for commit in series.commits]),
-        filled(f"How tested: {series.how_tested}"),
-        "Checklist:\n" + "\n".join(checklist),
+def cover_letter(series: Series, template: str) -> str:
+    """Throws Missing if upstream's template lacks a section."""
+    kinds = [
+        line
+        for line in _section(template, "## Type of change")
+        if line.startswith(series.type_of_change)
     ]
-    if series.left_out:
-        title = "Left out, because the tree that this was made for lacks what it would change:"
-        sections.insert(3, f"{title}\n{points(series.left_out)}")
-    return "\n\n".join(sections) + "\n"
+    checklist = _section(template, "# Checklist:")
+    parts = [f"# {series.subject}"]
+    if series.commits:
+        commits = [f"- {commit.subject}" for commit in series.commits]
+        parts += ["# Description", series.why, "\n".join(commits), series.tested]
+    if series.not_sent:
+        notes = "\n".join(f"- {note}" for note in series.not_sent)
+        parts += ["## What is not sent", notes]
+    if series.commits:
+        parts += ["## Type of change", "\n".join(kinds)]
+        parts += ["# Checklist:", "\n".join(checklist)]
+    return "\n\n".join(parts) + "\n"

@@ -1,81 +1,74 @@
-"""tools/upstream/export.py on small checkouts: its patches apply and do what they say."""
+"""tools/upstream/export.py on small checkouts that are shaped like upstream's commits."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from tests.py.tools.upstream_checkouts import (
-    AUTHOR,
-    CACHE_PY,
-    TEST_CACHE_PY,
-    UPSTREAM,
-    WITH_CPP_FILES,
-    commit_files,
+    AUTOSAVED,
+    BOTH,
+    CACHE,
+    CPP_FILE_IO,
+    PYTHON_FILE_IO,
+    UTIL_BUILD,
     environment,
     git,
     make_checkout,
-    without,
 )
-from tools.upstream import file_lock_series
+from tools.upstream import file_lock
 
 ROOT = Path(__file__).absolute().parents[3]
 SCRIPT = ROOT / "tools" / "upstream" / "export.py"
-TESTS = "tests/py/dynamo/runtime/test_000_runtime_cache.py"
-CACHE = "py/torch_tensorrt/runtime/_runtime_cache.py"
+CONFIG = "core/runtime/TRTRuntimeConfig.cpp"
+CONCURRENCY = "tests/py/dynamo/runtime/test_000_runtime_cache.py"
+AUTOSAVE = "tests/py/dynamo/runtime/test_000_runtime_cache_autosave.py"
 
 
 def run_export(
-    onto: Path, out: Path, *options: str, **variables: str
+    onto: Path, out: Path, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), f"--onto={onto}", f"--out={out}", *options],
-        env={**environment(out.parent), **variables},
+        [sys.executable, str(SCRIPT), f"--onto={onto}", f"--out={out}"],
+        env={**environment(onto.parent), **variables},
         capture_output=True,
         encoding="utf-8",
     )
 
 
-def export(onto: Path, out: Path, *options: str) -> str:
-    done = run_export(onto, out, *options)
+def export(onto: Path, out: Path) -> str:
+    done = run_export(onto, out)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def failure(onto: Path, out: Path, *options: str, **variables: str) -> str:
-    """What a refused export says; it has written nothing."""
-    before = sorted(out.iterdir()) if out.is_dir() else None
-    done = run_export(onto, out, *options, **variables)
+def failure(onto: Path, out: Path, **variables: str) -> str:
+    """Returns what a refused export says."""
+    existed = out.exists()
+    done = run_export(onto, out, **variables)
     assert done.returncode == 1
     assert done.stderr.startswith("export: ")
-    assert before == (sorted(out.iterdir()) if out.is_dir() else None)
+    assert out.exists() == existed
     return done.stderr
 
 
-def patches(out: Path) -> list[Path]:
-    return sorted(out.glob("*/000[1-9]-*.patch"))
+def patches(out: Path, series: str) -> list[Path]:
+    return sorted((out / series).glob("*.patch"))
 
 
-def am(checkout: Path, out: Path) -> None:
-    git(checkout, "am", "--quiet", *map(str, patches(out)))
+def letter(out: Path, series: str) -> str:
+    return (out / series / "cover-letter.md").read_text(encoding="utf-8")
 
 
-def changed_files(checkout: Path, commits: str) -> set[str]:
-    return set(git(checkout, "diff", "--name-only", commits).split())
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def am(checkout: Path, out: Path, *series: str) -> None:
+    for name in series:
+        git(checkout, "am", "--quiet", *map(str, patches(out, name)))
 
 
 @pytest.fixture
@@ -85,403 +78,319 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    return make_checkout(tmp_path / "checkout", UPSTREAM)
+    return make_checkout(tmp_path / "checkout", BOTH)
 
 
-@pytest.fixture
-def checkout_with_cpp_files(tmp_path: Path) -> Path:
-    return make_checkout(tmp_path / "checkout", WITH_CPP_FILES)
-
-
-def test_series_apply_and_hold_our_files(checkout: Path, out: Path) -> None:
-    export(checkout, out)
-    subjects = [
-        path.read_text().split("Subject: ")[1].split("\n")[0] for path in patches(out)
-    ]
-    assert [subject.split("]")[1].split("(")[0].strip() for subject in subjects] == [
-        "fix",
-        "feat",
-        "style",
-        "docs",
-    ]
+@pytest.mark.parametrize(
+    ("files", "sent", "not_sent"),
+    [
+        (CPP_FILE_IO, {"file-lock": 4}, f"Nothing: this commit has no {CACHE}."),
+        (PYTHON_FILE_IO, {"autosave": 1}, "Nothing: the lock would have no user."),
+        (AUTOSAVED, {}, "Nothing: RuntimeCache saves itself at exit already."),
+    ],
+)
+def test_each_shape_gets_what_it_can_take(
+    tmp_path: Path,
+    out: Path,
+    files: dict[str, str],
+    sent: dict[str, int],
+    not_sent: str,
+) -> None:
+    report = export(make_checkout(tmp_path / "checkout", files), out)
     assert sorted(path.name for path in out.iterdir()) == ["autosave", "file-lock"]
-    am(checkout, out)
-    for path in file_lock_series.FILES:
-        assert (checkout / path).read_bytes() == (ROOT / path).read_bytes()
-    assert (
-        git(checkout, "log", "-4", "--format=%an <%ae>").splitlines()
-        == [f"{AUTHOR['NAME']} <{AUTHOR['EMAIL']}>"] * 4
-    )
+    for series in ("autosave", "file-lock"):
+        assert len(patches(out, series)) == sent.get(series, 0)
+        assert ("## Type of change" in letter(out, series)) == (series in sent)
+    letters = letter(out, "autosave") + letter(out, "file-lock")
+    assert f"- {not_sent}" in letters
+    assert f"not sent: {not_sent}" in report
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("file-lock",),
+        ("autosave",),
+        ("file-lock", "autosave"),
+        ("autosave", "file-lock"),
+    ],
+)
+def test_series_apply_alone_and_in_either_order(
+    checkout: Path, out: Path, order: tuple[str, ...]
+) -> None:
+    export(checkout, out)
+    base = git(checkout, "rev-parse", "HEAD").strip()
+    am(checkout, out, *order)
+    assert git(checkout, "diff", "--check", base, "HEAD") == ""
     assert git(checkout, "status", "--porcelain") == ""
+    if "file-lock" in order:
+        for path in file_lock.FILES:
+            assert (checkout / path).read_bytes() == (ROOT / path).read_bytes()
 
 
-def test_every_commit_says_what_why_and_how_tested(checkout: Path, out: Path) -> None:
+def test_upstream_s_formatters_accept_each_commit(checkout: Path, out: Path) -> None:
+    code = "import sysconfig; print(sysconfig.get_path('scripts'))"
+    python = [os.environ["LINT_PYTHON"], "-c", code]
+    scripts = subprocess.run(python, check=True, capture_output=True, text=True).stdout
+    buildifier = ["-mode=check", "-lint=warn", "-warnings=all"]
+    isort = ["--check", "--profile=black", "--thirdparty=torch_tensorrt"]
     export(checkout, out)
-    am(checkout, out)
-    messages = git(checkout, "log", "-4", "--format=%B%x00").split("\0")[:4]
-    for message in messages:
-        assert all(word in message for word in ("What: ", "Why: ", "How tested: "))
-        assert max(map(len, message.splitlines())) <= 76
+    am(checkout, out, "file-lock", "autosave")
+    commits = git(checkout, "rev-list", "--reverse", "HEAD~5..HEAD").split()
+    for commit in commits:
+        git(checkout, "checkout", "--quiet", commit)
+        names = git(checkout, "diff", "--name-only", "HEAD~").split()
+        for command, suffix in [
+            ([os.environ["BUILDIFIER"], *buildifier], "BUILD"),
+            ([f"{scripts.strip()}/black", "--check", "--quiet"], ".py"),
+            ([f"{scripts.strip()}/isort", *isort], ".py"),
+        ]:
+            if files := [name for name in names if name.endswith(suffix)]:
+                subprocess.run([*command, *files], cwd=checkout, check=True)
 
 
-def test_second_export_is_empty(checkout_with_cpp_files: Path, tmp_path: Path) -> None:
-    export(checkout_with_cpp_files, tmp_path / "first", "--strict")
-    am(checkout_with_cpp_files, tmp_path / "first")
-    for options in ((), ("--strict",)):
-        said = export(checkout_with_cpp_files, tmp_path / "second", *options)
-        assert said == "file-lock: nothing to send\nautosave: nothing to send\n"
-    assert not (tmp_path / "second").exists()
-
-
-def test_a_checkout_without_cpp_files_leaves_the_hunk_out(
+def test_only_the_style_commit_changes_lines_of_build_files(
     checkout: Path, out: Path
 ) -> None:
-    said = export(checkout, out)
-    letter = (out / "file-lock" / "0000-cover-letter.patch").read_text()
-    for text in (said, " ".join(letter.split())):
-        assert "no C++ there loads or saves the cache file" in text
-    am(checkout, out)
-    assert not [
-        name for name in changed_files(checkout, "HEAD~4") if "core/runtime" in name
-    ]
-
-
-def test_strict_refuses_what_would_be_left_out(checkout: Path, out: Path) -> None:
-    assert "no C++ there loads or saves" in failure(checkout, out, "--strict")
-
-
-def test_cover_letter(checkout: Path, out: Path) -> None:
     export(checkout, out)
-    letter = (out / "file-lock" / "0000-cover-letter.patch").read_bytes().decode()
-    assert (
-        "Subject: [PATCH 0/3] feat(runtime): a file lock that C++ and Python share"
-        in letter
-    )
-    assert "- [ ] My code is tidy\n- [ ] My tests pass\n" in letter
-    assert "- feat(core/util): " in letter
-    assert "How tested: " in letter
-    assert "***" not in letter
+    am(checkout, out, "file-lock")
+    style = git(checkout, "diff", "--numstat", "HEAD~4", "HEAD~3").splitlines()
+    assert style == ["2\t1\tcore/util/BUILD", "2\t3\ttests/cpp/BUILD"]
+    builds = git(checkout, "diff", "HEAD~3", "HEAD", "--", "*/BUILD")
+    assert not re.search(r"^-(?!--)", builds, re.MULTILINE)
 
 
-def test_targets_and_entries(checkout: Path, out: Path) -> None:
+def test_targets_are_listed_where_their_siblings_are(checkout: Path, out: Path) -> None:
     export(checkout, out)
-    am(checkout, out)
-    util = (checkout / "core/util/BUILD").read_text()
-    library = util.split('name = "file_lock"')[1]
-    assert library.startswith(
-        ',\n    srcs = ["file_lock.cpp"] + select({\n'
-        '        "@platforms//os:windows": ["file_lock_windows.cpp"],\n'
-        '        "//conditions:default": ["file_lock_posix.cpp"],\n    }),\n'
-    )
-    assert '    deps = [":macros"],\n)\n' in library
-    assert (
-        '        "Exception.h",\n        "file_lock.h",\n        "macros.h",\n' in util
-    )
-    cmake = (checkout / "core/util/CMakeLists.txt").read_text()
-    folder = '    "${CMAKE_CURRENT_SOURCE_DIR}/'
-    platform = "file_lock_$<IF:$<PLATFORM_ID:Windows>,windows,posix>.cpp"
-    assert f'Exception.cpp"\n{folder}file_lock.cpp"\n{folder}{platform}"\n)' in cmake
-    assert f'Exception.h"\n{folder}file_lock.h"\n{folder}macros.h")' in cmake
+    am(checkout, out, "file-lock")
     tests = (checkout / "tests/cpp/BUILD").read_text()
-    assert (
-        '        ":test_collections",\n        ":test_file_lock",\n'
-        '        ":test_file_lock_posix",\n        ":test_multiple_' in tests
-    )
-    assert tests.startswith('load("@rules_cc//cc:defs.bzl", "cc_test")\n')
-    helpers = (checkout / "tests/util/BUILD").read_text()
-    assert helpers.count("cc_library(") == 2
-    helpers = (checkout / "tests/util/processes/BUILD").read_text()
-    assert helpers.count("cc_library(") == 2
-    contents = (checkout / "docsrc/index.rst").read_text()
-    assert (
-        "   contributors/runtime\n   contributors/runtime_cache_lock\n   Indices"
-        in contents
-    )
+    suites = re.findall(r"test_suite\((.*?)\n\)", tests, re.DOTALL)
+    assert [suite.count(":test_file_lock") for suite in suites] == [2, 2, 0]
+    util = (checkout / "core/util/BUILD").read_text()
+    assert '        "build_info.h",\n        "file_lock.h",\n' in util
+    (target,) = re.findall(r'    name = "file_lock",\n.*?\n\)', util, re.DOTALL)
+    assert "    alwayslink = True,\n" in target
+    processes = (checkout / "tests/util/processes/BUILD").read_text()
+    for text, name in [(processes, "child_process"), (tests, "test_file_lock_posix")]:
+        (target,) = re.findall(rf'    name = "{name}",\n.*?\n\)', text, re.DOTALL)
+        assert "@platforms//:incompatible" in target
+    contents = (checkout / "docsrc/contributing.rst").read_text()
+    assert contents.endswith("autocast\n   contributors/runtime_cache_lock\n")
+    cmake = (checkout / "core/util/CMakeLists.txt").read_text()
+    assert '/build_info.h"\n    "${CMAKE_CURRENT_SOURCE_DIR}/file_lock.h"' in cmake
+    assert "/file_lock_$<IF:$<PLATFORM_ID:Windows>,windows,posix>.cpp" in cmake
 
 
-def test_the_feature_alone_only_adds_lines(checkout: Path, out: Path) -> None:
+def test_the_lock_covers_the_file_alone(checkout: Path, out: Path) -> None:
     export(checkout, out)
-    git(
-        checkout, "am", "--quiet", str(next(iter(sorted(out.glob("file-lock/0001-*")))))
-    )
-    numbers = git(checkout, "diff", "--numstat", "HEAD~1").splitlines()
-    assert {line.split()[1] for line in numbers} == {"0"}
+    am(checkout, out, "file-lock")
+    source = (checkout / CONFIG).read_text()
+    load, save = re.findall(r"^void .*?^}", source, re.MULTILINE | re.DOTALL)
+    assert "#ifdef TRT_MAJOR_RTX\nvoid load" in source
+
+    def order(body: str, *words: str) -> bool:
+        places = [body.index(word) for word in words]
+        return places == sorted(places)
+
+    assert order(load, "exists(", "kShared", "try_lock_for()", "ifstream", "unlock()")
+    assert order(load, "buf(", "unlock()", "buf.empty()", "deserialize")
+    assert order(save, "serialize()", "kExclusive", "try_lock_for()", "ofstream")
+    assert order(save, "create_directories", "FileLock lock", "rename", "unlock()")
 
 
-MAIN = """
-#include "core/runtime/TRTRuntimeConfig.h"
+def test_what_has_been_sent_is_not_sent_again(checkout: Path, out: Path) -> None:
+    export(checkout, out)
+    am(checkout, out, "file-lock", "autosave")
+    second = out.with_name("second")
+    report = export(checkout, second)
+    assert "not sent: Nothing: this commit has the lock already." in report
+    assert "not sent: Nothing: RuntimeCache saves itself at exit already." in report
+    assert not patches(second, "file-lock") + patches(second, "autosave")
 
-int main(int, char** argv) {
-  torch_tensorrt::core::runtime::TRTRuntimeConfig saver{argv[1], "kernels"};
-  saver.save_runtime_cache();
-  torch_tensorrt::core::runtime::TRTRuntimeConfig loader{argv[1], ""};
-  loader.ensure_initialized();
-  return loader.cache == "kernels" ? 0 : 1;
-}
-"""
+    contents = checkout / "docsrc/contributing.rst"
+    contents.write_text(contents.read_text().replace("contributors/runtime_cache_", ""))
+    git(checkout, "commit", "--quiet", "--all", "--message=lose an entry")
+    third = out.with_name("third")
+    assert "docs(runtime)" in export(checkout, third)
+    assert len(patches(third, "file-lock")) == 1
 
 
-def test_load_and_save_of_upstream_take_the_lock(
-    checkout_with_cpp_files: Path, out: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("path", "old", "new", "reason"),
+    [
+        (CONFIG, "void save_runtime_cache_impl", "bool save", "no function save_runti"),
+        (CONFIG, "  std::ifstream in(", "  auto in = open(", "0 lines begin with"),
+        ("core/runtime/BUILD", '"runtime"', '"base"', "no target 'runtime'"),
+        ("core/util/BUILD", '"include_files"', '"all"', "no target 'include_files'"),
+        ("core/util/CMakeLists.txt", "/build_info.h", "/info.h", "0 lines begin with"),
+        ("tests/cpp/BUILD", '"aarch64_api_tests"', '"a"', "no target 'aarch64_api_t"),
+        ("tests/cpp/BUILD", "tests = [", "tests = TESTS + [", "has no list 'tests'"),
+        ("docsrc/contributing.rst", "Feature Design", "More", "contents 'Feature Desi"),
+        (CONCURRENCY, "def _compile(", "def _build(", "there is no _compile"),
+        (CONCURRENCY, "test_filelock_works", "test_new", "has not just a docstring"),
+        (CACHE, "class RuntimeCache:", "class Cache:", "there is no RuntimeCache"),
+        (CACHE, "    def __del__", "    def close", "there is no __del__"),
+        (CACHE, "  self.autosave_on_del = a", "  self.b = a", "does not end by"),
+        (CACHE, "     self.save()", "     pass", "has not just a save"),
+        (CACHE, "import threading\n", "", "0 lines begin with 'import threading'"),
+        ("core/util/file_lock.h", "", "of others\n", "exists with other contents"),
+        (AUTOSAVE, "", "of others\n", "exists with other contents"),
+    ],
+)
+def test_what_is_missing_or_in_the_way_refuses_one_series_alone(
+    tmp_path: Path, out: Path, path: str, old: str, new: str, reason: str
 ) -> None:
-    checkout = checkout_with_cpp_files
-    export(checkout, out, "--strict")
-    am(checkout, out)
-    assert '"//core/util:file_lock",\n' in (checkout / "core/runtime/BUILD").read_text()
-    (tmp_path / "main.cpp").write_text(MAIN)
-    program = tmp_path / "program"
-    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", "-I.", "-pthread"]
-    sources = [
-        "core/runtime/TRTRuntimeConfig.cpp",
-        "core/util/file_lock.cpp",
-        "core/util/file_lock_posix.cpp",
+    text = BOTH[path].replace(old, new) if old else new
+    report = export(make_checkout(tmp_path / "checkout", {**BOTH, path: text}), out)
+    refused = "autosave" if path in (CACHE, AUTOSAVE) else "file-lock"
+    assert re.search(rf"not sent: Nothing: {path}:? .*{reason}", report)
+    assert re.search(rf"- Nothing: {path}:? .*{reason}", letter(out, refused))
+    sent = {series: len(patches(out, series)) for series in ("file-lock", "autosave")}
+    assert sent == {"file-lock": 4, "autosave": 1} | {refused: 0}
+
+
+def test_letters_fill_in_upstream_s_template(checkout: Path, out: Path) -> None:
+    export(checkout, out)
+    for series, kind in [
+        ("file-lock", "- New feature (adds)"),
+        ("autosave", "- Bug fix (mends)"),
+    ]:
+        text = letter(out, series)
+        headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)[1:]
+        assert [name for name in headings if name != "What is not sent"] == [
+            "Description",
+            "Type of change",
+            "Checklist:",
+        ]
+        assert f"## Type of change\n\n{kind}\n\n# Checklist:\n\n- [ ] It is f" in text
+        assert "Fixes #" not in text
+
+
+def test_the_autosave_keeps_the_rest_of_the_module(checkout: Path, out: Path) -> None:
+    export(checkout, out)
+    (patch,) = patches(out, "autosave")
+    removed = re.findall(
+        r"^-(?!-)(.*)", patch.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert removed == [
+        "        if self.autosave_on_del and self.path:",
+        "                self.save()",
+        "            except Exception:",
     ]
-    command = ["c++", *flags, *sources, str(tmp_path / "main.cpp"), "-o", str(program)]
-    subprocess.run(command, cwd=checkout, check=True)
-    path = tmp_path / "cache.bin"
-    lock = FileLock(f"{path}.lock")
-    with lock:
-        process = subprocess.Popen([program, path])
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.3)
-        assert not path.exists()
-    assert process.wait(60) == 0
-    assert path.read_text() == "kernels"
+    am(checkout, out, "autosave")
+    text = (checkout / CACHE).read_text()
+    assert "``__del__`` saves it.\n\n    A cache that saves itself does so when" in text
 
 
-def test_a_file_of_ours_that_exists_with_other_contents_is_a_conflict(
-    checkout: Path, out: Path
-) -> None:
-    commit_files(checkout, {"core/util/file_lock.h": "#pragma once\n"})
-    said = failure(checkout, out)
-    assert "core/util/file_lock.h exists in the checkout with other contents" in said
-    assert not out.exists()
-
-
-def test_a_file_of_ours_that_is_there_is_not_sent_again(
-    checkout: Path, out: Path
-) -> None:
-    there = "tests/util/processes/run_program.h"
-    commit_files(checkout, {there: (ROOT / there).read_text()})
-    export(checkout, out)
-    am(checkout, out)
-    changed = changed_files(checkout, "HEAD~4")
-    assert there not in changed
-    assert "tests/util/processes/run_program.cpp" in changed
-
-
-def test_half_an_autosave_is_a_conflict(checkout: Path, out: Path) -> None:
-    other = CACHE_PY.replace(
-        "def save(", "def _autosave_if_enabled(self):\n        pass\n\n    def save("
-    )
-    commit_files(checkout, {CACHE: other})
-    assert f"{CACHE}: RuntimeCache has either of" in failure(checkout, out)
-
-
-def test_another_class_of_the_name_of_a_test_is_a_conflict(
-    checkout: Path, out: Path
-) -> None:
-    commit_files(
-        checkout,
-        {TESTS: f"{TEST_CACHE_PY}\n\nclass TestRuntimeCacheAutosave:\n    pass\n"},
-    )
-    assert f"{TESTS}: has another TestRuntimeCacheAutosave" in failure(checkout, out)
-
-
-def run_pytest(checkout: Path) -> str:
-    """The exported tests on the exported class, without this repository on the path."""
+def run_python(checkout: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-c",
-            os.devnull,
-            TESTS,
-        ],
-        env={**environment(checkout.parent), "PYTHONPATH": str(checkout / "py")},
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": str(checkout / "py")},
         cwd=checkout,
         capture_output=True,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
-@pytest.mark.parametrize("has_test_file", [True, False])
-def test_exported_autosave_passes_its_tests(
-    tmp_path: Path, out: Path, has_test_file: bool
-) -> None:
-    files = UPSTREAM if has_test_file else without(UPSTREAM, TESTS)
-    checkout = make_checkout(tmp_path / "checkout", files)
+def test_the_exported_autosave_passes_its_tests(checkout: Path, out: Path) -> None:
     export(checkout, out)
-    am(checkout, out)
-    assert f"{5 if has_test_file else 4} passed" in run_pytest(checkout)
-    if has_test_file:
-        text = (checkout / TESTS).read_text()
-        assert text.endswith('\n\n\nif __name__ == "__main__":\n    unittest.main()\n')
-        assert text.startswith("import atexit\nimport gc\nimport os\n")
+    am(checkout, out, "autosave")
+    run_python(checkout, "-m", "pytest", "-p", "no:cacheprovider", AUTOSAVE)
 
 
-def run_python(checkout: Path, code: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**environment(checkout.parent), "PYTHONPATH": str(checkout / "py")},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_exported_autosave_saves_at_exit(
+def test_the_exported_autosave_saves_at_exit(
     checkout: Path, out: Path, tmp_path: Path
 ) -> None:
     export(checkout, out)
-    am(checkout, out)
+    am(checkout, out, "autosave")
     code = """
-import copy, pickle, sys
+import pickle, sys
 from torch_tensorrt.runtime import RuntimeCache
 cache = RuntimeCache(sys.argv[1], autosave_on_del=True)
 copied = pickle.loads(pickle.dumps(cache))
 assert copied.path == cache.path and copied.autosave_on_del
 assert copied._atexit_token is not cache._atexit_token is not None
-assert copy.deepcopy(cache)._atexit_token is not None
 assert RuntimeCache(sys.argv[1])._atexit_token is None
+copied.autosave_on_del = False
+RuntimeCache.__new__(RuntimeCache)  # its __init__ never ran
 sys.saved = cache  # nothing drops it before the end
 """
-    run_python(checkout, code, str(tmp_path / "saved"))
-    assert int((tmp_path / "saved").read_text()) > 0
+    run_python(checkout, "-W", "error", "-c", code, str(tmp_path / "saved"))
+    assert (tmp_path / "saved").read_bytes() == b"kernels"
 
 
-def test_the_rest_of_the_module_is_kept(checkout: Path, out: Path) -> None:
+def test_the_tests_of_the_lock_cover_both_runtimes(checkout: Path, out: Path) -> None:
     export(checkout, out)
-    am(checkout, out)
-    old_del = CACHE_PY[
-        CACHE_PY.index("    def __del__") : CACHE_PY.index("    def __repr__")
-    ]
-    kept = CACHE_PY.replace(old_del, "").replace(
-        "from typing import Any, Optional\n", ""
-    )
-    lines = iter((checkout / CACHE).read_text().splitlines())
-    assert [line for line in kept.splitlines() if line not in lines] == []
+    am(checkout, out, "file-lock")
+    text = (checkout / CONCURRENCY).read_text()
+    for name in ("test_filelock_works", "test_sequential_save_load"):
+        assert f"@parameterized.expand(_RUNTIMES)\n    def {name}(" in text
+    for name in (
+        "test_python_lock_blocks_cpp_save",
+        "test_filelock_cross_runtime_parallel",
+    ):
+        assert f"    def {name}(self):" in text
+    assert "For the Python runtime alone" not in text
+    assert "def tearDown" in text and "class TestTimingCacheSkipped" in text
+    compile(text, CONCURRENCY, "exec")
 
 
-@pytest.mark.parametrize(
-    ("lacking", "note"),
-    [
-        ("core/util/BUILD", "core/util/BUILD: there is no such file"),
-        ("core/util/CMakeLists.txt", "core/util/CMakeLists.txt: there is no such file"),
-        ("tests/cpp/BUILD", "tests/cpp/BUILD: there is no such file"),
-        ("docsrc/index.rst", "docsrc/index.rst: there is no such file"),
-        (CACHE, f"{CACHE}: there is no such file"),
-    ],
-)
-def test_what_the_checkout_lacks_is_left_out(
-    tmp_path: Path, out: Path, lacking: str, note: str
-) -> None:
-    checkout = make_checkout(tmp_path / "checkout", without(WITH_CPP_FILES, lacking))
-    if lacking != CACHE:  # then that series has nothing else, and is not sent
-        assert note in failure(checkout, out, "--strict")
-        assert note in export(checkout, out)
-    else:
-        assert "autosave: nothing to send\n" in export(checkout, out)
-    am(checkout, out)
-    assert not (checkout / lacking).exists()
-
-
-def test_a_tree_without_tests_util_gets_one(tmp_path: Path, out: Path) -> None:
-    checkout = make_checkout(
-        tmp_path / "checkout", without(UPSTREAM, "tests/util/BUILD")
-    )
-    export(checkout, out)
-    am(checkout, out)
-    text = (checkout / "tests/util/BUILD").read_text()
-    assert text.startswith('load("@rules_cc//cc:defs.bzl", "cc_library")\n\npackage(')
-
-
-def test_the_checkout_is_left_as_it_was(checkout: Path, out: Path) -> None:
-    (checkout / "core/util/macros.h").write_text("// being edited\n")
+def test_the_checkout_is_only_read(checkout: Path, out: Path) -> None:
+    (checkout / "core/util/BUILD").write_text("# being edited\n")
     (checkout / "core/util/file_lock.h").write_text("// not added\n")
-    before = snapshot(checkout)
-    assert "has changes that are not committed" in export(checkout, out)
-    assert snapshot(checkout) == before
-    git(checkout, "checkout", "--quiet", "--", ".")
+
+    def snapshot() -> dict[Path, str]:
+        files = (path for path in sorted(checkout.rglob("*")) if path.is_file())
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = snapshot()
+    export(checkout, out)
+    assert snapshot() == before
+    (checkout / "core/util/BUILD").write_text(UTIL_BUILD)
     (checkout / "core/util/file_lock.h").unlink()
-    am(checkout, out)
+    am(checkout, out, "file-lock")
 
 
-def test_output_is_the_same_each_time(checkout: Path, tmp_path: Path) -> None:
-    export(checkout, tmp_path / "first")
-    export(checkout, tmp_path / "second")
-    assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
-    assert len(snapshot(tmp_path / "first")) == 6
+def test_the_user_s_configuration_does_not_interfere(checkout: Path, out: Path) -> None:
+    names = ("commit.gpgSign", "core.autocrlf", "diff.noprefix", "format.attach")
+    for name in names:
+        git(checkout, "config", name, "true")
+    export(checkout, out)
+    for name in names:
+        git(checkout, "config", "--unset", name)
+    am(checkout, out, "file-lock", "autosave")
+    author = git(checkout, "log", "-1", "--format=%an <%ae>")
+    assert author == "Ada Löwe <ada@example.org>\n"
 
 
-def test_the_user_s_hooks_and_formats_do_not_interfere(
+def test_a_shallow_clone_and_a_linked_worktree_will_do(
     checkout: Path, tmp_path: Path
 ) -> None:
-    export(checkout, tmp_path / "plain")
-    hooks = tmp_path / "hooks"
-    hooks.mkdir()
-    (hooks / "pre-commit").write_text("#!/bin/sh\nexit 1\n")
-    (hooks / "pre-commit").chmod(0o755)
-    for key, value in {
-        "core.hooksPath": str(hooks),
-        "commit.gpgSign": "true",
-        "format.signOff": "true",
-        "format.attach": "true",
-        "core.autocrlf": "true",
-        "diff.noprefix": "true",
-    }.items():
-        git(checkout, "config", "--global", key, value)
-        git(checkout, "config", key, value)
-    export(checkout, tmp_path / "configured")
-    assert snapshot(tmp_path / "plain") == snapshot(tmp_path / "configured")
-
-
-def test_a_shallow_clone_and_a_detached_head_will_do(
-    checkout: Path, tmp_path: Path
-) -> None:
-    commit_files(checkout, {"README.md": "more\n"})
-    shallow = tmp_path / "shallow"
+    git(checkout, "commit", "--quiet", "--allow-empty", "--message=more")
+    shallow, linked = tmp_path / "shallow", tmp_path / "linked"
     git(tmp_path, "clone", "--quiet", "--depth=1", checkout.as_uri(), str(shallow))
-    git(shallow, "checkout", "--quiet", "--detach")
-    export(shallow, tmp_path / "out")
-    am(shallow, tmp_path / "out")
-    assert (shallow / "core/util/file_lock.h").exists()
-
-
-def test_a_linked_worktree_will_do(checkout: Path, tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    git(checkout, "worktree", "add", "--quiet", str(tree))
-    export(tree, tmp_path / "out")
-    am(tree, tmp_path / "out")
+    git(checkout, "worktree", "add", "--quiet", str(linked))
+    for number, tree in enumerate((shallow, linked)):
+        out = tmp_path / f"out{number}"
+        export(tree, out)
+        am(tree, out, "file-lock", "autosave")
 
 
 def test_refusals(checkout: Path, out: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
-    assert "is not a git checkout" in failure(plain, out)
+    assert "is no git checkout with a commit" in failure(plain, out)
     assert "there is no folder" in failure(tmp_path / "nowhere", out)
-    assert "is not the top of its git checkout" in failure(checkout / "core", out)
     assert "is in the checkout" in failure(checkout, checkout / "patches")
     (plain / "note").touch()
-    assert "is not empty" in failure(checkout, plain)
-    assert "is not a folder" in failure(checkout, plain / "note")
+    assert "is not an empty folder" in failure(checkout, plain)
+    assert "is not an empty folder" in failure(checkout, plain / "note")
     other = make_checkout(tmp_path / "other", {"README.md": ""})
-    assert "not a checkout of pytorch/TensorRT" in failure(other, out)
+    assert "is not pytorch/TensorRT" in failure(other, out)
     nobody = {"GIT_CONFIG_GLOBAL": os.devnull}
-    assert "git does not know who you are" in failure(checkout, out, **nobody)
+    assert "user.useConfigOnly" in failure(checkout, out, **nobody)
     assert "no `git` on the PATH" in failure(checkout, out, PATH=str(plain))
-    empty = tmp_path / "empty"
-    git(tmp_path, "init", "--quiet", str(empty))
-    assert "has no commit yet" in failure(empty, out)
-
-
-def test_an_empty_folder_for_the_output_will_do(checkout: Path, out: Path) -> None:
-    out.mkdir()
-    export(checkout, out)
-    assert patches(out)
+    template = ".github/pull_request_template.md"
+    bare = make_checkout(tmp_path / "bare", {**BOTH, template: "# Description\n"})
+    assert "has no '## Type of change'" in failure(bare, out)
