@@ -14,7 +14,8 @@
 
 #include "gtest/gtest.h"
 
-extern "C" int cuThreadExchangeStreamCaptureMode(int* mode); // of fake_cuda_driver.cpp
+// Of fake_cuda_driver.cpp. Builds by other means than Bazel lack it.
+extern "C" int cuThreadExchangeStreamCaptureMode(int* mode) __attribute__((weak));
 
 namespace torch_tensorrt::tests {
 namespace {
@@ -70,6 +71,9 @@ TEST(CheckpointThreadTest, TakesNoSignals) {
 }
 
 TEST(CheckpointThreadTest, InvalidatesNoCaptureOfAnotherThread) {
+  if (cuThreadExchangeStreamCaptureMode == nullptr) {
+    GTEST_SKIP() << "there is no libcuda.so.1 in this process";
+  }
   constexpr int kGlobal = 0;
   constexpr int kRelaxed = 2;
   int mode = kRelaxed;
