@@ -35,7 +35,7 @@ def save_on_signal(signalnum: int) -> None:
         OSError: It is a signal that can't be handled.
     """
     previous = signal.getsignal(signalnum)
-    if not isinstance(previous, _Handler):
+    if not (isinstance(previous, _Handler) and previous.process == os.getpid()):
         signal.signal(signalnum, _Handler(previous))
         # Now, since a handler may interrupt whatever starts a thread.
         checkpoint_thread.start()
@@ -44,7 +44,7 @@ def save_on_signal(signalnum: int) -> None:
 class _Handler:
     def __init__(self, previous: Any) -> None:
         self._previous = previous
-        self._process = os.getpid()
+        self.process = os.getpid()
 
     def __call__(self, signalnum: int, frame: FrameType | None) -> None:
         # What it interrupted may hold the lock of a cache, for which the saves would wait.
@@ -52,7 +52,7 @@ class _Handler:
 
     def _save_and_go_on(self, signalnum: int, frame: FrameType | None) -> None:
         deadline = time.monotonic() + EXIT_TIMEOUT
-        if os.getpid() == self._process:
+        if self.process == os.getpid():
             save_all_within(EXIT_TIMEOUT)
         if callable(self._previous):
             try:

@@ -9,9 +9,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
 
 _PAUSE_PER_WORK = 100
+_LOG_PATIENCE = 0.1  # seconds
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 _Result = TypeVar("_Result")
@@ -51,8 +52,8 @@ class CheckpointThread:
     never invalidate a graph that another thread captures.
 
     Thread safety: any method from any thread but this one, from finalizers and signal handlers too.
-    What they tell the thread goes through queues alone, which are reentrant, and the thread logs
-    while nobody waits for it, because a signal handler may wait that interrupted logging.
+    What they tell the thread goes through queues alone, which are reentrant. Nobody waits for the
+    thread while it logs, because a signal handler that waits may have interrupted logging.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class CheckpointThread:
         self._starting_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._has_ended = False
+        self._is_logging = False
         self._jobs = _Jobs()
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         # Used by the thread alone.
@@ -101,11 +103,14 @@ class CheckpointThread:
         future: Future[_Result] = Future()
         self._jobs.append((work, future))
         self._messages.put(_wake)
-        wait([future], max(0.0, deadline - time.monotonic()))
         try:
-            if future.cancel() or not future.done():
-                raise TimeoutError
-            return future.result()
+            while (left := deadline - time.monotonic()) > 0:
+                if wait([future], min(left, _LOG_PATIENCE)).done:
+                    return future.result()
+                if self._is_logging and future.cancel():
+                    return work()
+            future.cancel()
+            raise TimeoutError
         finally:
             del future  # else it and an error's traceback would keep each other alive
 
@@ -177,12 +182,19 @@ class CheckpointThread:
         if not future.set_running_or_notify_cancel():
             return
         _relax_stream_capture()
-        with deferred_calls():
+        with self._logging_afterwards():
             try:
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
                 del future  # else it and the traceback would keep each other alive
+
+    @contextmanager
+    def _logging_afterwards(self) -> Iterator[None]:
+        with suppress(Exception), deferred_calls():  # of log handlers
+            yield
+            self._is_logging = True
+        self._is_logging = False
 
     def _checkpoint_all(self) -> None:
         """Saves every cache that is due."""
@@ -199,7 +211,7 @@ class CheckpointThread:
             if (cache := reference()) is not None:
                 waits = LockWaits(stop=self._jobs)
                 start = time.monotonic()
-                with deferred_calls():
+                with self._logging_afterwards():
                     found = cache.checkpoint(waits)
                     end = time.monotonic()
                 schedule.done(end, found)

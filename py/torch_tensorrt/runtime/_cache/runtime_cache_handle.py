@@ -139,7 +139,7 @@ class RuntimeCacheHandle:
     @autosave.setter
     def autosave(self, autosave: bool) -> None:
         self._autosave = autosave
-        self._mark_if_live()
+        self._mark()
 
     @property
     def checkpoints(self) -> bool:
@@ -149,17 +149,21 @@ class RuntimeCacheHandle:
     @checkpoints.setter
     def checkpoints(self, checkpoints: bool) -> None:
         self._checkpoints = checkpoints
-        self._mark_if_live()
+        self._mark()
 
-    def _mark_if_live(self) -> None:
+    def _mark(self) -> None:
         """For kernels that came before the cache was checkpointed."""
-        if not isinstance(self._contents, torch.Tensor):
-            with self.compiling(specializes_lazily=False):
-                pass
+        with self.compiling(specializes_lazily=False):
+            pass
 
     def _is_checkpointed(self) -> bool:
+        is_live = not isinstance(self._contents, torch.Tensor)
         is_wanted = self._autosave and self._checkpoints and self._path != ""
-        return is_wanted and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        return (
+            is_live
+            and is_wanted
+            and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        )
 
     def begin_compiling(self, specializes_lazily: bool) -> None:
         """Marks the beginning of a call that may compile kernels into the cache.

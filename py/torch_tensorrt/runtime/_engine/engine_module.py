@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._C._profiler import _RecordFunctionFast
@@ -18,8 +18,12 @@ from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_f
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 
-if TYPE_CHECKING:
+_no_python_runtime: ImportError | None = None
+try:
+    # Not when it is needed: a fork could leave the import half done for ever.
     from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
+except ImportError as error:
+    _no_python_runtime = error.with_traceback(None)
 
 _UNPICKLED = ("_lock", "_slot")
 
@@ -203,13 +207,10 @@ class EngineModule(torch.nn.Module):
         arguments = (self._plan, self.input_binding_names, self.output_binding_names)
         engine: TRTEngine | Any
         if self._use_python_runtime:
-            # Here, because it needs tensorrt_rtx, and nothing else of a module does.
-            try:
-                from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
-            except ImportError as error:
+            if _no_python_runtime is not None:
                 raise RuntimeError(
-                    f"The Python runtime needs tensorrt_rtx: {error}"
-                ) from error
+                    f"The Python runtime needs tensorrt_rtx: {_no_python_runtime}"
+                ) from _no_python_runtime
             engine = TRTEngine(*arguments)
         else:
             engine = torch.classes.tensorrt.Engine(*arguments)
