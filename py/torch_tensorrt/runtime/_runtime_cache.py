@@ -424,7 +424,8 @@ class RuntimeCache:
         with _path_caches.locked():
             if self._autosave_on_del:
                 self._autosave_on_del = False
-                if self._key is None:  # else C++ code may go on using it
+                # Else C++ code of this process may go on using the handle.
+                if self._key is None or exit_deadline() < math.inf:
                     self._handle.autosave = False
                 self._has_ended = True
                 # The garbage collector may run this within another cache's save to the same file,
@@ -461,10 +462,7 @@ class RuntimeCache:
             self._warn(error)
 
     def _log_statistics(self) -> None:
-        # At the end of the process the C++ runtime does it for a cache that C++ code may have too.
-        is_cpp = self._key is not None and self.is_cpp_runtime()
-        is_left_to_cpp = is_cpp and exit_deadline() < math.inf
-        if self.path and not is_left_to_cpp and logger.isEnabledFor(logging.INFO):
+        if self.path and logger.isEnabledFor(logging.INFO):
             s = self.statistics()
             logger.info(
                 "The runtime cache '%s': %d bytes loaded, %d bytes now, %d of them new; %d saves "
