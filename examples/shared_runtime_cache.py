@@ -2,8 +2,11 @@
 
 Two processes run their engines on the C++ runtime and two on the Python one, all at once and all on
 one cache file. Each has one engine that all have and one of its own. At first the file is missing,
-so they compile every kernel, and each saves its own into the file. Then the same processes start
-again: what has to be compiled then was lost.
+so they compile every kernel.
+
+They go on running, as servers do. A fifth process starts 3 s after their first results and finds
+the kernels on disk. Then one of the four is killed (SIGKILL), and the others end. At last the four
+start again. A kernel that the fifth process or one of these compiles was lost.
 
 They run on the GPU, or, where there is none that TensorRT-RTX has engines for, on a simulated
 device, whose kernels take a set time to compile.
@@ -12,8 +15,8 @@ device, whose kernels take a set time to compile.
 from __future__ import annotations
 
 import argparse
-import io
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +36,8 @@ from rich.table import Table
 
 PROCESS = "process"  # the first argument of the processes that are started
 RUNTIMES = ("C++", "C++", "Python", "Python")
+KILLED = 1  # index of the process that is killed
+PAUSE = 3  # seconds from the first results to the start of the fifth process
 SIMULATED_KERNELS = 12  # of each engine
 SIMULATED_COMPILE_TIME = 0.05  # seconds for a kernel
 
@@ -43,8 +48,9 @@ class Start:
     device, and bytes of the cache on a GPU, where kernels can't be counted."""
 
     process: int
+    engine: int  # which it has beside that of all
     runtime: str
-    is_warm: bool
+    kind: str  # "cold", "late" or "warm"
     state: str = "starts"
     compiled: int = 0
     reused: int = 0
@@ -75,25 +81,27 @@ def make_engines(folder: Path, on_gpu: bool) -> None:
         module.save(folder / name)
 
 
-def run_engines(folder: Path, process: int, runtime: str, on_gpu: bool) -> None:
-    """One start of a process: says when it is ready, waits for a line, and prints what it did."""
+def run_engines(folder: Path, engine: int, runtime: str, on_gpu: bool) -> None:
+    """One start of a process: says when it is ready, waits for a line, prints what it did, and
+    goes on running until its stdin is closed."""
     import torch
 
     import torch_tensorrt
     from tests.util.simulation.simulated_device import installed_device
-    from torch_tensorrt.runtime import RuntimeSettings, runtime_cache
+    from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
 
     with ExitStack() as stack:
         device: Any = None if on_gpu else stack.enter_context(installed_device())
         if device is not None:
             device.set_compile_time(SIMULATED_COMPILE_TIME)
+        settings = RuntimeSettings(runtime_cache=folder / "runtime_cache.bin")
         modules = [
             torch_tensorrt.load(
                 folder / name,
-                runtime_settings=RuntimeSettings(),
+                runtime_settings=settings,
                 use_python_runtime=runtime == "Python",
             )
-            for name in ("all", str(process))
+            for name in ("all", str(engine))
         ]
         for module in modules:
             module.setup_engine()
@@ -102,44 +110,48 @@ def run_engines(folder: Path, process: int, runtime: str, on_gpu: bool) -> None:
         sys.stdin.readline()
 
         start = time.monotonic()
-        with runtime_cache(modules, folder / "runtime_cache.bin") as cache:
-            loaded = cache.save_to_stream(io.BytesIO())
-            for module in modules:
-                module(x)
-            if device is None:
-                torch.cuda.synchronize()
-            seconds = time.monotonic() - start
-            if device is None:
-                compiled = cache.save_to_stream(io.BytesIO()) - loaded
-                reused = loaded
-            else:
-                counters = device.counters()
-                compiled, reused = counters["compilations"], counters["cache_hits"]
-    print(json.dumps({"compiled": compiled, "reused": reused, "seconds": seconds}))
+        for module in modules:
+            module(x)
+        if device is None:
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - start
+        if device is None:
+            cache = modules[0].runtime_settings.runtime_cache
+            assert isinstance(cache, RuntimeCache)
+            statistics = cache.statistics()
+            compiled, reused = statistics.size_added, statistics.bytes_loaded
+        else:
+            counters = device.counters()
+            compiled, reused = counters["compilations"], counters["cache_hits"]
+        result = {"compiled": compiled, "reused": reused, "seconds": seconds}
+        print(json.dumps(result), flush=True)
+        sys.stdin.read()
 
 
 def follow(process: subprocess.Popen[str], start: Start) -> None:
     """Reads what a started process did."""
     assert process.stdout is not None
-    start.state = "runs"
     result = process.stdout.readline()
-    if process.wait() != 0:
+    if not result:
         start.state = "failed"
         return
     for key, value in json.loads(result).items():
         setattr(start, key, value)
-    start.state = "done"
+    start.state = "serves"
 
 
 def start_all(
     folder: Path, starts: list[Start], on_gpu: bool, show: Callable[[], None]
-) -> None:
-    """Starts a process for each, has them begin at one moment, and shows how they get on."""
+) -> list[subprocess.Popen[str]]:
+    """Starts a process for each, has them begin at one moment, and shows how they get on.
+
+    They go on running.
+    """
     processes = [
         subprocess.Popen(
             [
                 *(sys.executable, __file__, PROCESS, str(folder)),
-                *(str(start.process), start.runtime, "gpu" if on_gpu else "simulated"),
+                *(str(start.engine), start.runtime, "gpu" if on_gpu else "simulated"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -151,19 +163,40 @@ def start_all(
         assert process.stdout is not None
         start.state = "ready" if process.stdout.readline() == "ready\n" else "failed"
         show()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
+    exit_if_failed(starts)
     followers = [
         threading.Thread(target=follow, args=pair)
         for pair in zip(processes, starts, strict=True)
     ]
-    for follower in followers:
+    for process, start, follower in zip(processes, starts, followers, strict=True):
+        assert process.stdin is not None
+        start.state = "runs"
+        print(file=process.stdin, flush=True)
         follower.start()
     while any(follower.is_alive() for follower in followers):
         show()
         time.sleep(0.05)
     show()
+    exit_if_failed(starts)
+    return processes
+
+
+def end_all(
+    processes: list[subprocess.Popen[str]],
+    starts: list[Start],
+    show: Callable[[], None],
+) -> None:
+    """Lets processes end, each on its own."""
+    for process, start in zip(processes, starts, strict=True):
+        assert process.stdin is not None
+        process.stdin.close()
+        states = {0: "ended", -signal.SIGKILL: "killed"}
+        start.state = states.get(process.wait(), "failed")
+        show()
+    exit_if_failed(starts)
+
+
+def exit_if_failed(starts: list[Start]) -> None:
     if any(start.state == "failed" for start in starts):
         sys.exit("a process failed; its words are above")
 
@@ -175,15 +208,11 @@ def make_table(starts: list[Start], unit: str) -> Table:
     for column in (f"compiled, {unit}", f"reused, {unit}", "first result, ms"):
         table.add_column(column, justify="right")
     for start in starts:
-        is_done = start.state == "done"
-        figures = (start.compiled, start.reused, round(start.seconds * 1000))
-        table.add_row(
-            str(start.process),
-            start.runtime,
-            "warm" if start.is_warm else "cold",
-            start.state,
-            *(str(figure) if is_done else "" for figure in figures),
-        )
+        row = [str(start.process), start.runtime, start.kind, start.state]
+        if start.seconds:
+            figures = (start.compiled, start.reused, round(start.seconds * 1000))
+            row += map(str, figures)
+        table.add_row(*row)
     return table
 
 
@@ -233,24 +262,31 @@ def main() -> None:
     where = gpu or "a simulated device"
     print(f"Running on {where}.")
     cold, warm = (
-        [Start(i, runtime, is_warm) for i, runtime in enumerate(RUNTIMES)]
-        for is_warm in (False, True)
+        [Start(i, i, runtime, kind) for i, runtime in enumerate(RUNTIMES)]
+        for kind in ("cold", "warm")
     )
+    # It needs the kernels of the process that is killed then, and has the other runtime.
+    late = Start(len(RUNTIMES), KILLED, "Python", "late")
+    starts = [*cold, late, *warm]
     with tempfile.TemporaryDirectory() as name, Live(auto_refresh=False) as live:
         folder = Path(name)
 
         def show() -> None:
             unit = "bytes" if gpu else "kernels"
-            live.update(make_table([*cold, *warm], unit), refresh=True)
+            live.update(make_table(starts, unit), refresh=True)
 
         show()
         make_engines(folder, gpu is not None)
-        start_all(folder, cold, gpu is not None, show)
-        start_all(folder, warm, gpu is not None, show)
+        servers = start_all(folder, cold, gpu is not None, show)
+        time.sleep(PAUSE)
+        end_all(start_all(folder, [late], gpu is not None, show), [late], show)
+        servers[KILLED].kill()
+        end_all(servers, cold, show)
+        end_all(start_all(folder, warm, gpu is not None, show), warm, show)
         size = (folder / "runtime_cache.bin").stat().st_size
 
     draw(cold, warm, where, arguments.picture)
-    lost = sum(start.compiled for start in warm)
+    lost = sum(start.compiled for start in (late, *warm))
     cold_time, warm_time = (
         median(s.seconds for s in starts) for starts in (cold, warm)
     )
@@ -275,8 +311,8 @@ def main() -> None:
 
 
 def main_of_process(argv: list[str]) -> None:
-    folder, process, runtime, where = argv
-    run_engines(Path(folder), int(process), runtime, where == "gpu")
+    folder, engine, runtime, where = argv
+    run_engines(Path(folder), int(engine), runtime, where == "gpu")
 
 
 if __name__ == "__main__":

@@ -15,70 +15,35 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import multiprocessing
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
-
-import torch
+from typing import Any
 
 from tests.util.simulation.simulated_device import installed_device, relu_plan
+from tools.perf.engines import USES_PYTHON_RUNTIME, in_own_process, start_engine
 from tools.perf.report import Row, print_rows, typed_path, write_json
-from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
-from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
+from torch_tensorrt.runtime import RuntimeCache
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of
 
-T = TypeVar("T")
-
-USES_PYTHON_RUNTIME = {"C++": False, "Python": True}
 FEW, MANY = 16, 64  # engines
 KERNELS = 4  # of each engine
 KERNEL_SIZE = 64 * 1024
 KERNELS_OF_FILE = 1024
 LOCK_TIMEOUT = 10.0
 
-# A process forked from one that has imported torch starts in no time.
-fork = multiprocessing.get_context("fork")
-
-
-def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
-    receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: sender.send(function(*arguments)))
-    process.start()
-    sender.close()
-    try:
-        result: T = receiver.recv()
-    except EOFError:
-        sys.exit("A process of the benchmark failed")
-    process.join()
-    return result
-
 
 def plans_of(number: int, prefix: str = "engine") -> list[bytes]:
     names = [f"{prefix}{i}_" for i in range(number)]
     return [relu_plan(name, KERNELS, KERNEL_SIZE) for name in names]
-
-
-def start_engine(
-    plan: bytes, cache: RuntimeCache | Path, use_python_runtime: bool
-) -> TorchTensorRTModule:
-    module = TorchTensorRTModule(
-        plan,
-        ["x"],
-        ["y"],
-        runtime_settings=RuntimeSettings(runtime_cache=cache),
-        use_python_runtime=use_python_runtime,
-    )
-    module(torch.ones(4))
-    return module
 
 
 def write_cache(path: Path) -> None:
@@ -238,6 +203,8 @@ def main() -> None:
         parser.error(f"--rounds is {arguments.rounds}, expected 1 or more")
     if arguments.dir is not None and not arguments.dir.is_dir():
         parser.error(f"--dir is '{arguments.dir}', expected a directory")
+    # bench_checkpoints measures these.
+    os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         path = Path(directory) / "cache.bin"
         in_own_process(write_cache, path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -189,6 +192,60 @@ def cannot_replace(cache: RuntimeCache) -> None:
         save_bytes(cache)
 
 
+def run_path_engine(use_python_runtime: bool) -> None:
+    """An engine on the process's cache for CACHE."""
+    with installed_device():
+        settings = RuntimeSettings(runtime_cache=CACHE)
+        TorchTensorRTModule(
+            relu_plan("a", 2),
+            ["x"],
+            ["y"],
+            runtime_settings=settings,
+            use_python_runtime=use_python_runtime,
+        )(torch.zeros(4))
+
+
+def end(cache: RuntimeCache) -> None:
+    run_path_engine(not cache.is_cpp_runtime())
+
+
+def in_new_process(call: str, **environment: str) -> None:
+    program = f"from {__name__} import *\n{call}"
+    environment = {**os.environ, **environment}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def run_until_checkpoint(use_python_runtime: bool) -> None:
+    cache = RuntimeCache(CACHE, True, use_python_runtime=use_python_runtime)
+    with closed_directory(Path.cwd()), installed_device() as device:
+        engine = make_engine(cache)
+        engine(torch.zeros(4))
+        serializations = device.calls("IRuntimeCache::serialize")
+        while device.calls("IRuntimeCache::serialize") == serializations:
+            time.sleep(0.01)
+        cache.save()  # waits until the checkpoint has ended
+
+
+def cannot_checkpoint(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"kernels, old")
+    cache.load()  # makes the lock file
+    # A checkpoint thread that runs already could write to a closed directory.
+    in_new_process(f"run_until_checkpoint({not cache.is_cpp_runtime()})")
+
+
+def no_time(cache: RuntimeCache) -> None:
+    run_engine(cache)
+    cache._handle.save_within(0.0)
+
+
+def unknown_switch(cache: RuntimeCache) -> None:
+    # It is read once in a process.
+    in_new_process(
+        f"run_path_engine({not cache.is_cpp_runtime()})",
+        TORCHTRT_RUNTIME_CACHE_CHECKPOINTS="off",
+    )
+
+
 def no_default(cache: RuntimeCache) -> None:
     directory = Path("torch_tensorrt")
     directory.mkdir()
@@ -221,17 +278,21 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "no kernels for": save_no_kernels,
     "without a lock": load_in_closed_directory,
     "Removed": sweep,
+    "bytes now": end,
     "denied. Kernels will be": cannot_read,
     "Permission denied`": cannot_write,
     "No such file": no_directory,
     "No space left": None,  # tests/py/runtime/test_runtime_cache_file_places.py
     "another holder": lock_is_held,
+    "not done within": no_time,
     "symbolic link": lock_is_a_link,
     "They are not used": rejected,
     "They were replaced": rejected_at_save,
     "could not be merged": cannot_merge,
     "had not been read": not_read_before,
-    "in place": cannot_replace,
+    "is written in place": cannot_replace,
+    "only be written in place": cannot_checkpoint,
+    "expected 0 or 1": unknown_switch,
     "no default": no_default,
     "takes the place": no_library,
     "without a runtime cache": refused,

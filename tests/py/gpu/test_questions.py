@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pytest
 import torch
 
 from tests.util.simulation.simulated_device import relu_plan
-from tools.gpu.names import FIRST, OWN_CACHE
+from tests.util.simulation.simulated_tensorrt_rtx import ICudaEngine, IRuntimeCache
+from tools.gpu.names import FIRST, OWN_CACHE, SECOND
 from tools.gpu.plans.models import CASES
 from tools.gpu.questions import engines
 from tools.gpu.questions.ask import ask
 from tools.gpu.questions.bad_blobs import LEFT_OUT, REJECTED, bad_blobs
+from tools.gpu.questions.concurrent_serialization import concurrent_serialization
 from tools.gpu.questions.devices import Plan, SimulatedDevice
 from tools.gpu.questions.laboratory import Laboratory
 from tools.gpu.questions.output_equality import graph_capture, output_equality
@@ -191,6 +195,9 @@ def test_files_of_an_earlier_run_are_in_the_way(tmp_path: Path) -> None:
 class SpoiltDevice(SimulatedDevice):
     """Its plans have no kernels, so that no start compiles anything."""
 
+    def cases(self) -> list[str]:
+        return [FIRST, SECOND]
+
     def plan(self, name: str) -> Plan:
         plan = relu_plan(dims=CASES[name].shape)
         engine = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
@@ -232,6 +239,77 @@ def test_start_times(tmp_path: Path) -> None:
         assert len(row.details["seconds"]) == 2
         if row.question.startswith("cold"):
             assert min(row.details["seconds"]) >= 5 * device.compile_time
+
+
+def test_a_cache_may_be_serialized_while_contexts_compile(tmp_path: Path) -> None:
+    device = SimulatedDevice(compile_time=0.01)
+    rows = concurrent_serialization(laboratory(tmp_path, device), rounds=1)
+    assert [(row.answer, row.status) for row in rows] == [("yes", Status.ANSWER)] * 2
+
+
+@dataclass(frozen=True)
+class UnsafeDevice(SimulatedDevice):
+    """Python runtime: a serialization while a context compiles does harm.
+
+    Attributes:
+        harm: It tears the bytes, clears the cache or ends the process.
+    """
+
+    harm: str = ""
+
+    def install(self) -> None:
+        super().install()
+        harm = self.harm
+        compile_kernels = ICudaEngine.create_execution_context
+        serialize = IRuntimeCache.serialize
+        compiling: list[object] = []
+
+        def create_execution_context(self: ICudaEngine, runtime_config: Any) -> Any:
+            compiling.append(self)
+            try:
+                return compile_kernels(self, runtime_config)
+            finally:
+                compiling.remove(self)
+
+        def serialize_with_harm(self: IRuntimeCache) -> Any:
+            data = serialize(self)
+            if compiling and harm == "tears":
+                return memoryview(bytes(data)[:-1])
+            if compiling and harm == "clears":
+                self.reset()
+            if compiling and harm == "crashes":
+                os.abort()
+            return data
+
+        ICudaEngine.create_execution_context = create_execution_context  # type: ignore[method-assign]
+        IRuntimeCache.serialize = serialize_with_harm  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("harm", "answer"),
+    [
+        ("tears", r"no: \d+ of \d+ serializations are rejected"),
+        ("clears", r"no: the cache has \d+ B in the end"),
+        ("crashes", "no: killed by SIGABRT"),
+    ],
+)
+def test_serializations_that_do_harm_contradict_the_design(
+    harm: str, answer: str, tmp_path: Path
+) -> None:
+    device = UnsafeDevice(compile_time=0.01, harm=harm)
+    cpp, python = concurrent_serialization(laboratory(tmp_path, device), rounds=1)
+    assert cpp.answer == "yes"
+    assert re.fullmatch(answer, python.answer)
+    assert python.status is Status.CONTRADICTION
+
+
+def test_serializations_that_met_no_compilation_tell_nothing(tmp_path: Path) -> None:
+    asked = laboratory(tmp_path, SpoiltDevice())
+    rows = concurrent_serialization(asked, rounds=1)
+    assert {row.answer for row in rows} == {
+        "can't be told: no serialization had some of the kernels"
+    }
+    assert all(row.is_bad for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -372,11 +450,21 @@ def test_a_question_that_breaks_off_stops_no_other(
     monkeypatch.setattr("tools.gpu.questions.ask.QUESTIONS", only)
     for name in ("refusal", "bad_blobs", "output_equality", "graph_capture"):
         monkeypatch.setattr(f"tools.gpu.questions.ask.{name}", good_question)
-    monkeypatch.setattr("tools.gpu.questions.ask.start_times", lambda laboratory: [])
+    for name in ("start_times", "concurrent_serialization"):
+        monkeypatch.setattr(f"tools.gpu.questions.ask.{name}", lambda laboratory: [])
     said: list[str] = []
     kept: list[int] = []
     rows = ask(laboratory(tmp_path), said.append, lambda rows: kept.append(len(rows)))
     assert [row.is_bad for row in rows] == [False, True, False, False, False, False]
-    assert kept == [1, 2, 3, 4, 5, 5, 6]  # after each question, which may be the last
+    assert kept == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        5,
+        5,
+        6,
+    ]  # after each question, which may be the last
     assert rows[1].answer == "it broke off: RuntimeError: the disk is full"
     assert said[1].startswith("A question that breaks off.")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tools.gpu.names import CACHE_STEP
 from tools.gpu.questions.bad_blobs import bad_blobs
+from tools.gpu.questions.concurrent_serialization import concurrent_serialization
 from tools.gpu.questions.devices import Device, GpuDevice, SimulatedDevice
 from tools.gpu.questions.laboratory import Laboratory, Question
 from tools.gpu.questions.output_equality import graph_capture, output_equality
@@ -44,7 +45,14 @@ def ask(
         reason = "the plans do not run"
         return [*rows, Row(CACHE_STEP, "all others", Status.SKIPPED, reason)]
     # What may hang comes last.
-    questions = [*QUESTIONS, output_equality, graph_capture, start_times, bad_blobs]
+    questions = [
+        *QUESTIONS,
+        output_equality,
+        graph_capture,
+        start_times,
+        concurrent_serialization,
+        bad_blobs,
+    ]
     for question in questions:
         rows += _asked(question, laboratory, say)
         keep(rows)

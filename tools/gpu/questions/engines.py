@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -142,6 +143,95 @@ def start(
         loaded,
         cache._handle.serialize().numel() if cache is not None else 0,
         _since(compilations),
+    )
+
+
+@dataclass(frozen=True)
+class SharedStart:
+    """All engines on one cache, each in a thread of its own, with all of their shapes.
+
+    Attributes:
+        is_right: Whether each result is within its bound.
+        final: The cache as it serialized at the end.
+        compilations: As in `Start`.
+        taken: How many different serializations were taken meanwhile.
+        rejected: How many of those a new cache rejected.
+        partial: One that was taken when some of the kernels were there; None if there is none.
+    """
+
+    is_right: bool
+    final: bytes
+    compilations: int | None
+    taken: int
+    rejected: int
+    partial: bytes | None
+
+
+def start_all(
+    runtime: str, blob: bytes = b"", is_serialized_meanwhile: bool = False
+) -> SharedStart:
+    """Starts every engine on a new cache that was given the blob.
+
+    Kernels are compiled by the call that needs them (eager).
+
+    Args:
+        is_serialized_meanwhile: Whether this thread serializes the cache until all have run.
+    """
+    device = current_device()
+    cache = RuntimeCache(use_python_runtime=runtime == "Python")
+    cache.load_from_stream(io.BytesIO(blob))
+    settings = RuntimeSettings(
+        dynamic_shapes_kernel_specialization_strategy="eager", runtime_cache=cache
+    )
+
+    serializations = 0
+    is_serializing = is_serialized_meanwhile
+
+    def wait_for_serialization() -> None:
+        """A whole one, so that one of those between two shapes has some of the kernels."""
+        enough = serializations + 2
+        while is_serializing and serializations < enough:
+            time.sleep(0.001)
+
+    def run(name: str) -> bool:
+        plan = device.plan(name)
+        module = _module(runtime, plan, settings)
+        errors = []
+        for batch in plan.case.batch_sizes:
+            x, expected = device.example(name, batch)
+            errors.append(relative_error(module(x).cpu(), expected))
+            wait_for_serialization()
+        _state["modules"].append((module, cache))
+        return max(errors) <= plan.case.bound
+
+    def serialized() -> bytes:
+        data = io.BytesIO()
+        cache.save_to_stream(data)
+        return data.getvalue()
+
+    compilations = device.compilations()
+    taken: set[bytes] = set()
+    names = device.cases()
+    with ThreadPoolExecutor(len(names)) as threads:
+        results = [threads.submit(run, name) for name in names]
+        try:
+            while is_serializing and not all(result.done() for result in results):
+                taken.add(serialized())
+                serializations += 1
+        finally:
+            is_serializing = False
+        is_right = all(result.result() for result in results)
+    final = serialized()
+    taken -= {b"", final}  # no engine had run yet, or all had
+    raw = raw_engine(names[0])
+    empty = raw.new_cache().serialize()
+    return SharedStart(
+        is_right,
+        final,
+        _since(compilations),
+        len(taken),
+        sum(not raw.new_cache().deserialize(data) for data in taken),
+        next((data for data in taken if len(data) > len(bytes(empty))), None),
     )
 
 

@@ -1,0 +1,367 @@
+"""What checkpoints cost a process, and what they save of one that is killed.
+
+Each measurement runs in a process of its own, on the simulated device.
+
+- Latency: one engine runs all the time, while two threads start others on its cache, so that
+  kernels compile all the time. Rounds with checkpoints and without take turns. A figure is the
+  median of the rounds' 99th percentiles.
+- Steady: a warm engine on a cache of 64 MiB runs every 10 ms. The CPU time of the checkpoint
+  thread is that after the two checks on the cache which follow the start. The first minute of an
+  engine that specializes its kernels lazily, whose cache is checked on for longer, has no target.
+- Growing: a cache of 256 MiB gets new kernels all the time. The CPU time is that from the end of
+  one checkpoint to the end of the next.
+- Killed: a process that compiles all the time is killed. Promised are the kernels of inferences
+  that ended 3 s before it, or 101 times the work of the last checkpoint if that is longer.
+
+All of it takes about 20 minutes; the options make it shorter.
+
+bazel run -c opt //tools/perf:bench_checkpoints [-- --json FILE] [--dir DIR] [--rounds N]
+    [--round-seconds S] [--steady-seconds S] [--mebibytes N] [--kills N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from tests.util.simulation.simulated_device import (
+    dynamic_relu_plan,
+    installed_device,
+    relu_plan,
+)
+from tools.perf.engines import (
+    USES_PYTHON_RUNTIME,
+    fork,
+    in_own_process,
+    start_engine,
+)
+from tools.perf.report import Row, print_rows, typed_path, write_json
+from torch_tensorrt.runtime import RuntimeCache
+
+MEBIBYTE = 1024 * 1024
+IMAGE = (1, 3, 512, 512)  # input of the engine whose latency is measured
+COMPILE_TIME = 0.05  # seconds a kernel
+KERNELS = 4  # of each engine that is started
+KERNEL_SIZE = 16 * 1024
+CHECKS = 2  # on a cache without new kernels, after which it is left alone
+PROMISE = 3.0  # seconds, or
+WORK_FACTOR = 101  # times the work of the last checkpoint
+THREAD_NAMES = ("trt-checkpoint", "torch_tensorrt checkpoints")
+
+
+def plan_of(name: object) -> bytes:
+    return relu_plan(f"{name}_", KERNELS, KERNEL_SIZE)
+
+
+def cache_of(module: Any) -> RuntimeCache:
+    cache: RuntimeCache = module.runtime_settings.runtime_cache
+    return cache
+
+
+def write_cache(path: Path, mebibytes: int) -> None:
+    """A cache of that size, with the kernels of the plans "file" and "lazy"."""
+    with installed_device() as device:
+        cache = RuntimeCache(path, use_python_runtime=False)
+        engines = [
+            start_engine(plan, cache, False)
+            for plan in (file_plan(mebibytes), lazy_plan())
+        ]
+        device.wait_for_background_compilation()
+        cache.save()
+        engines.clear()
+
+
+def file_plan(mebibytes: int) -> bytes:
+    return relu_plan("file_", mebibytes * MEBIBYTE // KERNEL_SIZE, KERNEL_SIZE)
+
+
+def lazy_plan() -> bytes:
+    return dynamic_relu_plan([1], [4], [8], "lazy_", KERNELS, KERNEL_SIZE)
+
+
+@contextmanager
+def compiling(path: Path, uses_python: bool, threads: int) -> Iterator[None]:
+    """Threads start new engines on the cache, one after the other, until the end of the block."""
+    is_over = threading.Event()
+
+    def compile_kernels(thread: int) -> None:
+        for i in count():
+            if is_over.is_set():
+                return
+            start_engine(plan_of(f"thread{thread}_{i}"), path, uses_python)
+
+    running = [
+        threading.Thread(target=compile_kernels, args=[i]) for i in range(threads)
+    ]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        for thread in running:
+            thread.join()
+
+
+def latencies(
+    path: Path, uses_python: bool, rounds: int, seconds: float
+) -> tuple[float, float]:
+    """Milliseconds, without checkpoints and with them; the orders of two rounds take turns."""
+    percentiles: dict[bool, list[float]] = {False: [], True: []}
+    made = {False: 0, True: 0}
+    x = torch.ones(IMAGE)
+    plan = relu_plan("warm_", KERNELS, KERNEL_SIZE, IMAGE)
+    with installed_device() as device:
+        device.set_compile_time(COMPILE_TIME)
+        module = start_engine(plan, path, uses_python, x)
+        cache = cache_of(module)
+        with compiling(path, uses_python, threads=2):
+            for i in range(2 * rounds):
+                cache.checkpoints = has_checkpoints = i % 4 in (1, 2)
+                time.sleep(0.5)  # one may be under way
+                checkpoints = cache.statistics().checkpoints
+                times = []
+                end = time.perf_counter() + seconds
+                while (begin := time.perf_counter()) < end:
+                    module(x)
+                    times.append(time.perf_counter() - begin)
+                percentiles[has_checkpoints].append(quantiles(times, n=100)[-1] * 1e3)
+                made[has_checkpoints] += cache.statistics().checkpoints - checkpoints
+    if made[False] > 0 or made[True] == 0:
+        raise RuntimeError(
+            f"There were {made[False]} checkpoints in rounds without and {made[True]} in those with"
+        )
+    return median(percentiles[False]), median(percentiles[True])
+
+
+def cpu_of_checkpoints() -> float:
+    """Milliseconds of CPU time that the checkpoint thread of this process has had."""
+    python = [t.native_id for t in threading.enumerate() if t.name == THREAD_NAMES[1]]
+    threads = [
+        task
+        for task in Path("/proc/self/task").iterdir()
+        if int(task.name) in python
+        or (task / "comm").read_text().strip() == THREAD_NAMES[0]
+    ]
+    if not threads:
+        raise RuntimeError("This process has no checkpoint thread")
+    return (
+        sum(int((task / "schedstat").read_text().split()[0]) for task in threads) / 1e6
+    )
+
+
+def cpu_of_warm_process(
+    path: Path, uses_python: bool, plan: bytes, is_steady: bool, seconds: float
+) -> float:
+    """Milliseconds, from when the process is steady or from its start on."""
+    x = torch.ones(4)
+    with installed_device() as device:
+        module = start_engine(plan, path, uses_python)
+        before = 0.0
+        if is_steady:
+            # A check is a serialization.
+            checked = device.calls("IRuntimeCache::serialize") + CHECKS
+            while device.calls("IRuntimeCache::serialize") < checked:
+                time.sleep(0.1)
+            time.sleep(1)  # the last one may be under way
+            before = cpu_of_checkpoints()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            module(x)
+            time.sleep(0.01)
+        cpu = cpu_of_checkpoints() - before
+        if compiled := device.counters()["compilations"]:
+            raise RuntimeError(f"{compiled} kernels were compiled, expected 0")
+        return cpu
+
+
+def cpu_of_growing_cache(
+    path: Path, uses_python: bool, mebibytes: int
+) -> tuple[float, float]:
+    """Milliseconds from one checkpoint to the next, and of CPU time in them."""
+
+    def next_checkpoint() -> tuple[float, float]:
+        file = path.stat()
+        while os.path.samestat(path.stat(), file):
+            time.sleep(0.01)
+        return time.monotonic() * 1e3, cpu_of_checkpoints()
+
+    with installed_device() as device:
+        device.set_compile_time(COMPILE_TIME)
+        module = start_engine(file_plan(mebibytes), path, uses_python)
+        with compiling(path, uses_python, threads=1):
+            begin, cpu_at_begin = next_checkpoint()
+            end, cpu_at_end = next_checkpoint()
+        cache_of(module).autosave_on_del = False
+        return end - begin, cpu_at_end - cpu_at_begin
+
+
+def compile_until_killed(path: Path, uses_python: bool, sender: Connection) -> None:
+    """Sends the number and time of each engine's first result, and each checkpoint's seconds."""
+    with installed_device() as device:
+        device.set_compile_time(COMPILE_TIME)
+        lock = threading.Lock()
+        cache = cache_of(start_engine(plan_of("first"), path, uses_python))
+
+        def watch() -> None:
+            serialized = device.calls("IRuntimeCache::serialize")
+            begin: float | None = None
+            checkpoints = 0
+            while True:
+                if device.calls("IRuntimeCache::serialize") > serialized:
+                    begin = time.monotonic()  # with it a checkpoint begins
+                    serialized = device.calls("IRuntimeCache::serialize")
+                if begin is not None:
+                    done = cache.statistics().checkpoints
+                    serialized += 1  # by statistics()
+                    if done > checkpoints:
+                        with lock:
+                            sender.send(("work", time.monotonic() - begin))
+                        checkpoints, begin = done, None
+                time.sleep(0.001)
+
+        threading.Thread(target=watch, daemon=True).start()
+        for i in count():
+            start_engine(plan_of(i), path, uses_python)
+            with lock:
+                sender.send((i, time.monotonic()))
+
+
+def kernels_promised_and_lost(path: Path, uses_python: bool) -> tuple[int, int]:
+    """Kills a process at a random moment."""
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(
+        target=compile_until_killed, args=(path, uses_python, sender)
+    )
+    process.start()
+    sender.close()
+    time.sleep(random.uniform(6, 10))
+    killed = time.monotonic()
+    process.kill()
+    process.join()
+    results: dict[int, float] = {}
+    work = 0.0
+    try:
+        while True:
+            what, figure = receiver.recv()
+            if what == "work":
+                work = figure
+            else:
+                results[what] = figure
+    except EOFError:
+        pass
+    age = max(PROMISE, WORK_FACTOR * work)
+    promised = [i for i, end in results.items() if end < killed - age]
+    if not promised:
+        raise RuntimeError(
+            f"Nothing was promised to {len(results)} engines, since the last checkpoint took "
+            f"{work:.3f} s"
+        )
+    lost = in_own_process(kernels_compiled, path, uses_python, promised)
+    return KERNELS * len(promised), lost
+
+
+def kernels_compiled(path: Path, uses_python: bool, engines: list[int]) -> int:
+    """How many of those engines' kernels the file lacks."""
+    with installed_device() as device:
+        for i in engines:
+            start_engine(plan_of(i), path, uses_python)
+        compiled: int = device.counters()["compilations"]
+        return compiled
+
+
+def bench(directory: Path, runtime: str, arguments: argparse.Namespace) -> list[Row]:
+    python = USES_PYTHON_RUNTIME[runtime]
+    small, steady, large = (directory / name for name in ("small", "steady", "large"))
+    in_own_process(write_cache, steady, 64)
+    in_own_process(write_cache, large, arguments.mebibytes)
+    without, with_ = in_own_process(
+        latencies, small, python, arguments.rounds, arguments.round_seconds
+    )
+    seconds = arguments.steady_seconds
+    steady_cpu = in_own_process(
+        cpu_of_warm_process, steady, python, file_plan(64), True, seconds
+    )
+    start_cpu = in_own_process(
+        cpu_of_warm_process, steady, python, lazy_plan(), False, seconds
+    )
+    cycle, growing_cpu = in_own_process(
+        cpu_of_growing_cache, large, python, arguments.mebibytes
+    )
+    promised = lost = 0
+    for i in range(arguments.kills):
+        figures = kernels_promised_and_lost(directory / f"killed{i}", python)
+        promised, lost = promised + figures[0], lost + figures[1]
+
+    def row(
+        name: str,
+        unit: str,
+        baseline: float,
+        measured: float,
+        limit: float | None = None,
+    ) -> Row:
+        return Row(f"{runtime}, {name}", unit, baseline, measured, limit)
+
+    core = seconds * 1e3
+    return [
+        row("99th percentile: to none", "ms", without, with_, 1.05),
+        row("CPU of a steady process: to a core", "ms", core, steady_cpu, 0.001),
+        row("CPU of a warm start, lazy: to a core", "ms", core, start_cpu),
+        row(
+            f"CPU at {arguments.mebibytes} MiB and more: to a core",
+            "ms",
+            cycle,
+            growing_cpu,
+            0.01,
+        ),
+        row("kernels lost by SIGKILL: to those promised", "", promised, lost, 0),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=typed_path, metavar="FILE")
+    parser.add_argument(
+        "--dir", type=typed_path, metavar="DIR", help="where the cache files go"
+    )
+    parser.add_argument("--rounds", type=int, default=12, metavar="N")
+    parser.add_argument("--round-seconds", type=float, default=5, metavar="S")
+    parser.add_argument("--steady-seconds", type=float, default=60, metavar="S")
+    parser.add_argument(
+        "--mebibytes", type=int, default=256, metavar="N", help="of the growing cache"
+    )
+    parser.add_argument("--kills", type=int, default=10, metavar="N")
+    arguments = parser.parse_args()
+    for name in ("rounds", "round_seconds", "steady_seconds", "mebibytes", "kills"):
+        value = getattr(arguments, name)
+        if value < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} is {value:g}, expected 1 or more")
+    if arguments.dir is not None and not arguments.dir.is_dir():
+        parser.error(f"--dir is '{arguments.dir}', expected a directory")
+    rows = []
+    for runtime in USES_PYTHON_RUNTIME:
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+            rows += bench(Path(directory), runtime, arguments)
+    print_rows(rows)
+    if arguments.json is not None:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
