@@ -661,6 +661,15 @@ TEST_F(MisuseDeathTest, ACacheOutlivesItsUse) {
   EXPECT_DEATH(loaded_.config->getRuntimeCache(), "an IRuntimeCache was used after it was destroyed");
 }
 
+TEST_F(MisuseDeathTest, AForkedChildUsesNothingOfItsParent) {
+  GTEST_FLAG_SET(death_test_style, "fast"); // which forks alone
+  const auto cache = loaded_.new_cache();
+  const std::string message = "a forked child used or destroyed an object of its parent";
+  EXPECT_DEATH(cache->reset(), message);
+  EXPECT_DEATH(loaded_.new_context(), message);
+  EXPECT_DEATH(loaded_.engine.reset(), message);
+}
+
 // What another process does in the tests below: one engine with 200 kernels of 64 KiB on a cache that starts with the
 // blob in the file, where there is one, and is written back.
 constexpr uint64_t kKernels = 200;

@@ -1,7 +1,5 @@
 #include "tests/util/simulation/KernelCompiler.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 namespace torch_tensorrt::tests {
@@ -10,22 +8,15 @@ KernelCompiler::KernelCompiler(std::shared_ptr<SimulatedDevice> device, std::sha
     : device_(std::move(device)), store_(std::move(store)) {}
 
 KernelCompiler::~KernelCompiler() {
-  if (worker_ == nullptr) {
-    return;
-  }
-  if (worker_process_ != getpid()) {
-    // We are a forked child, and the thread is our parent's: here it can be neither joined nor detached, and what it
-    // waits for can't be destroyed.
-    static_cast<void>(worker_.release());
-    static_cast<void>(changed_.release());
+  if (!worker_.joinable()) {
     return;
   }
   {
     const std::lock_guard guard(mutex_);
     stop_ = true;
   }
-  changed_->notify_all();
-  worker_->join();
+  changed_.notify_all();
+  worker_.join();
   for (size_t i = 0; i < queue_.size(); ++i) {
     device_->end_background_compilation();
   }
@@ -45,17 +36,16 @@ void KernelCompiler::compile_in_background(std::vector<SimulatedKernel> kernels)
     device_->begin_background_compilation();
     queue_.push_back(std::move(kernel));
   }
-  if (worker_ == nullptr) {
-    worker_ = std::make_unique<std::thread>([this] { work(); });
-    worker_process_ = getpid();
+  if (!worker_.joinable()) {
+    worker_ = std::thread([this] { work(); });
   }
-  changed_->notify_all();
+  changed_.notify_all();
 }
 
 void KernelCompiler::work() {
   std::unique_lock lock(mutex_);
   while (true) {
-    changed_->wait(lock, [this] { return stop_ || !queue_.empty(); });
+    changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });
     if (stop_) {
       return;
     }

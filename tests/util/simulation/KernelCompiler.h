@@ -1,7 +1,5 @@
 #pragma once
 
-#include <sys/types.h>
-
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -38,11 +36,10 @@ class KernelCompiler {
   std::shared_ptr<KernelStore> store_;
 
   std::mutex mutex_; // guards the rest
-  std::unique_ptr<std::condition_variable> changed_ = std::make_unique<std::condition_variable>();
+  std::condition_variable changed_;
   std::deque<SimulatedKernel> queue_;
   bool stop_ = false;
-  std::unique_ptr<std::thread> worker_; // started by the first kernel
-  pid_t worker_process_ = 0;
+  std::thread worker_; // started by the first kernel
 };
 
 } // namespace torch_tensorrt::tests

@@ -1,5 +1,7 @@
 #include "tests/util/simulation/SimulatedDevice.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -154,6 +156,16 @@ void SimulatedDevice::wait_for_background_compilation() const {
 void Simulation::error(const std::string& text) const noexcept {
   if (logger != nullptr) {
     logger->log(nvinfer1::ILogger::Severity::kERROR, text.c_str());
+  }
+}
+
+int64_t Simulation::current_process() noexcept {
+  return ::getpid();
+}
+
+void Simulation::check_process() const noexcept {
+  if (process != current_process()) {
+    abort_simulation("a forked child used or destroyed an object of its parent");
   }
 }
 

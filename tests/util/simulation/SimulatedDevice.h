@@ -109,8 +109,14 @@ class SimulatedDevice {
 struct Simulation {
   std::shared_ptr<SimulatedDevice> device;
   nvinfer1::ILogger* logger = nullptr; // may be null; outlives every object of its runtime otherwise
+  int64_t process = current_process(); // that made the objects
+
+  static int64_t current_process() noexcept;
 
   void error(const std::string& text) const noexcept;
+
+  // CUDA does not survive a fork, so a child that uses or destroys what it inherited aborts.
+  void check_process() const noexcept;
 };
 
 // Names what the product did that TensorRT-RTX leaves undefined, or what is not simulated, on stderr, and aborts.

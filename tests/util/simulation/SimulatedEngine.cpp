@@ -119,6 +119,7 @@ SimulatedEngine::SimulatedEngine(
 }
 
 SimulatedEngine::~SimulatedEngine() noexcept {
+  simulation_.check_process();
   if (live_contexts_ != 0) {
     abort_simulation("an ICudaEngine was destroyed before its IExecutionContext");
   }
@@ -264,6 +265,7 @@ nvinfer1::IExecutionContext* SimulatedEngine::createExecutionContextWithRuntimeC
 nvinfer1::IExecutionContext* SimulatedEngine::create_context(
     nvinfer1::IRuntimeConfig* config,
     const SimulatedRuntimeConfig& settings) {
+  simulation_.check_process();
   if (simulation_.device->fails("ICudaEngine::createExecutionContext")) {
     simulation_.error("ICudaEngine::createExecutionContext fails on request");
     return nullptr;

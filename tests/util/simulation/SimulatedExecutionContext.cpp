@@ -76,6 +76,7 @@ SimulatedExecutionContext::SimulatedExecutionContext(
 }
 
 SimulatedExecutionContext::~SimulatedExecutionContext() noexcept {
+  simulation_.check_process();
   engine_.remove_context();
 }
 
@@ -260,6 +261,7 @@ void SimulatedExecutionContext::compute(size_t output) const {
 }
 
 bool SimulatedExecutionContext::enqueueV3(cudaStream_t) noexcept {
+  simulation_.check_process();
   std::string reason;
   for (const Input& input : inputs_) {
     if (!input.shape.has_value() || input.address == nullptr) {

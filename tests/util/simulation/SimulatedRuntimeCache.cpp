@@ -79,10 +79,12 @@ SimulatedRuntimeCache::SimulatedRuntimeCache(Simulation simulation) : simulation
 }
 
 SimulatedRuntimeCache::~SimulatedRuntimeCache() noexcept {
+  simulation_.check_process();
   store_->close();
 }
 
 nvinfer1::IHostMemory* SimulatedRuntimeCache::serialize() const noexcept {
+  simulation_.check_process();
   if (simulation_.device->fails("IRuntimeCache::serialize")) {
     simulation_.error("IRuntimeCache::serialize fails on request");
     return nullptr;
@@ -138,6 +140,7 @@ KernelStore::Kernels SimulatedRuntimeCache::parse(std::string_view blob) const {
 }
 
 bool SimulatedRuntimeCache::deserialize(const void* blob, size_t size) noexcept {
+  simulation_.check_process();
   if (simulation_.device->fails("IRuntimeCache::deserialize")) {
     simulation_.error("IRuntimeCache::deserialize fails on request");
     return false;
@@ -157,6 +160,7 @@ bool SimulatedRuntimeCache::deserialize(const void* blob, size_t size) noexcept 
 }
 
 bool SimulatedRuntimeCache::reset() noexcept {
+  simulation_.check_process();
   if (simulation_.device->fails("IRuntimeCache::reset")) {
     simulation_.error("IRuntimeCache::reset fails on request");
     return false;
