@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.py.runtime import runtime_testing
+from tests.py.runtime.programs import Programs
 from tests.py.runtime.runtime_cache_testing import (
     RUNTIMES,
     Log,
@@ -55,6 +56,13 @@ def device() -> Iterator[Any]:
     """The simulated device, on which the test's engines are made; None on a GPU."""
     with runtime_testing.device() as device:
         yield device
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Programs]:
+    programs = Programs()
+    yield programs
+    programs.close()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 KERNELS = 5  # of each plan, on the simulated device
 DEADLINE = 240  # seconds: against hanging alone
+PATIENCE = 60  # seconds, for what comes in a few on an idle machine
 
 
 @cache
@@ -115,13 +117,12 @@ def device() -> Iterator[Any]:
         yield None if uses_gpu() else stack.enter_context(installed_device())
 
 
-def use_device() -> None:
+def use_device() -> Any:
     """The same to the end of this process."""
-    if not uses_gpu():
-        stack = ExitStack()
-        stack.enter_context(installed_device())
-        # Before the interpreter is torn down, and after what the caches register later.
-        atexit.register(stack.close)
+    stack = ExitStack()
+    # Before the interpreter is torn down, and after what the caches register later.
+    atexit.register(stack.close)
+    return stack.enter_context(device())
 
 
 def make_cache(
@@ -150,6 +151,18 @@ def run(module: torch.nn.Module, plan: Plan) -> None:
     if uses_gpu():
         x = x.cuda()
     assert torch.equal(module(x), torch.relu(x))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def wait_for_kernels(runtime: str, path: Path, *plans: Plan) -> None:
+    """Until a start of the plans finds all their kernels in the file."""
+    wait_until(lambda: path.exists() and kernels_missing(runtime, path, *plans) == 0)
 
 
 def kernels_missing(runtime: str, path: Path, *plans: Plan) -> int:

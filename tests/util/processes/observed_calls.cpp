@@ -1,5 +1,5 @@
-// To be preloaded: lets a test watch the calls of the C library that one thread makes, and make them fail. Programs
-// that were compiled for large files call other names, the same on 64-bit Linux.
+// To be preloaded: lets a test watch the calls of the C library that one thread makes, and make them fail, or those of
+// all threads hang. Programs that were compiled for large files call other names, the same on 64-bit Linux.
 
 #undef _FORTIFY_SOURCE // its inline functions would stand in for the ones defined here
 
@@ -11,9 +11,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <utility>
 
 namespace {
@@ -24,7 +26,16 @@ using Observer = int (*)(const char* call);
 
 thread_local Observer observer = nullptr;
 
+std::atomic<const char*> hanging{nullptr};
+std::atomic<int> hung{0};
+
 int ask(const char* call) {
+  if (const char* name = hanging; name != nullptr && std::strcmp(name, call) == 0) {
+    ++hung;
+    for (;;) {
+      ::pause();
+    }
+  }
   const Observer asked = std::exchange(observer, nullptr); // what it calls itself is not observed
   const int answer = asked == nullptr ? 0 : asked(call);
   observer = asked;
@@ -63,6 +74,15 @@ extern "C" {
 // Of the calling thread, to the next call; nullptr for none.
 void observe_calls(Observer next) {
   observer = next;
+}
+
+// From now on each call of that name hangs, of any thread.
+void hang_calls(const char* name) {
+  hanging = ::strdup(name);
+}
+
+int hung_calls() {
+  return hung;
 }
 
 #define TORCHTRT_OPEN(symbol)                                                   \
