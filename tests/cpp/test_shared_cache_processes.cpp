@@ -1,5 +1,7 @@
 // End to end, on the simulated device: processes whose engines share one runtime cache file.
 
+#include <stdlib.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -43,6 +45,18 @@ class SharedCacheTest : public ::testing::Test {
     return kernels_in(read_file(path_));
   }
 
+  // Until a process that runs has saved them; false if that takes a minute.
+  bool wait_for_kernels(const KernelNames& names) const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (!std::filesystem::exists(path_) || kernels_on_disk() != names) {
+      if (std::chrono::steady_clock::now() > deadline) {
+        return false;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return true;
+  }
+
   const TemporaryDirectory directory_;
   const std::string path_ = directory_.file("cache.bin");
 };
@@ -67,10 +81,50 @@ TEST_F(SharedCacheTest, EnginesInStaticStorageSaveAtExit) {
   EngineProcess process(path_);
   EXPECT_EQ(process.ask("start a b"), "compiled 2, cached 0");
   EXPECT_EQ(process.ask("start b c"), "compiled 1, cached 1") << "the path means one cache";
-  EXPECT_FALSE(std::filesystem::exists(path_));
   EXPECT_EQ(process.exit(), 0);
   EXPECT_EQ(process.errors(), "");
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c"));
+}
+
+TEST_F(SharedCacheTest, AKilledProcessHasSaved) {
+  {
+    EngineProcess process(path_);
+    process.ask("start a");
+    EXPECT_TRUE(wait_for_kernels({"a"}));
+    process.ask("start b c");
+    EXPECT_TRUE(wait_for_kernels({"a", "b", "c"}));
+    EXPECT_EQ(process.errors(), "");
+  }
+  EXPECT_EQ(run_process("a b c"), "compiled 0, cached 3");
+}
+
+TEST_F(SharedCacheTest, AnExitEndsAlthoughSomebodyHasTheLock) {
+  const auto start = std::chrono::steady_clock::now();
+  FileLock lock(FileLock::lock_path(path_));
+  EngineProcess process(path_);
+  process.ask("start a");
+  lock.lock();
+  EXPECT_EQ(process.exit(), 0);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(1));
+  EXPECT_THAT(warnings_in(process.errors()), ElementsAre(HasSubstr("Can't save the runtime cache '" + path_ + "'")));
+}
+
+TEST_F(SharedCacheTest, AnExitWaitsForALock) {
+  FileLock lock(FileLock::lock_path(path_));
+  EngineProcess process(path_);
+  process.ask("start a");
+  lock.lock();
+  std::thread holder([&] {
+    while (!process.has_open(lock.path())) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    lock.unlock();
+  });
+  EXPECT_EQ(process.exit(), 0);
+  holder.join();
+  EXPECT_EQ(process.errors(), "");
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
 }
 
 TEST_F(SharedCacheTest, EnginesInStaticStorageThatCannotSaveWarnAtExit) {
@@ -216,6 +270,14 @@ TEST_F(SharedCacheTest, KilledSaversTakeNobodysKernelsWithThem) {
 // its engines, which saves that one.
 class SharedCacheOrderTest : public SharedCacheTest {
  protected:
+  // Nobody saves but by these steps.
+  void SetUp() override {
+    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
+  }
+  void TearDown() override {
+    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
+  }
+
   enum Step { kStart, kSave, kEnd, kSteps };
 
   struct Actor {
