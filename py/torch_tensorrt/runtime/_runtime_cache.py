@@ -440,9 +440,9 @@ class RuntimeCache:
                 for engine in tuple(self._engines):
                     engine.release()
                 self._save_or_warn(exit_deadline())
-                self._log_statistics()
                 if self._key is not None:
                     _detach_from(self._handle)
+                self._log_statistics()
         except BaseException as error:  # of a signal, which nobody above could take
             self._warn(error)
 

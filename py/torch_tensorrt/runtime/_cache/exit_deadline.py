@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 
 import torch
@@ -33,3 +34,13 @@ def begin_exit(deadline: float = math.inf) -> float:
 def exit_deadline() -> float:
     """Returns the deadline, infinity unless the end of this process has begun."""
     return _deadline
+
+
+def _start_over() -> None:
+    """In a child of fork(), whose parent may be at its end."""
+    global _deadline
+    _deadline = math.inf
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over)

@@ -157,13 +157,10 @@ class RuntimeCacheHandle:
             pass
 
     def _is_checkpointed(self) -> bool:
-        is_live = not isinstance(self._contents, torch.Tensor)
-        is_wanted = self._autosave and self._checkpoints and self._path != ""
-        return (
-            is_live
-            and is_wanted
-            and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
-        )
+        if isinstance(self._contents, torch.Tensor) or not self._path:
+            return False
+        is_wanted = self._autosave and self._checkpoints
+        return is_wanted and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
 
     def begin_compiling(self, specializes_lazily: bool) -> None:
         """Marks the beginning of a call that may compile kernels into the cache.
@@ -365,9 +362,8 @@ class RuntimeCacheHandle:
             if not self._is_checkpointed() or exit_deadline() < math.inf:
                 return Found.NOTHING
             if not lock.acquire(blocking=False):
-                return (
-                    Found.NEW
-                )  # it is being loaded or saved; later it may have new kernels
+                # It is being loaded or saved. Later it may have new kernels.
+                return Found.NEW
             try:
                 with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
                     written = self._save(self._path, waits, is_checkpoint=True)

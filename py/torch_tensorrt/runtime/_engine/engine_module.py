@@ -55,6 +55,9 @@ class EngineModule(torch.nn.Module):
     reads with `weights_only=True`; it has no cache, since a checkpoint must not decide on a file
     that is written.
 
+    A child of fork() uses no engine of its parent: its modules load theirs anew. A cache for a path
+    is the child's own.
+
     Thread safety: `forward` and `setup_engine`, from any thread; settings may be changed while
     other threads run it.
 
