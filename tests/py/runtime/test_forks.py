@@ -19,7 +19,7 @@ from tests.util.simulation.simulated_device import relu_plan
 
 pytestmark = pytest.mark.skipif(uses_gpu(), reason="CUDA does not survive a fork")
 
-FORKS = 500  # of each runtime
+FORKS = 1000  # of each runtime
 
 BEGIN = """
 import faulthandler
