@@ -13,7 +13,7 @@ Each measurement runs in a process of its own, on the simulated device.
 - Killed: a process that compiles all the time is killed. Promised are the kernels of inferences
   that ended 3 s before it, or 101 times the work of the last checkpoint if that is longer.
 
-All of it takes about 20 minutes; the options make it shorter.
+All of it takes about 25 minutes; the options make it shorter.
 
 bazel run -c opt //tools/perf:bench_checkpoints [-- --json FILE] [--dir DIR] [--rounds N]
     [--round-seconds S] [--steady-seconds S] [--mebibytes N] [--kills N]
