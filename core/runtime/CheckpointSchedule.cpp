@@ -27,7 +27,7 @@ void CheckpointSchedule::begin(Clock::time_point now, bool specializes_lazily) {
 }
 
 void CheckpointSchedule::end(Clock::time_point now) {
-  --calls_;
+  calls_ = std::max(calls_ - 1, 0);
   has_call_ended_ = true;
   nothing_in_a_row_ = 0;
   pause_ = kFirstPause;
@@ -50,6 +50,10 @@ void CheckpointSchedule::done(Clock::time_point now, Found found) {
         std::min<Clock::duration>(kLongestPause, kFirstPause * (1 << std::min(++failures_in_a_row_, 10)));
     retry_ = now + varied(backoff);
     due_ = retry_;
+    return;
+  }
+  if (found == Found::kLater) {
+    make_due(now + varied(kFirstPause));
     return;
   }
   failures_in_a_row_ = 0;

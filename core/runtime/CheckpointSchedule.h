@@ -21,6 +21,7 @@ class CheckpointSchedule {
     kNew,     // kernels that had not been saved
     kNothing, // none
     kFailed,  // the save failed
+    kLater,   // nothing: it could not be tried now
   };
 
   // A call that may compile begins and ends. Calls may overlap. The first checkpoint comes within 2 s of the beginning

@@ -25,7 +25,8 @@ std::atomic<CheckpointThread*> instance = nullptr;
 std::atomic<bool> is_exit_registered = false;
 std::atomic<Clock::time_point> deadline_of_exit = Clock::time_point::max(); // max: the process does not end yet
 
-// Of this thread alone. By the driver, because nothing else here needs the headers and the library of the CUDA runtime.
+// Of this thread alone, each time anew, since CUDA may start after it. By the driver, because nothing else here needs
+// the headers and the library of the CUDA runtime.
 void relax_stream_capture() {
   void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   if (driver == nullptr) {
@@ -164,7 +165,10 @@ bool CheckpointThread::start_locked() {
     std::thread([this] { loop(); }).detach();
     is_running_ = true;
   } catch (const std::system_error& error) {
-    LOG_WARNING("Runtime caches are not saved while the process runs, because no thread can be made: " << error.what());
+    if (!std::exchange(has_warned_, true)) {
+      LOG_WARNING(
+          "Runtime caches are not saved while the process runs, because no thread can be started: " << error.what());
+    }
   }
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return is_running_;
@@ -172,13 +176,13 @@ bool CheckpointThread::start_locked() {
 
 void CheckpointThread::loop() {
   ::pthread_setname_np(::pthread_self(), "trt-checkpoint");
-  relax_stream_capture();
   std::unique_lock lock(mutex_);
   while (!is_stopping_ || !works_.empty()) {
     if (!works_.empty()) {
       const auto work = std::move(works_.front());
       works_.pop_front();
       lock.unlock();
+      relax_stream_capture();
       std::exchange(work->function, {})(); // destroyed without the mutex
       lock.lock();
       work->is_done = true;
@@ -227,6 +231,7 @@ void CheckpointThread::checkpoint_all(std::unique_lock<std::mutex>& lock) {
     interrupt_ = std::stop_source();
     const std::stop_token token = interrupt_.get_token();
     lock.unlock();
+    relax_stream_capture();
     const Clock::time_point start = Clock::now();
     const Result result = entry->client.checkpoint(token);
     const Clock::time_point end = Clock::now();
@@ -234,6 +239,10 @@ void CheckpointThread::checkpoint_all(std::unique_lock<std::mutex>& lock) {
     entry->schedule.done(end, result.found);
     work += end - start - result.lock_wait;
   }
+  // One of them may be the last to refer to a cache.
+  lock.unlock();
+  entries.clear();
+  lock.lock();
   not_before_ = Clock::now() + kPausePerWork * work;
 }
 

@@ -61,7 +61,8 @@ class CheckpointThread {
   // A checkpoint that runs meanwhile stops waiting for locks. Calls `work` here if no thread can be started.
   bool run(std::function<void()> work, Clock::time_point deadline);
 
-  // From the first call on, the deadline of this process's end; before that there is none. No checkpoint starts then.
+  // From the first call on, the deadline of this process's end; before that there is none. After it, no checkpoint
+  // starts.
   static Clock::time_point begin_exit();
   static std::optional<Clock::time_point> exit_deadline();
 
@@ -88,6 +89,7 @@ class CheckpointThread {
   std::condition_variable done_;
   bool is_running_ = false;
   bool is_stopping_ = false;
+  bool has_warned_ = false; // that it can't run
   std::map<const void*, std::shared_ptr<Entry>> entries_;
   std::deque<std::shared_ptr<Work>> works_;
   std::stop_source interrupt_; // of the checkpoint that runs

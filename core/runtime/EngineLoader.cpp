@@ -24,8 +24,8 @@ TensorRTLogger& logger = *new TensorRTLogger;
 
 // Never destroyed, since another thread may be calling it. A mutex could be stuck in a child of fork().
 struct Installed {
-  EngineLoader loader; // empty means the default
-  const Installed* previous = nullptr;
+  EngineLoader loader;                 // empty means the default
+  const Installed* previous = nullptr; // so that a leak checker finds it
 };
 
 std::atomic<const Installed*> installed = nullptr;

@@ -14,6 +14,7 @@
 #include <random>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -26,7 +27,7 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
-constexpr std::chrono::milliseconds kStopPoll{100}; // within which a wait for a lock notices that it shall stop
+constexpr std::chrono::milliseconds kStopPoll{50}; // within which a wait for a lock notices that it shall stop
 constexpr int kReadsOfAChangingFile = 3;
 constexpr int kLinksFollowed = 40; // as Linux does
 constexpr size_t kCompareChunk = 64 * 1024;
@@ -615,10 +616,9 @@ FileLock RuntimeCacheFile::take_lock(const std::string& path, FileLock::Mode mod
   const auto end = std::min(start + waits_.timeout, waits_.deadline);
   bool is_locked = false;
   if (waits_.stop.stop_possible()) {
-    do {
-      const auto now = LockWaits::Clock::now();
-      is_locked = lock.try_lock_for(std::min<LockWaits::Clock::duration>(end - now, kStopPoll));
-    } while (!is_locked && !waits_.stop.stop_requested() && LockWaits::Clock::now() < end);
+    while (!(is_locked = lock.try_lock()) && !waits_.stop.stop_requested() && LockWaits::Clock::now() < end) {
+      std::this_thread::sleep_for(kStopPoll);
+    }
   } else {
     is_locked = lock.try_lock_until(end);
   }

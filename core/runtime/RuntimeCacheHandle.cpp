@@ -13,6 +13,7 @@
 #include <sstream>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include <ATen/ops/_lazy_clone.h>
@@ -51,6 +52,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::chrono::milliseconds kDiskMutexPoll{5};
 constexpr int kChangesWithoutGrowth = 10; // after which a checkpoint does not count them as new kernels
 
 bool are_checkpoints_on() {
@@ -175,6 +177,7 @@ class Handles {
   // A fork waits until no handle is being changed, and a child starts without the contents of live ones, which belong
   // to engines of its parent.
   Handles() {
+    CheckpointThread::get(); // its fork handlers come first, since its mutex is taken under those of handles
     ::pthread_atfork(
         [] {
           get().mutex_.lock();
@@ -280,7 +283,8 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
     stores_.clear();
   }
   autosave_ = false;
-  engines_ = 0;
+  statistics_ = {};
+  size_at_load_ = 0;
   // Whoever had them is not here.
   std::construct_at(&disk_mutex_);
   std::construct_at(&checkpoints_so_far_);
@@ -299,7 +303,7 @@ void RuntimeCacheHandle::set_checkpoints(bool checkpoints) {
 // For kernels that came before the cache was checkpointed.
 void RuntimeCacheHandle::mark_if_live() {
   if (is_checkpointed()) {
-    CheckpointThread::get().begin(this, false);
+    CheckpointThread::get().begin(this, has_lazy_engines_);
     CheckpointThread::get().end(this);
   }
 }
@@ -310,6 +314,9 @@ bool RuntimeCacheHandle::is_checkpointed() const {
 
 RuntimeCacheHandle::Compiling::Compiling(c10::intrusive_ptr<RuntimeCacheHandle> cache, bool specializes_lazily)
     : cache_(std::move(cache)) {
+  if (cache_ != nullptr && specializes_lazily) {
+    cache_->has_lazy_engines_ = true;
+  }
   if (cache_ != nullptr && !cache_->is_checkpointed()) {
     cache_.reset();
   }
@@ -340,7 +347,8 @@ at::Tensor RuntimeCacheHandle::serialize() const {
 void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
   const at::Tensor copied = copy(bytes);
   const std::lock_guard disk_lock(disk_mutex_);
-  at::Tensor old; // freed without the mutex
+  checkpoints_so_far_.largest = 0; // an empty tensor clears the cache
+  at::Tensor old;                  // freed without the mutex
   const std::lock_guard lock(state_mutex_);
   const auto* lives = std::get_if<Lives>(&contents_);
   if (lives == nullptr) {
@@ -407,8 +415,22 @@ int64_t RuntimeCacheHandle::save(const std::string& path) {
 
 int64_t RuntimeCacheHandle::save_until(const std::string& path, CheckpointThread::Clock::time_point deadline) {
   const std::string& to = path_or_default(path);
-  const std::lock_guard disk_lock(disk_mutex_);
   Waits waits(*this, deadline);
+  const auto start = Waits::Clock::now();
+  std::unique_lock disk_lock(disk_mutex_, std::defer_lock);
+  if (waits.deadline == Waits::Clock::time_point::max()) {
+    disk_lock.lock();
+  }
+  while (!disk_lock.owns_lock() && !disk_lock.try_lock()) {
+    const auto now = Waits::Clock::now();
+    if (now >= waits.deadline) {
+      const auto milliseconds = std::chrono::round<std::chrono::milliseconds>(now - start).count();
+      TORCHTRT_THROW_ERROR(
+          "Can't save the runtime cache '" << to << "': another load or save of it went on for " << milliseconds
+                                           << " ms");
+    }
+    std::this_thread::sleep_for(kDiskMutexPoll);
+  }
   return save_locked(to, waits, false).value_or(0);
 }
 
@@ -447,7 +469,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     return {Found::kNothing, {}};
   }
   if (!disk_lock.owns_lock()) {
-    return {Found::kNew, {}}; // it is being loaded or saved; later it may have new kernels
+    return {Found::kLater, {}};
   }
   try {
     const bool is_new = save_locked(path_, waits, true).has_value();
@@ -455,7 +477,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     return {is_new ? Found::kNew : Found::kNothing, waits.waited};
   } catch (const std::exception& error) {
     if (stop.stop_requested() || CheckpointThread::exit_deadline()) {
-      return {Found::kNew, waits.waited};
+      return {Found::kLater, waits.waited};
     }
     // Names of temporary files differ each time.
     const std::string message = message_of(error);
@@ -479,7 +501,9 @@ void RuntimeCacheHandle::save_at_exit() noexcept {
     LOG_WARNING(message_of(error));
     autosave_ = false; // an engine that ends later would only say so again
   }
-  log_statistics();
+  if (engines_ > 0) { // else it was summed up when the last one ended
+    log_statistics();
+  }
 }
 
 RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
@@ -493,7 +517,7 @@ RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
   return statistics;
 }
 
-void RuntimeCacheHandle::log_statistics() const {
+void RuntimeCacheHandle::log_statistics() const noexcept try {
   if (!util::logging::is_reported(util::logging::LogLevel::kINFO)) {
     return;
   }
@@ -505,6 +529,8 @@ void RuntimeCacheHandle::log_statistics() const {
                             << s.conflicts << " conflicts, " << s.rejections << " rejections; " << std::fixed
                             << std::setprecision(3) << std::chrono::duration<double>(s.lock_wait).count()
                             << " s of waiting for locks");
+} catch (const std::exception& error) {
+  LOG_INFO("The runtime cache '" << path_ << "' can't be summed up: " << message_of(error));
 }
 
 // Returns how many bytes were written, or nullopt if there are no new kernels. Requires disk_mutex_.
@@ -523,7 +549,8 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, Lo
   }
   const size_t digest = hash(view(ours));
   // Not even the lock is taken, which a read-only directory would refuse.
-  if (digest == stored_digest && !RuntimeCacheFile::is_empty(to)) {
+  const bool is_file_empty = RuntimeCacheFile::is_empty(to);
+  if (digest == stored_digest && !is_file_empty) {
     LOG_INFO("There are no new kernels for the runtime cache '" << to << "'");
     return std::nullopt;
   }
@@ -534,7 +561,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, Lo
   }
   auto& [largest, changes_without_growth, reported_causes] = checkpoints_so_far_;
   const bool has_grown = ours.nbytes() > largest;
-  if (is_checkpoint && !has_grown && changes_without_growth >= kChangesWithoutGrowth) {
+  if (is_checkpoint && !has_grown && !is_file_empty && changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
   const RuntimeCacheFile file(to, waits);

@@ -173,7 +173,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   Statistics statistics() const;
 
   // Logs the statistics in one line at level info.
-  void log_statistics() const;
+  void log_statistics() const noexcept;
 
   // By intrusive_ptr, when the last owner has gone: the table of for_path() may refer to the object for longer.
   void release_resources() override;
@@ -231,6 +231,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   const at::Tensor nothing_;
   std::atomic<bool> autosave_{true};
   std::atomic<bool> checkpoints_{true};
+  std::atomic<bool> has_lazy_engines_{false};
   std::atomic<std::chrono::milliseconds> lock_timeout_{util::FileLock::kDefaultTimeout};
   std::atomic<int> engines_{0};
 

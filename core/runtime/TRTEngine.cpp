@@ -184,7 +184,13 @@ std::vector<std::string> TRTEngine::output_names() const {
   return names_of(outputs_);
 }
 
+RuntimeSettings TRTEngine::runtime_settings() const {
+  check_process();
+  return config_.settings();
+}
+
 bool TRTEngine::set_runtime_settings(RuntimeSettings settings) {
+  check_process();
   const std::lock_guard lock(mutex_);
   if (settings == config_.settings()) {
     return false;
@@ -203,9 +209,7 @@ std::vector<at::Tensor> TRTEngine::example_inputs() const {
 }
 
 std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs) {
-  if (process_ != ::getpid()) {
-    TORCHTRT_THROW_ERROR("Process " << process_ << " loaded this engine and forked this process; load it again here");
-  }
+  check_process();
   if (inputs.size() != inputs_.size()) {
     TORCHTRT_THROW_ERROR(
         "The engine wants " << inputs_.size() << " inputs (" << joined(input_names()) << "), got " << inputs.size());
@@ -237,12 +241,15 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const bool is_enqueued = context_->enqueueV3(stream);
   stream_.end();
   if (!is_enqueued) {
+    shapes_.erase(last_shapes_.value());
+    last_shapes_.reset();
     TORCHTRT_THROW_ERROR("TensorRT-RTX could not run the engine; the log has its reasons");
   }
   return outputs;
 }
 
 TRTEngine::State TRTEngine::state() const {
+  check_process();
   const c10::DeviceGuard guard(loaded_.device);
   const auto plan = util::make_trt(loaded_.engine->serialize());
   if (plan == nullptr) {
@@ -368,6 +375,12 @@ std::vector<at::Tensor> TRTEngine::bind_outputs() {
   return outputs;
 }
 
+void TRTEngine::check_process() const {
+  if (process_ != ::getpid()) {
+    TORCHTRT_THROW_ERROR("Process " << process_ << " loaded this engine and forked this process; load it again here");
+  }
+}
+
 bool TRTEngine::is_new_shape(const std::vector<at::Tensor>& inputs) {
   size_t hash = 0;
   for (const at::Tensor& input : inputs) {
@@ -375,7 +388,7 @@ bool TRTEngine::is_new_shape(const std::vector<at::Tensor>& inputs) {
       hash = c10::hash_combine(hash, static_cast<size_t>(extent));
     }
   }
-  if (hash == last_shapes_ && !shapes_.empty()) {
+  if (hash == last_shapes_) {
     return false;
   }
   last_shapes_ = hash;
@@ -389,6 +402,7 @@ void TRTEngine::release_context() {
   stream_.synchronize();
   context_.reset();
   shapes_.clear();
+  last_shapes_.reset();
 }
 
 } // namespace torch_tensorrt::core::runtime

@@ -32,8 +32,8 @@ namespace torch_tensorrt::core::runtime {
 //
 // Errors: torch_tensorrt::Error, in Python a RuntimeError. About its runtime cache there are warnings alone.
 //
-// A child of fork() can't use an engine of its parent: execute() throws there, and the destructor destroys nothing that
-// TensorRT-RTX made.
+// A child of fork() can't use an engine of its parent: all that needs TensorRT-RTX throws there, and the destructor
+// destroys nothing that TensorRT-RTX made.
 //
 // Thread safety: all members, from any thread, one inference being set up at a time. Inferences on several streams run
 // one after another, since they share the context's memory.
@@ -75,9 +75,7 @@ class TRTEngine : public torch::CustomClassHolder {
   std::vector<std::string> input_names() const;
   std::vector<std::string> output_names() const;
 
-  RuntimeSettings runtime_settings() const {
-    return config_.settings();
-  }
+  RuntimeSettings runtime_settings() const;
 
   // True if these are other settings than before: then the next inference makes a new execution context, and if another
   // runtime cache is among them, the one before it is saved.
@@ -112,6 +110,7 @@ class TRTEngine : public torch::CustomClassHolder {
   void bind(const Binding& binding, const at::Tensor& tensor);
   void bind_inputs(const std::vector<at::Tensor>& inputs);
   std::vector<at::Tensor> bind_outputs();
+  void check_process() const;
   bool is_new_shape(const std::vector<at::Tensor>& inputs);
   void release_context();
 
@@ -124,7 +123,7 @@ class TRTEngine : public torch::CustomClassHolder {
 
   std::mutex mutex_; // guards the rest
   std::shared_ptr<nvinfer1::IExecutionContext> context_;
-  size_t last_shapes_ = 0;                 // hash of the last inference's
+  std::optional<size_t> last_shapes_ = {}; // hash of the last inference's
   std::unordered_set<size_t> shapes_ = {}; // hashes of those that the context has run
   EngineStream stream_;
 };

@@ -31,11 +31,15 @@ void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
   }
   try {
     try {
-      cache->save();
-      cache->log_statistics();
+      if (const auto deadline = CheckpointThread::exit_deadline()) {
+        cache->save_within(*deadline - CheckpointThread::Clock::now());
+      } else {
+        cache->save();
+      }
     } catch (const std::exception& error) {
       LOG_WARNING(message_of(error));
     }
+    cache->log_statistics();
   } catch (...) {
     // Not even the log could be written.
   }

@@ -44,23 +44,25 @@ LogLevel level_from_environment() {
   return LogLevel::kWARNING;
 }
 
-// std::atomic<LogLevel> has a trivial destructor, so it outlives every static object that logs on its way out.
-std::atomic<LogLevel>& reportable_level() {
-  static std::atomic<LogLevel> level{level_from_environment()};
-  return level;
-}
-
-// At load, because a child of fork() would wait for ever for what a thread of its parent was initializing.
-[[maybe_unused]] const std::atomic<LogLevel>& level_at_load = reportable_level();
+// A LogLevel, or kUnknown until the environment was asked. Without a static's initializer, for whose end a child of
+// fork() would wait for ever if a thread of its parent was running it.
+constexpr int kUnknown = -1;
+std::atomic<int> reportable_level = kUnknown;
 
 } // namespace
 
 void set_reportable_log_level(LogLevel level) {
-  reportable_level() = level;
+  reportable_level = static_cast<int>(level);
 }
 
 LogLevel get_reportable_log_level() {
-  return reportable_level();
+  int level = reportable_level;
+  if (level == kUnknown) {
+    const LogLevel first = level_from_environment();
+    return reportable_level.compare_exchange_strong(level, static_cast<int>(first)) ? first
+                                                                                    : static_cast<LogLevel>(level);
+  }
+  return static_cast<LogLevel>(level);
 }
 
 bool is_reported(LogLevel level) {
