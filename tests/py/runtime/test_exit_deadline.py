@@ -55,6 +55,12 @@ modules = [start(runtime, plan, place) for place in (locked, free)]
     "locked after": """
 modules = [start(runtime, plan, place) for place in (free, locked)]
 """,
+    "locked in a thread": """
+modules = [start(runtime, plan, place) for place in (free, locked)]
+save = modules[1].runtime_settings.runtime_cache.save
+threading.Thread(target=save, daemon=True).start()
+time.sleep(0.5)
+""",
     "in cycles": """
 gc.disable()
 for place in (locked, free):
@@ -145,7 +151,9 @@ def test_each_cache_that_is_not_saved_is_one_warning(end: End, name: str) -> Non
     assert len(causes) == (16 if name == "many locked" else 1), causes
 
 
-@pytest.mark.parametrize("name", ["locked before", "locked after", "in cycles"])
+@pytest.mark.parametrize(
+    "name", ["locked before", "locked after", "locked in a thread", "in cycles"]
+)
 def test_a_cache_that_can_not_be_saved_keeps_no_other_from_it(
     ends: Ends, runtime: str, name: str
 ) -> None:

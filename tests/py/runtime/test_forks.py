@@ -88,6 +88,29 @@ def test_forks_of_a_process_that_compiles_and_saves_all_the_time(
     assert kernels_missing(runtime, path, *map(small_plan, names)) == 0
 
 
+# Each load of a large cache into a live one takes long enough to be forked in.
+LOADING = """
+is_done = False
+def make_caches_live():
+    while not is_done:
+        start(runtime, plan, make_cache(runtime, path, autosave=True))
+loading = threading.Thread(target=make_caches_live)
+loading.start()
+say({wait(fork(lambda: None)) for _ in range(100)})
+is_done = True
+loading.join()
+"""
+
+
+def test_forks_while_large_caches_become_live(
+    programs: Programs, runtime: str, path: Path, device: Any
+) -> None:
+    plan = Plan(relu_plan("large", 4, 8 << 20), ["x"], ["y"], (4,))
+    start_and_save(runtime, path, plan)
+    program = programs.run(BEGIN + LOADING, runtime=runtime, path=path, plan=plan)
+    assert program.outcome == (0, "{0}\n", "")
+
+
 # What a child inherits.
 
 LIVE = """
