@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
-from torch_tensorrt.runtime._cache.exit_deadline import EXIT_TIMEOUT, begin_exit
+from torch_tensorrt.runtime._cache.exit_deadline import EXIT_TIMEOUT, expect_exit
 from torch_tensorrt.runtime._cache.file_lock import call_without_lock
 from torch_tensorrt.runtime._runtime_cache import save_all_within
 
@@ -58,7 +58,7 @@ class _Handler:
             try:
                 self._previous(signalnum, frame)
             except SystemExit:
-                begin_exit(deadline)
+                expect_exit(deadline)
                 raise
         elif self._previous != signal.SIG_IGN:
             signal.signal(signalnum, signal.SIG_DFL)
