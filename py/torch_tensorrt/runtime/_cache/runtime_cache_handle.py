@@ -245,6 +245,7 @@ class RuntimeCacheHandle:
         """
         copied = _copy(data)
         with self._disk_work(self._waits()), self._locked_state():
+            self._largest_saved = 0  # an empty tensor clears the cache
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
                 return
@@ -362,14 +363,13 @@ class RuntimeCacheHandle:
             if not self._is_checkpointed() or exit_deadline() < math.inf:
                 return Found.NOTHING
             if not lock.acquire(blocking=False):
-                # It is being loaded or saved. Later it may have new kernels.
-                return Found.NEW
+                return Found.LATER
             try:
                 with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
                     written = self._save(self._path, waits, is_checkpoint=True)
             except Exception as error:
                 if waits.stop is not None and waits.stop.is_set():
-                    return Found.NEW
+                    return Found.LATER
                 self._report_failure(error)
                 return Found.FAILED
             else:
