@@ -77,6 +77,20 @@ def test_a_steady_process_rests_until_a_new_input_shape(
     wait_until(lambda: has_kernels(runtime, path, 2, 3))
 
 
+def test_a_shape_whose_first_inference_failed_is_still_new(
+    runtime: str, path: Path, device: Any
+) -> None:
+    module = dynamic_module(runtime, path, "eager")
+    module(torch.ones(2))
+    device.reset_counters()
+    device.fail("IExecutionContext::enqueueV3", 1)
+    with pytest.raises(RuntimeError):
+        module(torch.ones(3))
+    wait_for_check(device, 2)  # after which it rests
+    module(torch.ones(3))
+    wait_until(lambda: has_kernels(runtime, path, 2, 3))
+
+
 def test_kernels_that_come_late_are_saved_though_nothing_else_happens(
     runtime: str, path: Path, device: Any
 ) -> None:
