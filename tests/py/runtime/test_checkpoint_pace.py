@@ -101,6 +101,20 @@ def test_kernels_that_come_late_are_saved_though_nothing_else_happens(
     del module
 
 
+def test_kernels_that_come_late_are_saved_also_if_checkpoints_are_turned_on_after_the_inference(
+    runtime: str, path: Path, device: Any
+) -> None:
+    device.set_compile_time(4.0)
+    module = dynamic_module(runtime, path, "lazy")
+    cache = module.runtime_settings.runtime_cache
+    assert isinstance(cache, RuntimeCache)
+    cache.checkpoints = False
+    module(torch.ones(2))
+    cache.checkpoints = True
+    wait_until(lambda: path.exists() and has_kernels(runtime, path, 2))
+    del module
+
+
 def test_bytes_that_always_differ_are_not_written_for_ever(
     runtime: str, path: Path, device: Any
 ) -> None:

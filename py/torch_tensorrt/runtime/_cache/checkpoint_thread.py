@@ -44,8 +44,8 @@ class _Jobs(deque[tuple[Callable[[], Any], "Future[Any]"]]):
 class CheckpointThread:
     """Saves this process's runtime caches in the background while it runs.
 
-    It starts when the first engine marks its cache. A child of fork() has none until then, and no
-    caches.
+    It starts when the first engine marks a cache that saves itself. A child of fork() has none
+    until then, and no caches.
 
     Checkpoints cost at most 1 % of a core: the pause before the next ones is at least 100 times the
     work of the last ones. The thread is in CUDA's relaxed stream-capture mode, so that its calls
@@ -81,7 +81,7 @@ class CheckpointThread:
             self._messages.put(partial(self._begin, reference, now, specializes_lazily))
 
     def end(self, cache: Cache) -> None:
-        """The call ends. Does nothing for a cache that has not begun one."""
+        """The call ends, for which `begin` was called."""
         if self._thread is not None:
             self._messages.put(partial(self._end, weakref.ref(cache), time.monotonic()))
 

@@ -91,6 +91,7 @@ class RuntimeCacheHandle:
         self._path = path
         self._autosave = True
         self._checkpoints = True
+        self._has_lazy_engines = False  # also once there are none
         self._make_locks()
         # Guarded by _disk_lock.
         self._largest_saved = 0  # bytes, by checkpoints
@@ -153,36 +154,40 @@ class RuntimeCacheHandle:
 
     def _mark(self) -> None:
         """For kernels that came before the cache was checkpointed."""
-        with self.compiling(specializes_lazily=False):
+        with self.compiling(self._has_lazy_engines):
             pass
 
     def _is_checkpointed(self) -> bool:
-        if isinstance(self._contents, torch.Tensor) or not self._path:
-            return False
-        is_wanted = self._autosave and self._checkpoints
-        return is_wanted and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        return (
+            self._saves_itself()
+            and self._checkpoints
+            and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        )
 
-    def begin_compiling(self, specializes_lazily: bool) -> None:
-        """Marks the beginning of a call that may compile kernels into the cache.
+    def _saves_itself(self) -> bool:
+        is_live = not isinstance(self._contents, torch.Tensor)
+        return is_live and self._autosave and self._path != ""
+
+    @contextmanager
+    def compiling(self, specializes_lazily: bool) -> Iterator[None]:
+        """Marks the cache for a block that may compile kernels into it.
 
         Args:
             specializes_lazily: Whether they may also be compiled any time later.
         """
-        if self._is_checkpointed():
+        if specializes_lazily:
+            self._has_lazy_engines = True
+        is_marked = self._is_checkpointed()
+        if is_marked:
             checkpoint_thread.begin(self, specializes_lazily)
-
-    def end_compiling(self) -> None:
-        """Marks the end of the call."""
-        checkpoint_thread.end(self)
-
-    @contextmanager
-    def compiling(self, specializes_lazily: bool) -> Iterator[None]:
-        """Both for a block."""
-        self.begin_compiling(specializes_lazily)
+        elif self._saves_itself():
+            # For the save at the end of the process, when it can no longer be started.
+            checkpoint_thread.start()
         try:
             yield
         finally:
-            self.end_compiling()
+            if is_marked:
+                checkpoint_thread.end(self)
 
     @property
     def state(self) -> State:
