@@ -51,7 +51,8 @@ class CheckpointThread:
     work of the last ones. The thread is in CUDA's relaxed stream-capture mode, so that its calls
     never invalidate a graph that another thread captures.
 
-    Thread safety: any method from any thread but this one, from finalizers and signal handlers too.
+    Thread safety: any method from any thread, from finalizers and signal handlers too; `stop` from
+    any but this one.
     What they tell the thread goes through queues alone, which are reentrant. Nobody waits for the
     thread while it logs, because a signal handler that waits may have interrupted logging.
     """
@@ -98,7 +99,8 @@ class CheckpointThread:
             TimeoutError: It has not ended by the deadline.
             Whatever `work` raises.
         """
-        if not self.start():
+        # The garbage collector may end a cache on the thread itself.
+        if threading.current_thread() is self._thread or not self.start():
             return work()
         future: Future[_Result] = Future()
         self._jobs.append((work, future))
