@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.py.runtime.runtime_testing import (
     wait_until,
 )
 from torch_tensorrt.logging import info
+from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="needs calls of TensorRT-RTX to fail")
 FAILURE = "Can't save the runtime cache"
@@ -81,6 +83,24 @@ def test_another_cause_is_another_warning(
     path.parent.mkdir()
     del module
     assert kernels_missing(runtime, path, make_plan("a")) == 0
+
+
+def test_a_process_that_can_start_no_thread_is_warned_once(
+    path: Path, device: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(checkpoint_thread, "_thread", None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    modules = [start("python", make_plan(name), path) for name in "ab"]
+    (warning,) = log.warnings()
+    assert warning.endswith(
+        "Runtime caches are not saved while the process runs, because no thread can be started: "
+        "can't start new thread"
+    )
+    modules.clear()
+    assert kernels_missing("python", path, *map(make_plan, "ab")) == 0
 
 
 @SIMULATED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import queue
 import threading
@@ -16,8 +17,12 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from torch_tensorrt.runtime._cache.checkpoint_schedule import CheckpointSchedule, Found
+from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
 from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
+from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+
+_LOGGER = unlocked_logger(__name__)
 
 _PAUSE_PER_WORK = 100
 _LOG_PATIENCE = 0.1  # seconds
@@ -65,6 +70,7 @@ class CheckpointThread:
         self._starting_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._has_ended = False
+        self._has_warned = False
         self._is_logging = False
         self._jobs = _Jobs()
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -117,7 +123,11 @@ class CheckpointThread:
             del future  # else it and an error's traceback would keep each other alive
 
     def start(self) -> bool:
-        """Starts the thread unless it runs. Returns False if there can be none."""
+        """Starts the thread unless it runs. Returns False if there can be none.
+
+        The first failure is logged as a warning.
+        """
+        failure = None
         if self._thread is None:
             with deferred_calls(), self._starting_lock:
                 if self._thread is None and not self._has_ended:
@@ -126,10 +136,20 @@ class CheckpointThread:
                         name="torch_tensorrt checkpoints",
                         daemon=True,
                     )
-                    # From CPython 3.12 on there are no new threads at the end of a process.
-                    with suppress(RuntimeError):
+                    try:
                         thread.start()
                         self._thread = thread
+                    except RuntimeError as error:
+                        # From CPython 3.12 on there are no new threads at the end of a process.
+                        if not self._has_warned and exit_deadline() == math.inf:
+                            self._has_warned = True
+                            failure = str(error)
+        if failure is not None:
+            _LOGGER.warning(
+                "Runtime caches are not saved while the process runs, because no thread can be "
+                "started: %s",
+                failure,
+            )
         return self._thread is not None and not self._has_ended
 
     def stop(self, deadline: float) -> None:
