@@ -92,33 +92,33 @@ class RuntimeCacheHandle:
         self._autosave = True
         self._checkpoints = True
         self._has_lazy_engines = False  # also once there are none
-        self._make_locks()
-        # Guarded by _disk_lock.
-        self._largest_saved = 0  # bytes, by checkpoints
-        self._changes_without_growth = 0  # in a row
-        self._reported_causes: set[str] = set()  # why the last checkpoints failed
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[_Live] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
-        self._statistics = RuntimeCacheStatistics()  # but for the sizes
-        self._size_at_load = 0  # bytes, of a live cache
+        self._start_over()
         start_over_in_children(self)
 
-    def _make_locks(self) -> None:
+    def _start_over(self) -> None:
         # Both are reentrant because a signal handler or log handler may use the handle anywhere.
         # Both are held within deferred_calls() alone, so that nothing is logged under them: the
         # holder of a log handler's lock may wait for these.
         # Held by whatever changes the contents, and for disk work; taken before _state_lock.
         self._disk_lock = threading.RLock()
         self._is_at_disk = False  # guarded by _disk_lock
+        # Guarded by _disk_lock too.
+        self._largest_saved = 0  # bytes, by checkpoints
+        self._changes_without_growth = 0  # in a row
+        self._reported_causes: set[str] = set()  # why the last checkpoints failed
         # Never held for disk work; guards the rest.
         self._state_lock = threading.RLock()
+        self._statistics = RuntimeCacheStatistics()  # but for the sizes
+        self._size_at_load = 0  # bytes, of a live cache
 
     def start_over_in_child(self) -> None:
         """In a child of fork(); see forks.py."""
         # Else a thread of the parent was changing it.
         is_whole = self._state_lock.acquire(blocking=False)
-        self._make_locks()
+        self._start_over()
         self._autosave = False
         if not is_whole or not isinstance(self._contents, torch.Tensor):
             leak(self._contents)
