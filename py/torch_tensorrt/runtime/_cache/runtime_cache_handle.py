@@ -249,7 +249,7 @@ class RuntimeCacheHandle:
             RuntimeError: It is another tensor, or a live cache could not be cleared.
         """
         copied = _copy(data)
-        with self._disk_work(self._waits()), self._locked_state():
+        with self._disk_work("change", self._waits()), self._locked_state():
             self._largest_saved = 0  # an empty tensor clears the cache
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
@@ -281,7 +281,7 @@ class RuntimeCacheHandle:
         """
         source = self._path_or_default(path)
         waits = self._waits()
-        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:load"):
+        with self._disk_work("load", waits), _RecordFunctionFast("RuntimeCache:load"):
             return self._load(source, waits)
 
     def _load(self, source: str, waits: LockWaits) -> int:
@@ -353,7 +353,7 @@ class RuntimeCacheHandle:
     def _save_until(self, target: str, deadline: float) -> int:
         """By the deadline all waits for locks end."""
         waits = self._waits(deadline)
-        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+        with self._disk_work("save", waits), _RecordFunctionFast("RuntimeCache:save"):
             return self._save(target, waits) or 0
 
     def checkpoint(self, waits: LockWaits) -> Found:
@@ -370,7 +370,10 @@ class RuntimeCacheHandle:
             if not lock.acquire(blocking=False):
                 return Found.LATER
             try:
-                with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+                with (
+                    self._disk_work("save", waits),
+                    _RecordFunctionFast("RuntimeCache:save"),
+                ):
                     written = self._save(self._path, waits, is_checkpoint=True)
             except Exception as error:
                 if waits.stop is not None and waits.stop.is_set():
@@ -571,7 +574,7 @@ class RuntimeCacheHandle:
         if (cache := self._live_cache(device)) is not None:
             return cache
         waits = self._waits()
-        with self._disk_work(waits):
+        with self._disk_work("load", waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
             live = _Live.create(config, device)
@@ -625,9 +628,9 @@ class RuntimeCacheHandle:
         return LockWaits(self.lock_timeout, min(deadline, exit_deadline()))
 
     @contextmanager
-    def _disk_work(self, waits: LockWaits) -> Iterator[None]:
+    def _disk_work(self, operation: str, waits: LockWaits) -> Iterator[None]:
         """`waits` is for all of it."""
-        with deferred_calls(), self._locked_disk(waits.deadline):
+        with deferred_calls(), self._locked_disk(operation, waits.deadline):
             if self._is_at_disk:  # in a finalizer, a signal handler or a log handler
                 raise RuntimeError(
                     f"A load or save of the runtime cache '{self._path}' can't start within "
@@ -643,12 +646,13 @@ class RuntimeCacheHandle:
                     self._statistics = replace(self._statistics, lock_wait=lock_wait)
 
     @contextmanager
-    def _locked_disk(self, deadline: float) -> Iterator[None]:
+    def _locked_disk(self, operation: str, deadline: float) -> Iterator[None]:
         lock = self._disk_lock
         longest = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         if not lock.acquire(timeout=longest):
-            raise self._not_saved(
-                f"another load or save of it went on for {round(longest * 1000)} ms"
+            raise RuntimeError(
+                f"Can't {operation} the runtime cache '{self._path}': another load or save of it "
+                f"went on for {round(longest * 1000)} ms"
             )
         try:
             yield
