@@ -24,6 +24,7 @@ from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
+    OnlyInPlaceError,
     RuntimeCacheFile,
     accept_offer,
     read_offer,
@@ -415,6 +416,8 @@ class RuntimeCacheHandle:
         Requires _disk_work.
         """
         with self._locked_state():
+            if is_checkpoint and self._store(target).is_only_in_place:
+                return None
             ours = memory_of(self.serialize())
             live = self._first_live()
             stored_digest = self._store(target).digest
@@ -433,7 +436,12 @@ class RuntimeCacheHandle:
         if is_checkpoint and has_settled and not has_grown:
             return None
         file = RuntimeCacheFile(target, waits)
-        written = self._write(file, target, live, ours, is_checkpoint)
+        try:
+            written = self._write(file, target, live, ours, is_checkpoint)
+        except OnlyInPlaceError:
+            with self._locked_state():
+                self._store(target).is_only_in_place = True
+            raise
         if is_checkpoint:
             self._changes_without_growth = (
                 0 if has_grown else self._changes_without_growth + 1
@@ -520,6 +528,7 @@ class RuntimeCacheHandle:
             store.contained = replaced.generation if merged.data is None else None
             if not replaced.is_written:
                 return 0
+            store.is_only_in_place = replaced.in_place != ""
             written = replaced.generation.size
             if replaced.in_place and not store.has_warned_of_writing_in_place:
                 store.has_warned_of_writing_in_place = True
@@ -753,6 +762,8 @@ class _Store:
     digest: bytes | None = None  # that of contents of ours which the file has
     has_warned_of_rejection: bool = False
     has_warned_of_writing_in_place: bool = False
+    # By the last write, or by a checkpoint, which writes a whole temporary file to find out.
+    is_only_in_place: bool = False
 
     def is_known(self) -> bool:
         return self.contained is not None or self.digest is not None
