@@ -16,13 +16,16 @@ from torch_tensorrt.runtime._runtime_cache import save_all_within
 
 
 def save_on_signal(signalnum: int) -> None:
-    """Has each cache that saves itself saved when this process gets the signal.
+    """Saves each cache that saves itself when this process gets the signal.
 
         save_on_signal(signal.SIGTERM)
 
     Python itself runs nothing when SIGTERM ends a process. The handler that this installs waits up
-    to 8 s for a background thread to save; what fails is a warning. Then the handler from before is
-    called, or the signal takes its default action. In a child of fork() it does that alone.
+    to 8 s for a background thread to save. A failure is logged as a warning. Then the handler from
+    before is called, or the signal takes its default action. In a child of fork() it saves nothing.
+
+    Python calls the handler once the main thread is back in the interpreter, so a long call into
+    native code delays it. Caches that only C++ code of the process has are not saved.
 
     A handler that is installed later takes this one's place, as usual. A handler that was not
     installed from Python can't be called; the default action takes its place.
