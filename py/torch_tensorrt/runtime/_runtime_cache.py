@@ -217,7 +217,7 @@ class RuntimeCache:
     def autosave_on_del(self) -> bool:
         """Whether the cache saves itself: while it is used, when it goes, or at interpreter exit.
 
-        What goes wrong then is a warning. All saves of an exit together take 8 s at most. Only the
+        A failure is logged as a warning. All saves of an exit together take 8 s at most. Only the
         process that turned this on does it: a forked child that shall save a cache of its parent
         turns it on again, or calls `save`.
         """
@@ -424,7 +424,7 @@ class RuntimeCache:
         with _path_caches.locked():
             if self._autosave_on_del:
                 self._autosave_on_del = False
-                # Else C++ code of this process may go on using the handle.
+                # A path cache stays on, because C++ code may still use its handle.
                 if self._key is None or exit_deadline() < math.inf:
                     self._handle.autosave = False
                 self._has_ended = True

@@ -10,19 +10,22 @@ from types import FrameType
 from typing import Any
 
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
-from torch_tensorrt.runtime._cache.exit_deadline import EXIT_TIMEOUT, begin_exit
+from torch_tensorrt.runtime._cache.exit_deadline import EXIT_TIMEOUT, expect_exit
 from torch_tensorrt.runtime._cache.file_lock import call_without_lock
 from torch_tensorrt.runtime._runtime_cache import save_all_within
 
 
 def save_on_signal(signalnum: int) -> None:
-    """Has each cache that saves itself saved when this process gets the signal.
+    """Saves each cache that saves itself when this process gets the signal.
 
         save_on_signal(signal.SIGTERM)
 
     Python itself runs nothing when SIGTERM ends a process. The handler that this installs waits up
-    to 8 s for a background thread to save; what fails is a warning. Then the handler from before is
-    called, or the signal takes its default action. In a child of fork() it does that alone.
+    to 8 s for a background thread to save. A failure is logged as a warning. Then the handler from
+    before is called, or the signal takes its default action. In a child of fork() it saves nothing.
+
+    Python calls the handler once the main thread is back in the interpreter, so a long call into
+    native code delays it. Caches that only C++ code of the process has are not saved.
 
     A handler that is installed later takes this one's place, as usual. A handler that was not
     installed from Python can't be called; the default action takes its place.
@@ -58,7 +61,7 @@ class _Handler:
             try:
                 self._previous(signalnum, frame)
             except SystemExit:
-                begin_exit(deadline)
+                expect_exit(deadline)
                 raise
         elif self._previous != signal.SIG_IGN:
             signal.signal(signalnum, signal.SIG_DFL)

@@ -238,6 +238,18 @@ def no_time(cache: RuntimeCache) -> None:
     cache._handle.save_within(0.0)
 
 
+def busy(cache: RuntimeCache) -> None:
+    run_engine(cache)
+    saving = threading.Thread(target=cache.save)
+    try:
+        with FileLock(LOCK):
+            saving.start()
+            time.sleep(0.5)  # until it waits for the lock
+            cache._handle.save_within(2.0)
+    finally:
+        saving.join()
+
+
 def unknown_switch(cache: RuntimeCache) -> None:
     # It is read once in a process.
     in_new_process(
@@ -285,6 +297,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "No space left": None,  # tests/py/runtime/test_runtime_cache_file_places.py
     "another holder": lock_is_held,
     "not done within": no_time,
+    "another load or save": busy,
     "symbolic link": lock_is_a_link,
     "They are not used": rejected,
     "They were replaced": rejected_at_save,
@@ -292,6 +305,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "had not been read": not_read_before,
     "is written in place": cannot_replace,
     "only be written in place": cannot_checkpoint,
+    "no thread can": None,  # tests/py/runtime/test_checkpoint_failures.py
     "expected 0 or 1": unknown_switch,
     "no default": no_default,
     "takes the place": no_library,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,16 @@ import pytest
 from tests.py.runtime.runtime_cache_testing import Log
 from tests.py.runtime.runtime_testing import (
     kernels_missing,
+    make_cache,
     make_plan,
     start,
+    start_and_save,
     uses_gpu,
     wait_for_kernels,
     wait_until,
 )
 from torch_tensorrt.logging import info
+from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="needs calls of TensorRT-RTX to fail")
 FAILURE = "Can't save the runtime cache"
@@ -81,6 +88,49 @@ def test_another_cause_is_another_warning(
     path.parent.mkdir()
     del module
     assert kernels_missing(runtime, path, make_plan("a")) == 0
+
+
+def test_a_file_that_can_only_be_written_in_place_is_tried_once(
+    path: Path, device: Any, log: Log
+) -> None:
+    start_and_save("python", path, make_plan("a"))
+    attempts = []
+
+    def fail(*_: object) -> None:
+        attempts.append(1)
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    cache = make_cache("python", path, autosave=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        modules = [start("python", make_plan("b"), cache)]
+        wait_until(lambda: len(attempts) == 1)
+        time.sleep(4)  # a second one would come after 2 s
+        (warning,) = log.warnings()
+        assert "it can only be written in place" in warning
+        assert len(attempts) == 1
+    cache.save()
+    modules.append(start("python", make_plan("c"), cache))
+    wait_for_kernels("python", path, *map(make_plan, "abc"))
+    assert log.warnings() == []
+
+
+def test_a_process_that_can_start_no_thread_is_warned_once(
+    path: Path, device: Any, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(checkpoint_thread, "_thread", None)
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    modules = [start("python", make_plan(name), path) for name in "ab"]
+    (warning,) = log.warnings()
+    assert warning.endswith(
+        "Runtime caches are not saved while the process runs, because no thread can be started: "
+        "can't start new thread"
+    )
+    modules.clear()
+    assert kernels_missing("python", path, *map(make_plan, "ab")) == 0
 
 
 @SIMULATED

@@ -77,12 +77,40 @@ def test_a_steady_process_rests_until_a_new_input_shape(
     wait_until(lambda: has_kernels(runtime, path, 2, 3))
 
 
+def test_a_shape_whose_first_inference_failed_is_still_new(
+    runtime: str, path: Path, device: Any
+) -> None:
+    module = dynamic_module(runtime, path, "eager")
+    module(torch.ones(2))
+    device.reset_counters()
+    device.fail("IExecutionContext::enqueueV3", 1)
+    with pytest.raises(RuntimeError):
+        module(torch.ones(3))
+    wait_for_check(device, 2)  # after which it rests
+    module(torch.ones(3))
+    wait_until(lambda: has_kernels(runtime, path, 2, 3))
+
+
 def test_kernels_that_come_late_are_saved_though_nothing_else_happens(
     runtime: str, path: Path, device: Any
 ) -> None:
     device.set_compile_time(4.0)  # within which two checks find nothing
     module = dynamic_module(runtime, path, "lazy")
     module(torch.ones(2))
+    wait_until(lambda: path.exists() and has_kernels(runtime, path, 2))
+    del module
+
+
+def test_kernels_that_come_late_are_saved_also_if_checkpoints_are_turned_on_after_the_inference(
+    runtime: str, path: Path, device: Any
+) -> None:
+    device.set_compile_time(4.0)
+    module = dynamic_module(runtime, path, "lazy")
+    cache = module.runtime_settings.runtime_cache
+    assert isinstance(cache, RuntimeCache)
+    cache.checkpoints = False
+    module(torch.ones(2))
+    cache.checkpoints = True
     wait_until(lambda: path.exists() and has_kernels(runtime, path, 2))
     del module
 

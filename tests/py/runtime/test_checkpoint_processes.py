@@ -125,9 +125,6 @@ def test_one_thread_serves_all_caches(
 
 NO_THREAD = f"""{COUNT_THREADS}
 modules += [start(runtime, plan, make_cache(runtime, path)), start(runtime, plan, None)]
-cache = make_cache(runtime, path, autosave=True)
-cache.checkpoints = False
-modules.append(start(runtime, plan, cache))
 say(threads() - before)
 """
 
@@ -138,6 +135,25 @@ def test_a_process_without_such_caches_has_no_thread(
 ) -> None:
     program = programs.run(NO_THREAD, runtime=runtime, path=path, plan=make_plan("a"))
     assert program.outcome == (0, "0\n", "")
+
+
+WITHOUT_CHECKPOINTS = f"""{COUNT_THREADS}
+cache = make_cache(runtime, path, autosave=True)
+cache.checkpoints = False
+modules.append(start(runtime, plan, cache))
+say(threads() - before)
+"""
+
+
+@SIMULATED
+def test_a_thread_of_python_is_there_for_the_exit_without_checkpoints_too(
+    programs: Programs, runtime: str, path: Path
+) -> None:
+    program = programs.run(
+        WITHOUT_CHECKPOINTS, runtime=runtime, path=path, plan=make_plan("a")
+    )
+    # From CPython 3.12 on none can be started then.
+    assert program.outcome == (0, "1\n" if runtime == "python" else "0\n", "")
 
 
 IN_PLACE = """

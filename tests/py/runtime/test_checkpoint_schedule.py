@@ -207,6 +207,56 @@ def test_a_call_that_begins_during_a_checkpoint_is_checked_on_2_s_later(
     assert schedule.is_within(2)
 
 
+# A checkpoint that could not be tried.
+
+
+def test_what_could_not_be_tried_is_due_1_s_later(schedule: Schedule) -> None:
+    schedule.compile()
+    for _ in range(20):
+        schedule.check("LATER")
+        assert schedule.is_within(1)
+
+
+def test_what_could_not_be_tried_changes_no_pause(schedule: Schedule) -> None:
+    schedule.compile()
+    for pause in (2, 4, 8):
+        schedule.check("LATER")
+        schedule.check("NEW")
+        assert schedule.is_within(pause)
+
+
+def test_what_could_not_be_tried_found_neither_something_nor_nothing(
+    schedule: Schedule,
+) -> None:
+    schedule.compile()
+    for found in ("NOTHING", "LATER", "NOTHING"):
+        assert schedule.is_due
+        schedule.check(found)
+    assert not schedule.is_due
+
+
+def test_what_could_not_be_tried_is_no_success(schedule: Schedule) -> None:
+    schedule.compile()
+    for backoff in (2.0**i for i in range(1, 10)):
+        schedule.check("FAILED")
+        assert schedule.is_within(backoff)
+        schedule.check("LATER")
+        assert schedule.is_within(1)
+
+
+def test_a_call_that_ends_meanwhile_brings_no_second_checkpoint(
+    schedule: Schedule,
+) -> None:
+    schedule.begin()
+    schedule.now += schedule.pause
+    schedule.start()
+    schedule.end()
+    due = schedule.now + schedule.pause
+    schedule.now += 0.5
+    schedule.done("LATER")
+    assert schedule.now + schedule.pause == pytest.approx(due)
+
+
 # Engines that specialize lazily.
 
 

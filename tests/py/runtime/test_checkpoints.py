@@ -29,6 +29,7 @@ from tests.py.runtime.runtime_testing import (
     wait_until,
 )
 from torch_tensorrt.runtime import RuntimeCache
+from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="counts calls of TensorRT-RTX")
 
@@ -201,6 +202,15 @@ def test_a_checkpoint_during_a_save_is_no_failure(
     saving.join(DEADLINE)
     wait_for_kernels(runtime, path, *plans)
     assert log.warnings() == []
+
+
+def test_work_on_the_thread_may_ask_it_for_more() -> None:
+    deadline = time.monotonic() + PATIENCE
+
+    def work() -> threading.Thread:
+        return checkpoint_thread.run(threading.current_thread, deadline)
+
+    assert checkpoint_thread.run(work, deadline) is not threading.current_thread()
 
 
 def test_a_checkpoint_merges(

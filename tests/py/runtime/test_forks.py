@@ -119,10 +119,12 @@ def test_forks_while_large_caches_become_live(
 # What a child inherits.
 
 LIVE = """
+own.load(saved)
 module = start(runtime, plan, own)
 own.checkpoints = False
 def child():
     say(own.has_cache(), own.save(), os.path.exists(path))
+    say(own.statistics() == make_cache(runtime).statistics())
 wait(fork(child))
 """
 
@@ -202,7 +204,7 @@ wait(fork(child))
 @pytest.mark.parametrize(
     ("code", "said", "saved_at_the_end"),
     [
-        pytest.param(LIVE, "False 0 False\n", "a", id="live"),
+        pytest.param(LIVE, "False 0 False\nTrue\n", "a", id="live"),
         pytest.param(LIVE_AND_EXITS, "3 False\n", "a", id="exits"),
         pytest.param(LIVE_AND_DROPPED, "False\n", "a", id="dropped"),
         pytest.param(PENDING, "True\n0 True\n", "a", id="pending"),

@@ -104,6 +104,52 @@ def test_a_signal_saves_and_does_what_it_did(
     assert kernels_missing(runtime, path, plan) == 0
 
 
+SERVES_ON = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+{SAVE}
+cache = make_cache(runtime, path, autosave=True)
+module = start(runtime, plan, cache)
+try:
+    raise_signal()
+except SystemExit:
+    other = start(runtime, other_plan, cache)
+    wait_for_kernels(runtime, path, plan, other_plan)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+DRAINS = f"""
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+{SAVE}
+cache = make_cache(runtime, path, autosave=True)
+cache.checkpoints = False
+module = start(runtime, plan, cache)
+try:
+    raise_signal()
+finally:
+    time.sleep(9)
+    other = start(runtime, other_plan, cache)
+"""
+
+
+@SIMULATED
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        pytest.param(SERVES_ON, -signal.SIGKILL, id="serves-on"),
+        pytest.param(DRAINS, 3, id="drains"),
+    ],
+)
+def test_a_process_that_goes_on_after_sys_exit_in_a_handler_saves_as_before(
+    programs: Programs, runtime: str, path: Path, code: str, status: int
+) -> None:
+    plans = [make_plan(name) for name in "ab"]
+    program = programs.run(
+        BEGIN + code, runtime=runtime, path=path, plan=plans[0], other_plan=plans[1]
+    )
+    assert program.outcome == (status, "", "")
+    assert kernels_missing(runtime, path, *plans) == 0
+
+
 @SIMULATED
 def test_a_handler_that_is_installed_later_replaces_it(
     programs: Programs, runtime: str, path: Path

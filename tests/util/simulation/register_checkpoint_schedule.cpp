@@ -29,7 +29,10 @@ CheckpointSchedule::Found to_found(const std::string& found) {
   if (found == "NOTHING") {
     return CheckpointSchedule::Found::kNothing;
   }
-  TORCHTRT_CHECK(found == "FAILED", "A checkpoint finds NEW, NOTHING or FAILED, not '" << found << "'");
+  if (found == "LATER") {
+    return CheckpointSchedule::Found::kLater;
+  }
+  TORCHTRT_CHECK(found == "FAILED", "A checkpoint finds NEW, NOTHING, FAILED or LATER, not '" << found << "'");
   return CheckpointSchedule::Found::kFailed;
 }
 

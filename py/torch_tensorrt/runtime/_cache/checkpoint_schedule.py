@@ -18,6 +18,7 @@ class Found(Enum):
     NEW = auto()  # kernels that had not been saved
     NOTHING = auto()  # none
     FAILED = auto()  # the save failed
+    LATER = auto()  # nothing: it could not be tried now
 
 
 class CheckpointSchedule:
@@ -77,6 +78,9 @@ class CheckpointSchedule:
             backoff = _FIRST_PAUSE * 2 ** min(self._failures_in_a_row, 10)
             self._retry = now + _varied(min(backoff, _LONGEST_PAUSE))
             self._due = self._retry
+            return
+        if found is Found.LATER:
+            self._make_due(now + _varied(_FIRST_PAUSE))
             return
         self._failures_in_a_row = 0
         self._retry = -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import queue
 import threading
@@ -16,8 +17,12 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from torch_tensorrt.runtime._cache.checkpoint_schedule import CheckpointSchedule, Found
+from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
 from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
+from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+
+_LOGGER = unlocked_logger(__name__)
 
 _PAUSE_PER_WORK = 100
 _LOG_PATIENCE = 0.1  # seconds
@@ -44,14 +49,15 @@ class _Jobs(deque[tuple[Callable[[], Any], "Future[Any]"]]):
 class CheckpointThread:
     """Saves this process's runtime caches in the background while it runs.
 
-    It starts when the first engine marks its cache. A child of fork() has none until then, and no
-    caches.
+    It starts when the first engine marks a cache that saves itself. A child of fork() has none
+    until then, and no caches.
 
     Checkpoints cost at most 1 % of a core: the pause before the next ones is at least 100 times the
     work of the last ones. The thread is in CUDA's relaxed stream-capture mode, so that its calls
     never invalidate a graph that another thread captures.
 
-    Thread safety: any method from any thread but this one, from finalizers and signal handlers too.
+    Thread safety: any method from any thread, from finalizers and signal handlers too; `stop` from
+    any but this one.
     What they tell the thread goes through queues alone, which are reentrant. Nobody waits for the
     thread while it logs, because a signal handler that waits may have interrupted logging.
     """
@@ -64,6 +70,7 @@ class CheckpointThread:
         self._starting_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._has_ended = False
+        self._has_warned = False
         self._is_logging = False
         self._jobs = _Jobs()
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -81,7 +88,7 @@ class CheckpointThread:
             self._messages.put(partial(self._begin, reference, now, specializes_lazily))
 
     def end(self, cache: Cache) -> None:
-        """The call ends. Does nothing for a cache that has not begun one."""
+        """The call ends, for which `begin` was called."""
         if self._thread is not None:
             self._messages.put(partial(self._end, weakref.ref(cache), time.monotonic()))
 
@@ -98,7 +105,8 @@ class CheckpointThread:
             TimeoutError: It has not ended by the deadline.
             Whatever `work` raises.
         """
-        if not self.start():
+        # The garbage collector may end a cache on the thread itself.
+        if threading.current_thread() is self._thread or not self.start():
             return work()
         future: Future[_Result] = Future()
         self._jobs.append((work, future))
@@ -115,7 +123,11 @@ class CheckpointThread:
             del future  # else it and an error's traceback would keep each other alive
 
     def start(self) -> bool:
-        """Starts the thread unless it runs. Returns False if there can be none."""
+        """Starts the thread unless it runs. Returns False if there can be none.
+
+        The first failure is logged as a warning.
+        """
+        failure = None
         if self._thread is None:
             with deferred_calls(), self._starting_lock:
                 if self._thread is None and not self._has_ended:
@@ -124,10 +136,20 @@ class CheckpointThread:
                         name="torch_tensorrt checkpoints",
                         daemon=True,
                     )
-                    # From CPython 3.12 on there are no new threads at the end of a process.
-                    with suppress(RuntimeError):
+                    try:
                         thread.start()
                         self._thread = thread
+                    except RuntimeError as error:
+                        # From CPython 3.12 on there are no new threads at the end of a process.
+                        if not self._has_warned and exit_deadline() == math.inf:
+                            self._has_warned = True
+                            failure = str(error)
+        if failure is not None:
+            _LOGGER.warning(
+                "Runtime caches are not saved while the process runs, because no thread can be "
+                "started: %s",
+                failure,
+            )
         return self._thread is not None and not self._has_ended
 
     def stop(self, deadline: float) -> None:

@@ -16,7 +16,7 @@ _objects: set[weakref.ref[_StartsOver]] = set()
 
 
 def start_over_in_children(owner: _StartsOver) -> None:
-    """Has `start_over_in_child` called in each child of fork() that is made while `owner` lives.
+    """Calls `owner.start_over_in_child()` in every later child of fork(), while `owner` lives.
 
     That call has no other thread beside it. It must not wait for any lock, because a thread that is
     not there may hold it for ever.

@@ -70,6 +70,10 @@ class Turn(NamedTuple):
     offers: list[str]  # files with the bytes of savers that wait
 
 
+class OnlyInPlaceError(RuntimeError):
+    """The file can only be written in place, and must not be."""
+
+
 class RuntimeCacheFile:
     """A store for the bytes of one runtime cache: a file that any number of processes share.
 
@@ -158,7 +162,7 @@ class RuntimeCacheFile:
         Args:
             data: Contiguous, of format "B", not empty.
             expected: A generation that `read` or `replace` returned, or None.
-            may_write_in_place: If not, what could only be written in place is an error.
+            may_write_in_place: If not, raises OnlyInPlaceError for what could only be written so.
         """
         try:
             _generation_at(self._path)  # so that what must be refused gets no lock file
@@ -561,8 +565,10 @@ def _replace(
                 raise reason from None
             in_place = str(reason.strerror)
             if not may_write_in_place:
-                text = f"it can only be written in place, which a kill could tear: {in_place}"
-                raise OSError(reason.errno, text) from reason
+                raise OnlyInPlaceError(
+                    f"Can't save the runtime cache '{path}': it can only be written in place, "
+                    f"which a kill could tear: {in_place}"
+                ) from reason
             written = _write_in_place(file, data, target, current)
     _sync_directory(_directory_of(target))
     return Replaced(written, is_written=True, in_place=in_place)

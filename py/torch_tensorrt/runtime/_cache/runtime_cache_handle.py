@@ -24,6 +24,7 @@ from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
+    OnlyInPlaceError,
     RuntimeCacheFile,
     accept_offer,
     read_offer,
@@ -91,33 +92,34 @@ class RuntimeCacheHandle:
         self._path = path
         self._autosave = True
         self._checkpoints = True
-        self._make_locks()
-        # Guarded by _disk_lock.
-        self._largest_saved = 0  # bytes, by checkpoints
-        self._changes_without_growth = 0  # in a row
-        self._reported_causes: set[str] = set()  # why the last checkpoints failed
+        self._has_lazy_engines = False  # also once there are none
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[_Live] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
-        self._statistics = RuntimeCacheStatistics()  # but for the sizes
-        self._size_at_load = 0  # bytes, of a live cache
+        self._start_over()
         start_over_in_children(self)
 
-    def _make_locks(self) -> None:
+    def _start_over(self) -> None:
         # Both are reentrant because a signal handler or log handler may use the handle anywhere.
         # Both are held within deferred_calls() alone, so that nothing is logged under them: the
         # holder of a log handler's lock may wait for these.
         # Held by whatever changes the contents, and for disk work; taken before _state_lock.
         self._disk_lock = threading.RLock()
         self._is_at_disk = False  # guarded by _disk_lock
+        # Guarded by _disk_lock too.
+        self._largest_saved = 0  # bytes, by checkpoints
+        self._changes_without_growth = 0  # in a row
+        self._reported_causes: set[str] = set()  # why the last checkpoints failed
         # Never held for disk work; guards the rest.
         self._state_lock = threading.RLock()
+        self._statistics = RuntimeCacheStatistics()  # but for the sizes
+        self._size_at_load = 0  # bytes, of a live cache
 
     def start_over_in_child(self) -> None:
         """In a child of fork(); see forks.py."""
         # Else a thread of the parent was changing it.
         is_whole = self._state_lock.acquire(blocking=False)
-        self._make_locks()
+        self._start_over()
         self._autosave = False
         if not is_whole or not isinstance(self._contents, torch.Tensor):
             leak(self._contents)
@@ -153,36 +155,40 @@ class RuntimeCacheHandle:
 
     def _mark(self) -> None:
         """For kernels that came before the cache was checkpointed."""
-        with self.compiling(specializes_lazily=False):
+        with self.compiling(self._has_lazy_engines):
             pass
 
     def _is_checkpointed(self) -> bool:
-        if isinstance(self._contents, torch.Tensor) or not self._path:
-            return False
-        is_wanted = self._autosave and self._checkpoints
-        return is_wanted and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        return (
+            self._saves_itself()
+            and self._checkpoints
+            and _are_checkpoints_on(os.environ.get(_CHECKPOINTS_VARIABLE))
+        )
 
-    def begin_compiling(self, specializes_lazily: bool) -> None:
-        """Marks the beginning of a call that may compile kernels into the cache.
+    def _saves_itself(self) -> bool:
+        is_live = not isinstance(self._contents, torch.Tensor)
+        return is_live and self._autosave and self._path != ""
+
+    @contextmanager
+    def compiling(self, specializes_lazily: bool) -> Iterator[None]:
+        """Marks the cache for a block that may compile kernels into it.
 
         Args:
             specializes_lazily: Whether they may also be compiled any time later.
         """
-        if self._is_checkpointed():
+        if specializes_lazily:
+            self._has_lazy_engines = True
+        is_marked = self._is_checkpointed()
+        if is_marked:
             checkpoint_thread.begin(self, specializes_lazily)
-
-    def end_compiling(self) -> None:
-        """Marks the end of the call."""
-        checkpoint_thread.end(self)
-
-    @contextmanager
-    def compiling(self, specializes_lazily: bool) -> Iterator[None]:
-        """Both for a block."""
-        self.begin_compiling(specializes_lazily)
+        elif self._saves_itself():
+            # For the save at the end of the process, when it can no longer be started.
+            checkpoint_thread.start()
         try:
             yield
         finally:
-            self.end_compiling()
+            if is_marked:
+                checkpoint_thread.end(self)
 
     @property
     def state(self) -> State:
@@ -244,7 +250,8 @@ class RuntimeCacheHandle:
             RuntimeError: It is another tensor, or a live cache could not be cleared.
         """
         copied = _copy(data)
-        with self._disk_work(self._waits()), self._locked_state():
+        with self._disk_work("change", self._waits()), self._locked_state():
+            self._largest_saved = 0  # an empty tensor clears the cache
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
                 return
@@ -275,7 +282,7 @@ class RuntimeCacheHandle:
         """
         source = self._path_or_default(path)
         waits = self._waits()
-        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:load"):
+        with self._disk_work("load", waits), _RecordFunctionFast("RuntimeCache:load"):
             return self._load(source, waits)
 
     def _load(self, source: str, waits: LockWaits) -> int:
@@ -347,7 +354,7 @@ class RuntimeCacheHandle:
     def _save_until(self, target: str, deadline: float) -> int:
         """By the deadline all waits for locks end."""
         waits = self._waits(deadline)
-        with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+        with self._disk_work("save", waits), _RecordFunctionFast("RuntimeCache:save"):
             return self._save(target, waits) or 0
 
     def checkpoint(self, waits: LockWaits) -> Found:
@@ -362,14 +369,16 @@ class RuntimeCacheHandle:
             if not self._is_checkpointed() or exit_deadline() < math.inf:
                 return Found.NOTHING
             if not lock.acquire(blocking=False):
-                # It is being loaded or saved. Later it may have new kernels.
-                return Found.NEW
+                return Found.LATER
             try:
-                with self._disk_work(waits), _RecordFunctionFast("RuntimeCache:save"):
+                with (
+                    self._disk_work("save", waits),
+                    _RecordFunctionFast("RuntimeCache:save"),
+                ):
                     written = self._save(self._path, waits, is_checkpoint=True)
             except Exception as error:
                 if waits.stop is not None and waits.stop.is_set():
-                    return Found.NEW
+                    return Found.LATER
                 self._report_failure(error)
                 return Found.FAILED
             else:
@@ -407,6 +416,8 @@ class RuntimeCacheHandle:
         Requires _disk_work.
         """
         with self._locked_state():
+            if is_checkpoint and self._store(target).is_only_in_place:
+                return None
             ours = memory_of(self.serialize())
             live = self._first_live()
             stored_digest = self._store(target).digest
@@ -425,7 +436,12 @@ class RuntimeCacheHandle:
         if is_checkpoint and has_settled and not has_grown:
             return None
         file = RuntimeCacheFile(target, waits)
-        written = self._write(file, target, live, ours, is_checkpoint)
+        try:
+            written = self._write(file, target, live, ours, is_checkpoint)
+        except OnlyInPlaceError:
+            with self._locked_state():
+                self._store(target).is_only_in_place = True
+            raise
         if is_checkpoint:
             self._changes_without_growth = (
                 0 if has_grown else self._changes_without_growth + 1
@@ -512,6 +528,7 @@ class RuntimeCacheHandle:
             store.contained = replaced.generation if merged.data is None else None
             if not replaced.is_written:
                 return 0
+            store.is_only_in_place = replaced.in_place != ""
             written = replaced.generation.size
             if replaced.in_place and not store.has_warned_of_writing_in_place:
                 store.has_warned_of_writing_in_place = True
@@ -566,7 +583,7 @@ class RuntimeCacheHandle:
         if (cache := self._live_cache(device)) is not None:
             return cache
         waits = self._waits()
-        with self._disk_work(waits):
+        with self._disk_work("load", waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
             live = _Live.create(config, device)
@@ -620,9 +637,9 @@ class RuntimeCacheHandle:
         return LockWaits(self.lock_timeout, min(deadline, exit_deadline()))
 
     @contextmanager
-    def _disk_work(self, waits: LockWaits) -> Iterator[None]:
+    def _disk_work(self, operation: str, waits: LockWaits) -> Iterator[None]:
         """`waits` is for all of it."""
-        with deferred_calls(), self._locked_disk(waits.deadline):
+        with deferred_calls(), self._locked_disk(operation, waits.deadline):
             if self._is_at_disk:  # in a finalizer, a signal handler or a log handler
                 raise RuntimeError(
                     f"A load or save of the runtime cache '{self._path}' can't start within "
@@ -638,12 +655,13 @@ class RuntimeCacheHandle:
                     self._statistics = replace(self._statistics, lock_wait=lock_wait)
 
     @contextmanager
-    def _locked_disk(self, deadline: float) -> Iterator[None]:
+    def _locked_disk(self, operation: str, deadline: float) -> Iterator[None]:
         lock = self._disk_lock
         longest = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         if not lock.acquire(timeout=longest):
-            raise self._not_saved(
-                f"another load or save of it went on for {round(longest * 1000)} ms"
+            raise RuntimeError(
+                f"Can't {operation} the runtime cache '{self._path}': another load or save of it "
+                f"went on for {round(longest * 1000)} ms"
             )
         try:
             yield
@@ -744,6 +762,8 @@ class _Store:
     digest: bytes | None = None  # that of contents of ours which the file has
     has_warned_of_rejection: bool = False
     has_warned_of_writing_in_place: bool = False
+    # By the last write, or by a checkpoint, which writes a whole temporary file to find out.
+    is_only_in_place: bool = False
 
     def is_known(self) -> bool:
         return self.contained is not None or self.digest is not None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class RuntimeCacheStatistics:
     """What a cache did since it was made, and what it has now.
 
-    Many bytes loaded and as many added tell of kernels that were compiled all over again.
+    If `size_added` is about `bytes_loaded`, the loaded kernels were compiled again.
 
     Attributes:
         bytes_loaded: By all loads together.

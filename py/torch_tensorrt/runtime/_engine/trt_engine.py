@@ -92,9 +92,8 @@ class TRTEngine:
         self._config = TRTRuntimeConfig(settings or EngineSettings())
         self._lock = threading.Lock()  # guards the rest
         self._context: ConfiguredContext | None = None
-        # Of the inputs that the context has seen.
+        # Of the inputs that the context has run with.
         self._shapes: set[tuple[torch.Size, ...]] = set()
-        self._last_shapes: tuple[torch.Size, ...] | None = None
         self._stream = EngineStream(self._loaded.device)
 
         self._inputs = self._describe_all(input_names, trt.TensorIOMode.INPUT)
@@ -201,27 +200,25 @@ class TRTEngine:
                 "This inference can't be captured in a CUDA graph, with "
                 f"{self._config.settings}"
             )
-        with self._compiling(inputs):
+        shapes = tuple(t.shape for t in inputs if self._has_dynamic_inputs)
+        is_known = shapes in self._shapes
+        # The first inference with its input shapes may compile kernels.
+        with (
+            _NO_KERNELS
+            if is_known
+            else self._config.compiling(self._has_dynamic_inputs)
+        ):
             is_enqueued = self._context.context.execute_async_v3(handle)
         self._stream.end()
         if not is_enqueued:
             raise RuntimeError(
                 "TensorRT-RTX could not run the engine; the log has its reasons"
             )
+        if not is_known:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes.add(shapes)
         return outputs
-
-    def _compiling(self, inputs: list[torch.Tensor]) -> AbstractContextManager[object]:
-        """For an inference: the first one with its input shapes may compile kernels."""
-        shapes = tuple(t.shape for t in inputs if self._has_dynamic_inputs)
-        if shapes == self._last_shapes:
-            return _NO_KERNELS
-        self._last_shapes = shapes
-        if shapes in self._shapes:
-            return _NO_KERNELS
-        if len(self._shapes) >= _MOST_SHAPES:
-            self._shapes.clear()
-        self._shapes.add(shapes)
-        return self._config.compiling(self._has_dynamic_inputs)
 
     def _device_guard(self) -> AbstractContextManager[object]:
         device = self._loaded.device
@@ -308,7 +305,6 @@ class TRTEngine:
             self._context.close()
             self._context = None
         self._shapes.clear()
-        self._last_shapes = None
 
 
 _CAN_NOT_INFER = (
