@@ -60,7 +60,7 @@ def child():
     use_device()
     module = start(runtime, small_plan(f"child{number}"), path)
     del module
-# A child hangs in torch if a thread of its parent was calling one of torch's operators for the first time.
+# A child hangs in torch if a thread of its parent called one of torch's operators for the first time.
 start(runtime, plan, None)
 compiling = threading.Thread(target=compile_all_the_time)
 compiling.start()
