@@ -60,7 +60,7 @@ def child():
     use_device()
     module = start(runtime, small_plan(f"child{number}"), path)
     del module
-# A child hangs in torch if a thread of its parent called one of torch's operators for the first time.
+# Else a fork may meet a thread that calls an operator of torch for the first time, and hang.
 start(runtime, plan, None)
 compiling = threading.Thread(target=compile_all_the_time)
 compiling.start()
