@@ -57,8 +57,9 @@ modules = [start(runtime, plan, place) for place in (free, locked)]
 """,
     "locked in a thread": """
 modules = [start(runtime, plan, place) for place in (free, locked)]
-save = modules[1].runtime_settings.runtime_cache.save
-threading.Thread(target=save, daemon=True).start()
+cache = modules[1].runtime_settings.runtime_cache
+cache._handle.lock_timeout = 60.0  # a thread that comes back to a finalized interpreter aborts
+threading.Thread(target=cache.save, daemon=True).start()
 time.sleep(0.5)
 """,
     "in cycles": """
