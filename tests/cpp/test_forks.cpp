@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <memory>
 #include <string>
 #include <thread>
@@ -50,9 +49,6 @@ TEST_F(ForkTest, ChildrenOfABusyProcessUseTheCacheAtOnce) {
     const std::string kernel = "child" + std::to_string(i);
     ChildProcess child([&](Channel&) {
       ::alarm(60);
-#if defined(__SANITIZE_THREAD__) // which can't follow threads that a child starts
-      ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
-#endif
       // The parent's may be in use.
       const ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
       const CachePtr cache = RuntimeCacheHandle::for_path(path_);
