@@ -5,6 +5,7 @@
 
 #include <ATen/ops/from_blob.h>
 #include <ATen/record_function.h>
+#include <NvInferRuntime.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>

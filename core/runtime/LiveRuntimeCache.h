@@ -6,10 +6,14 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
-#include <NvInferRuntime.h>
 #include <c10/core/Device.h>
 
 #include "core/runtime/RuntimeCacheFile.h"
+
+namespace nvinfer1 {
+class IRuntimeCache;
+class IRuntimeConfig;
+} // namespace nvinfer1
 
 namespace torch_tensorrt::core::runtime {
 

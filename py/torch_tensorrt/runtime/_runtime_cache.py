@@ -275,9 +275,12 @@ class RuntimeCache:
 
         Raises:
             RuntimeError: The file can't be written, or locked within 10 s, and is as it was; there
-                is no path.
+                is no path. When the interpreter exits, all saves to own paths end within 8 s.
             TypeError, ValueError: As for the constructor.
         """
+        deadline = exit_deadline()
+        if path is None and deadline < math.inf:
+            return self._handle.save_within(max(0.0, deadline - time.monotonic()))
         return self._handle.save(_path_or_default(path))
 
     def statistics(self) -> RuntimeCacheStatistics:
@@ -439,7 +442,7 @@ class RuntimeCache:
                 # cycle they may outlive this object's finalizer.
                 for engine in tuple(self._engines):
                     engine.release()
-                self._save_or_warn(exit_deadline())
+                self._save_or_warn()
                 if self._key is not None:
                     _detach_from(self._handle)
                 self._log_statistics()
