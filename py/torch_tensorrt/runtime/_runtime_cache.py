@@ -465,7 +465,7 @@ class RuntimeCache:
             self._warn(error)
 
     def _log_statistics(self) -> None:
-        if self.path and logger.isEnabledFor(logging.INFO):
+        if self.path and self.has_cache() and logger.isEnabledFor(logging.INFO):
             s = self.statistics()
             logger.info(
                 "The runtime cache '%s': %d bytes loaded, %d bytes now, %d of them new; %d saves "

@@ -217,7 +217,8 @@ int main(int, char** argv) {
     return 1;
   }
   lock.unlock();
-  torch_tensorrt::core::runtime::RuntimeCacheFile file(argv[1]);
+  torch_tensorrt::core::runtime::LockWaits waits;
+  torch_tensorrt::core::runtime::RuntimeCacheFile file(argv[1], waits);
   return 0;
 }
 """)
