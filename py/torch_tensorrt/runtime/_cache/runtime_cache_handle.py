@@ -483,9 +483,7 @@ class RuntimeCacheHandle:
                 replaced = file.replace(data, expected, not is_checkpoint)
                 if replaced is not None:
                     break
-                with self._locked_state():
-                    conflicts = self._statistics.conflicts + 1
-                    self._statistics = replace(self._statistics, conflicts=conflicts)
+                self._count("conflicts")
                 data, merged = ours, _Merged(None)  # frees the last ones
                 if merges == 0 and live is not None:
                     is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
@@ -506,9 +504,7 @@ class RuntimeCacheHandle:
                         target,
                     )
                     merged = live.merge(disk.data, ours, offers)
-                    with self._locked_state():
-                        number = self._statistics.merges + 1
-                        self._statistics = replace(self._statistics, merges=number)
+                    self._count("merges")
                     if merged.adds_nothing:
                         _accept(merged.offers)
                         _LOGGER.info(
@@ -633,6 +629,12 @@ class RuntimeCacheHandle:
             )
         return path or self._path
 
+    def _count(self, statistic: str, added: float = 1) -> None:
+        """Adds to one of the statistics."""
+        with self._locked_state():
+            total = getattr(self._statistics, statistic) + added
+            self._statistics = replace(self._statistics, **{statistic: total})
+
     def _waits(self, deadline: float = math.inf) -> LockWaits:
         return LockWaits(self.lock_timeout, min(deadline, exit_deadline()))
 
@@ -650,9 +652,7 @@ class RuntimeCacheHandle:
                 yield
             finally:
                 self._is_at_disk = False
-                with self._locked_state():
-                    lock_wait = self._statistics.lock_wait + waits.waited
-                    self._statistics = replace(self._statistics, lock_wait=lock_wait)
+                self._count("lock_wait", waits.waited)
 
     @contextmanager
     def _locked_disk(self, operation: str, deadline: float) -> Iterator[None]:
