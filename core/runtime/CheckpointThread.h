@@ -21,8 +21,8 @@ namespace torch_tensorrt::core::runtime {
 // ones. It blocks all signals, and is in CUDA's relaxed stream-capture mode, so that its calls never invalidate a graph
 // that another thread captures.
 //
-// At the end of the process it saves all caches once more. All saves and waits of that end within one deadline, because
-// `docker stop` kills after 10 s. A thread that is stuck by then, on a disk that hangs, is left behind.
+// At the end of the process it saves all caches once more. These saves and all waits share one deadline, because
+// `docker stop` kills after 10 s. If the thread is stuck by then, on a disk that hangs, it is left behind.
 //
 // Thread safety: any method from any thread but this one.
 class CheckpointThread {

@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
-constexpr std::chrono::milliseconds kStopPoll{50}; // within which a wait for a lock notices that it shall stop
+constexpr std::chrono::milliseconds kStopPoll{50}; // between two checks whether a wait for a lock must stop
 constexpr int kReadsOfAChangingFile = 3;
 constexpr int kLinksFollowed = 40; // as Linux does
 constexpr size_t kCompareChunk = 64 * 1024;

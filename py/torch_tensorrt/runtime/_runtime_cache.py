@@ -218,8 +218,8 @@ class RuntimeCache:
         """Whether the cache saves itself: while it is used, when it goes, or at interpreter exit.
 
         A failure is logged as a warning. All saves of an exit together take 8 s at most. Only the
-        process that turned this on does it: a forked child that shall save a cache of its parent
-        turns it on again, or calls `save`.
+        process that turned this on does it. To save a cache of its parent, a forked child must turn
+        it on again, or call `save`.
         """
         return self._autosave_on_del
 

@@ -76,7 +76,7 @@ void observe_calls(Observer next) {
   observer = next;
 }
 
-// From now on each call of that name hangs, of any thread.
+// Makes every later call of that name hang, in any thread.
 void hang_calls(const char* name) {
   hanging = ::strdup(name);
 }

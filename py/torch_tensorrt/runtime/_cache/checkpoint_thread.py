@@ -42,7 +42,7 @@ class _Jobs(deque[tuple[Callable[[], Any], "Future[Any]"]]):
     """What waits to be run."""
 
     def is_set(self) -> bool:
-        """Whether a checkpoint shall make way; for `LockWaits.stop`."""
+        """Whether a checkpoint must stop waiting for locks; for `LockWaits.stop`."""
         return len(self) > 0
 
 
