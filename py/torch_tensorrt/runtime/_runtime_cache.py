@@ -33,10 +33,6 @@ from torch_tensorrt.runtime._cache.exit_deadline import (
     begin_exit,
     exit_deadline,
 )
-from torch_tensorrt.runtime._cache.file_lock import (
-    call_without_lock,
-    deferred_calls,
-)
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
@@ -44,6 +40,10 @@ from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
+from torchtrt_cache.file_lock import (
+    call_without_lock,
+    deferred_calls,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 from torch_tensorrt.runtime._cache.exit_deadline import EXIT_TIMEOUT, expect_exit
-from torch_tensorrt.runtime._cache.file_lock import call_without_lock
 from torch_tensorrt.runtime._runtime_cache import save_all_within
+from torchtrt_cache.file_lock import call_without_lock
 
 
 def save_on_signal(signalnum: int) -> None:

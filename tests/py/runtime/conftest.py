@@ -18,7 +18,7 @@ from tests.py.runtime.runtime_cache_testing import (
     MakeHandle,
     handle_of,
 )
-from torch_tensorrt.runtime._cache.file_lock import is_in_block
+from torchtrt_cache.file_lock import is_in_block
 
 
 @pytest.fixture(params=RUNTIMES)

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 import torch_tensorrt  # noqa: F401  loads the library that registers the C++ store
-from torch_tensorrt.runtime._cache.file_lock import LockWaits
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     Replaced,
     RuntimeCacheFile,
     Turn,
 )
+from torchtrt_cache.file_lock import LockWaits
 
 
 class Store:

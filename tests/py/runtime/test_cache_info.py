@@ -17,7 +17,7 @@ import pytest
 
 from tests.util.processes.line_process import LineProcess, file_lock_tool
 from torch_tensorrt.runtime import cache_info
-from torch_tensorrt.runtime._cache.lock_holders import find_lock_holders
+from torchtrt_cache.lock_holders import find_lock_holders
 
 SOMEBODY_ELSE = 54321
 # As in Bazel's sandbox, where nobody can tell what processes outside hold.
@@ -249,7 +249,7 @@ def test_tells_of_a_save_and_of_what_it_leaves_when_killed(
 ) -> None:
     code = """
 import os, sys
-from torch_tensorrt.runtime._cache.file_lock import LockWaits
+from torchtrt_cache.file_lock import LockWaits
 from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 
 def fsync(descriptor):

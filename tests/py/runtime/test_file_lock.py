@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 
 from tests.util.processes.line_process import LineProcess, file_lock_tool, lock_peer
-from torch_tensorrt.runtime._cache.file_lock import (
+from torchtrt_cache.file_lock import (
     FileLockError,
     LockWaits,
     call_without_lock,

@@ -80,7 +80,7 @@ def build(machine: Machine, folder: Path, jobs: int, run: Run) -> Build:
 
 
 def stage_package(build_folder: Path, folder: Path, library: str) -> Path:
-    """The Python package as it is in the tree, on the library that was built.
+    """The Python packages as they are in the tree, on the library that was built.
 
     Returns:
         `folder`, for the PYTHONPATH.
@@ -91,6 +91,9 @@ def stage_package(build_folder: Path, folder: Path, library: str) -> Path:
     for entry in (ROOT / "py/torch_tensorrt").iterdir():
         if entry.name not in ("lib", "__pycache__", "_version.py"):
             (package / entry.name).symlink_to(entry)
+    command = folder / "torchtrt_cache"
+    command.unlink(missing_ok=True)
+    command.symlink_to(ROOT / "py/torchtrt_cache")
     built = build_folder / library
     if built.exists():
         (package / "lib" / LIBRARY).symlink_to(built)

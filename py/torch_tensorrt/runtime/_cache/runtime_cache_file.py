@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from torch_tensorrt.runtime._cache.file_lock import (
+from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+from torchtrt_cache.file_lock import (
     FileLockError,
     LockWaits,
     file_lock,
@@ -22,7 +23,6 @@ from torch_tensorrt.runtime._cache.file_lock import (
     is_held,
     lock_path_of,
 )
-from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger(__name__)
 

@@ -20,7 +20,6 @@ from torch._C._profiler import _RecordFunctionFast
 from torch_tensorrt.runtime._cache.checkpoint_schedule import Found
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
-from torch_tensorrt.runtime._cache.file_lock import LockWaits, deferred_calls
 from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
@@ -34,6 +33,7 @@ from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+from torchtrt_cache.file_lock import LockWaits, deferred_calls
 
 _LOGGER = unlocked_logger(__name__)
 

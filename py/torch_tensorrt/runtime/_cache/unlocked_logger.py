@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from torch_tensorrt.runtime._cache.file_lock import call_without_lock, is_in_block
+from torchtrt_cache.file_lock import call_without_lock, is_in_block
 
 
 class _WaitForUnlock(logging.Filter):

@@ -12,11 +12,11 @@ import torch
 from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt._library import library_error
-from torch_tensorrt.runtime._cache.file_lock import call_without_lock, deferred_calls
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
 from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
+from torchtrt_cache.file_lock import call_without_lock, deferred_calls
 
 _no_python_runtime: ImportError | None = None
 try:

@@ -1,0 +1,1 @@
+"""What runtime cache files need besides torch and TensorRT-RTX, neither of which it imports."""
