@@ -30,6 +30,15 @@ struct Installed {
 
 std::atomic<const Installed*> installed = nullptr;
 
+std::optional<RuntimeCacheKind> kind_of(c10::Device device) {
+  try {
+    return RuntimeCacheKind::of(device.index());
+  } catch (const Error& error) {
+    LOG_DEBUG("The kind of " << device << " is unknown: " << error.msg());
+    return std::nullopt;
+  }
+}
+
 } // namespace
 
 LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
@@ -52,7 +61,10 @@ LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
         << "; the log has its reasons (another version, another GPU, or no plan)");
   }
   // The engine must go before its runtime, which the deleter holds.
-  return {std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }), device};
+  return {
+      std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }),
+      device,
+      kind_of(device)};
 }
 
 LoadedEngine load_engine(std::string_view plan) {

@@ -2,10 +2,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string_view>
 
 #include <NvInferRuntime.h>
 #include <c10/core/Device.h>
+
+#include "core/runtime/RuntimeCacheKind.h"
 
 namespace torch_tensorrt::core::runtime {
 
@@ -16,6 +19,8 @@ struct LoadedEngine {
   // Where every tensor lives whose address the engine's contexts are given. A CUDA device always has its index, and the
   // engine is to be used with that device current (c10::DeviceGuard); enqueueV3 takes a stream of it, on a CPU null.
   c10::Device device;
+  // Which runtime caches fit; nullopt if that is unknown.
+  std::optional<RuntimeCacheKind> kind;
 };
 
 // Makes an engine out of the bytes of a serialized plan, which it may not keep. Throws torch_tensorrt::Error with the

@@ -66,8 +66,12 @@ at::Tensor serialize_from(const IRuntimeCache& cache) {
 
 } // namespace
 
-LiveRuntimeCache::LiveRuntimeCache(nvinfer1::IRuntimeConfig& config, c10::Device device, const std::string& path)
-    : device_(device) {
+LiveRuntimeCache::LiveRuntimeCache(
+    nvinfer1::IRuntimeConfig& config,
+    c10::Device device,
+    std::optional<RuntimeCacheKind> kind,
+    const std::string& path)
+    : device_(device), kind_(std::move(kind)) {
   const OnDevice on_device(device);
   cache_ = util::make_trt(config.createRuntimeCache());
   if (cache_ == nullptr) {

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include <c10/core/Device.h>
 
 #include "core/runtime/RuntimeCacheFile.h"
+#include "core/runtime/RuntimeCacheKind.h"
 
 namespace nvinfer1 {
 class IRuntimeCache;
@@ -35,10 +37,19 @@ class LiveRuntimeCache {
   };
 
   // Throws torch_tensorrt::Error if TensorRT-RTX can't create a cache. `path` is for the message.
-  LiveRuntimeCache(nvinfer1::IRuntimeConfig& config, c10::Device device, const std::string& path);
+  LiveRuntimeCache(
+      nvinfer1::IRuntimeConfig& config,
+      c10::Device device,
+      std::optional<RuntimeCacheKind> kind,
+      const std::string& path);
 
   c10::Device device() const {
     return device_;
+  }
+
+  // That of the device; nullopt if it is unknown.
+  const std::optional<RuntimeCacheKind>& kind() const {
+    return kind_;
   }
 
   const std::shared_ptr<nvinfer1::IRuntimeCache>& cache() const {
@@ -66,6 +77,7 @@ class LiveRuntimeCache {
   void merge_offers(const std::vector<std::string>& offers, size_t disk_size, Merged& merged);
 
   const c10::Device device_;
+  const std::optional<RuntimeCacheKind> kind_;
   std::shared_ptr<nvinfer1::IRuntimeCache> cache_;
   // Empty between merges, which may come after the last config that could create one. Null if it could not be created.
   std::shared_ptr<nvinfer1::IRuntimeCache> scratch_;

@@ -1,6 +1,7 @@
 #include "core/runtime/RuntimeCacheHandle.h"
 
 #include <pthread.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -16,11 +17,13 @@
 #include <thread>
 #include <utility>
 
+#include <ATen/Context.h>
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <ATen/record_function.h>
 #include <NvInferRuntime.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "core/util/prelude.h"
 
@@ -53,7 +56,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::chrono::milliseconds kDiskMutexPoll{5};
-constexpr int kChangesWithoutGrowth = 10; // after which a checkpoint does not count them as new kernels
+constexpr int kReplacementsByOthers = 2;         // of which the first may have been damage
+constexpr int64_t kLargeFile = int64_t{1} << 30; // bytes
+constexpr int kChangesWithoutGrowth = 10;        // after which a checkpoint does not count them as new kernels
 
 bool are_checkpoints_on() {
   static std::atomic<bool> has_warned = false;
@@ -120,6 +125,36 @@ at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
   return allocate(0).set_(storage, 0, {static_cast<int64_t>(size)});
 }
 
+// The kind of the current CUDA device.
+RuntimeCacheKind current_kind() {
+  return RuntimeCacheKind::of(
+      at::hasCUDA() ? c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice().index() : 0);
+}
+
+std::string unknown_kind(const char* operation, const std::string& path, const std::string& reason) {
+  return "Can't " + std::string(operation) + " the runtime cache '" + path +
+      "': it is a directory with a file for each kind of machine, and the kind of this one is unknown: " + reason;
+}
+
+std::string file_in_or_fail(const std::string& directory) {
+  try {
+    return file_in(directory, current_kind());
+  } catch (const Error& error) {
+    TORCHTRT_THROW_ERROR(unknown_kind("save", directory, error.msg()));
+  }
+}
+
+bool is_empty(const std::string& path) {
+  if (!is_directory(path)) {
+    return RuntimeCacheFile::is_empty(path);
+  }
+  try {
+    return files_to_load(path, current_kind()).empty();
+  } catch (const Error&) {
+    return false; // there may be one
+  }
+}
+
 void accept(const std::vector<std::string>& offers) {
   for (const std::string& offer : offers) {
     RuntimeCacheFile::accept_offer(offer);
@@ -172,7 +207,8 @@ class Handles {
   }
 
  private:
-  using Key = std::pair<std::string, std::string>; // the real path of the directory, and the last component
+  // The real path of the directory, and the last component, which is empty if the path means the directory itself.
+  using Key = std::pair<std::string, std::string>;
 
   // A fork waits until no handle is being changed, and a child starts without the contents of live ones, which belong
   // to engines of its parent.
@@ -202,7 +238,7 @@ class Handles {
   }
 
   static Key key_of(const std::string& path) {
-    const fs::path written(path);
+    const fs::path written(is_directory(path) ? fs::path(path) / "" : fs::path(path));
     std::error_code error;
     const fs::path directory = fs::weakly_canonical(written.parent_path(), error);
     return {error ? written.parent_path().string() : directory.string(), written.filename().string()};
@@ -240,7 +276,7 @@ c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const Stat
     handle->autosave_ = autosave;
     handle->checkpoints_ = checkpoints;
   }
-  if (is_new && (!is_path_cache || RuntimeCacheFile::is_empty(path))) {
+  if (is_new && (!is_path_cache || is_empty(path))) {
     // Other threads may have got the path cache meanwhile.
     const std::lock_guard disk_lock(handle->disk_mutex_);
     const std::lock_guard lock(handle->state_mutex_);
@@ -262,8 +298,10 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
       files.push_back(path);
     }
   }
-  if (std::holds_alternative<Lives>(contents_) && !path_.empty()) {
-    files.push_back(path_);
+  if (std::holds_alternative<Lives>(contents_)) {
+    for (const auto& [file, lives] : lives_by_file(path_)) {
+      files.push_back(file);
+    }
   }
   return {path_, serialize_locked(), std::move(files), autosave_, checkpoints_, is_path_cache};
 }
@@ -287,7 +325,7 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
   size_at_load_ = 0;
   // Whoever had them is not here.
   std::construct_at(&disk_mutex_);
-  std::construct_at(&checkpoints_so_far_);
+  std::construct_at(&reported_causes_);
 }
 
 void RuntimeCacheHandle::set_autosave(bool autosave) {
@@ -347,9 +385,11 @@ at::Tensor RuntimeCacheHandle::serialize() const {
 void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
   const at::Tensor copied = copy(bytes);
   const std::lock_guard disk_lock(disk_mutex_);
-  checkpoints_so_far_.largest = 0; // an empty tensor clears the cache
-  at::Tensor old;                  // freed without the mutex
+  at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
+  for (auto& [file, store] : stores_) {
+    store.largest = 0; // an empty tensor clears the cache
+  }
   const auto* lives = std::get_if<Lives>(&contents_);
   if (lives == nullptr) {
     old = take(copied, {});
@@ -378,8 +418,58 @@ int64_t RuntimeCacheHandle::load(const std::string& path) {
   return load_locked(from);
 }
 
+// The live caches by the file that `path` means for them; "" for those without one, because `path` is empty or their
+// kind is unknown. Requires state_mutex_ and a live handle.
+RuntimeCacheHandle::LivesByFile RuntimeCacheHandle::lives_by_file(const std::string& path) const {
+  const auto& lives = std::get<Lives>(contents_);
+  if (!is_directory(path)) {
+    return {{path, lives}};
+  }
+  LivesByFile by_file;
+  for (const auto& live : lives) {
+    by_file[live->kind() ? file_in(path, *live->kind()) : ""].push_back(live);
+  }
+  return by_file;
+}
+
 // Requires disk_mutex_.
 int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
+  std::optional<LivesByFile> by_file;
+  {
+    const std::lock_guard lock(state_mutex_);
+    if (std::holds_alternative<Lives>(contents_)) {
+      by_file = lives_by_file(path);
+    }
+  }
+  if (!by_file) {
+    return load_for(path, is_directory(path) ? current_kind_or_warn(path) : std::nullopt, {});
+  }
+  int64_t loaded = 0;
+  for (const auto& [file, lives] : *by_file) {
+    loaded += load_for(path, lives.front()->kind(), lives);
+  }
+  const std::lock_guard lock(state_mutex_);
+  size_at_load_ = std::max(size_at_load_, loaded);
+  return loaded;
+}
+
+// Loads what `path` has for machines of a kind into `lives`, or into a pending handle if there are none. Requires
+// disk_mutex_.
+int64_t
+RuntimeCacheHandle::load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives) {
+  if (!is_directory(path)) {
+    return load_file(path, lives);
+  }
+  for (const std::string& file : kind ? files_to_load(path, *kind) : std::vector<std::string>()) {
+    if (const int64_t loaded = load_file(file, lives); loaded > 0) {
+      return loaded;
+    }
+  }
+  LOG_INFO("There is no runtime cache for this kind of machine in '" << path << "' yet");
+  return 0;
+}
+
+int64_t RuntimeCacheHandle::load_file(const std::string& path, const Lives& lives) {
   RECORD_FUNCTION("RuntimeCache:load", c10::ArrayRef<const c10::IValue>{});
   Waits waits(*this);
   auto contents = RuntimeCacheFile(path, waits).read();
@@ -390,23 +480,40 @@ int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
   const at::Tensor bytes = tensor_of(std::move(*contents));
   at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  if (const auto* lives = std::get_if<Lives>(&contents_)) {
+  warn_of_size(path, bytes.numel());
+  if (lives.empty()) {
+    old = take(bytes, {path});
+  } else {
     bool is_accepted = false;
-    for (const auto& live : *lives) {
+    for (const auto& live : lives) {
       is_accepted |= feed(*live, view(bytes), path);
     }
     if (!is_accepted) {
       return 0;
     }
     forget_stores(); // the kernels of other files may have been replaced
-    size_at_load_ = std::max(size_at_load_, bytes.numel());
-  } else {
-    old = take(bytes, {path});
   }
   stores_[path].contained = generation;
   statistics_.bytes_loaded += bytes.numel();
   statistics_.loaded_from = path;
   return bytes.numel();
+}
+
+// Requires disk_mutex_.
+std::optional<RuntimeCacheKind> RuntimeCacheHandle::current_kind_or_warn(const std::string& path) {
+  try {
+    return current_kind();
+  } catch (const Error& error) {
+    warn_of_unknown_kind(path, error.msg());
+    return std::nullopt;
+  }
+}
+
+// Once. Requires disk_mutex_.
+void RuntimeCacheHandle::warn_of_unknown_kind(const std::string& path, const std::string& reason) {
+  if (!std::exchange(has_warned_of_unknown_kind_, true)) {
+    LOG_WARNING(unknown_kind("load", path, reason) << ". Kernels will be compiled anew");
+  }
 }
 
 int64_t RuntimeCacheHandle::save(const std::string& path) {
@@ -473,7 +580,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
   }
   try {
     const bool is_new = save_locked(path_, waits, true).has_value();
-    checkpoints_so_far_.reported_causes.clear();
+    reported_causes_.clear();
     return {is_new ? Found::kNew : Found::kNothing, waits.waited};
   } catch (const std::exception& error) {
     if (stop.stop_requested() || CheckpointThread::exit_deadline()) {
@@ -482,8 +589,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     // Names of temporary files differ each time.
     const std::string message = message_of(error);
     const size_t colon = message.rfind(": ");
-    const bool is_news =
-        checkpoints_so_far_.reported_causes.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
+    const bool is_news = reported_causes_.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
     TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, message);
     return {Found::kFailed, waits.waited};
   }
@@ -509,11 +615,15 @@ void RuntimeCacheHandle::save_at_exit() noexcept {
 RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
   const std::lock_guard lock(state_mutex_);
   Statistics statistics = statistics_;
-  const at::Tensor bytes = bytes_locked();
-  const auto* lives = std::get_if<Lives>(&contents_);
-  const bool is_empty = lives != nullptr && lives->front()->is_without_kernels(view(bytes));
-  statistics.size = is_empty ? 0 : bytes.numel();
-  statistics.size_added = lives == nullptr ? 0 : std::max<int64_t>(statistics.size - size_at_load_, 0);
+  if (const auto* pending = std::get_if<at::Tensor>(&contents_)) {
+    statistics.size = pending->numel();
+    return statistics;
+  }
+  for (const auto& [file, lives] : lives_by_file(path_)) {
+    const at::Tensor bytes = merged_bytes(lives);
+    statistics.size += lives.front()->is_without_kernels(view(bytes)) ? 0 : bytes.numel();
+  }
+  statistics.size_added = std::max<int64_t>(statistics.size - size_at_load_, 0);
   return statistics;
 }
 
@@ -533,56 +643,91 @@ void RuntimeCacheHandle::log_statistics() const noexcept try {
   LOG_INFO("The runtime cache '" << path_ << "' can't be summed up: " << message_of(error));
 }
 
-// Returns how many bytes were written, or nullopt if there are no new kernels. Requires disk_mutex_.
-std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& to, LockWaits& waits, bool is_checkpoint) {
+// Returns how many bytes were written, or nullopt if nothing was to be written. Requires disk_mutex_.
+std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint) {
   RECORD_FUNCTION("RuntimeCache:save", c10::ArrayRef<const c10::IValue>{});
-  at::Tensor ours;
-  std::shared_ptr<LiveRuntimeCache> live;
-  std::optional<size_t> stored_digest;
+  LivesByFile by_file;
+  bool is_live = false;
   {
     const std::lock_guard lock(state_mutex_);
-    ours = bytes_locked();
-    if (const auto* lives = std::get_if<Lives>(&contents_)) {
-      live = lives->front();
+    is_live = std::holds_alternative<Lives>(contents_);
+    if (is_live) {
+      by_file = lives_by_file(path);
     }
-    stored_digest = stores_[to].digest;
+  }
+  if (!is_live) {
+    by_file[is_directory(path) && has_cache() ? file_in_or_fail(path) : path];
+  }
+  if (path.ends_with('/')) {
+    ::mkdir(path.c_str(), 0775); // if it fails, so does what follows
+  }
+  std::optional<int64_t> written;
+  std::exception_ptr failure;
+  for (const auto& [file, lives] : by_file) {
+    try {
+      if (file.empty()) {
+        LOG_INFO("Kernels of devices of an unknown kind are not saved to '" << path << "'");
+      } else if (const auto more = save_file(file, lives, waits, is_checkpoint)) {
+        written = written.value_or(0) + *more;
+      }
+    } catch (...) {
+      failure = std::current_exception(); // once the others are saved
+    }
+  }
+  if (failure != nullptr) {
+    std::rethrow_exception(failure);
+  }
+  return written;
+}
+
+// `lives` is empty for a pending handle. Otherwise as save_locked().
+std::optional<int64_t>
+RuntimeCacheHandle::save_file(const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint) {
+  LiveRuntimeCache* const live = lives.empty() ? nullptr : lives.front().get();
+  at::Tensor ours;
+  Store store;
+  {
+    const std::lock_guard lock(state_mutex_);
+    ours = live == nullptr ? bytes_locked() : merged_bytes(lives);
+    store = stores_[file];
   }
   const size_t digest = hash(view(ours));
   // Not even the lock is taken, which a read-only directory would refuse.
-  const bool is_file_empty = RuntimeCacheFile::is_empty(to);
-  if (digest == stored_digest && !is_file_empty) {
-    LOG_INFO("There are no new kernels for the runtime cache '" << to << "'");
+  const bool is_file_empty = RuntimeCacheFile::is_empty(file);
+  if (digest == store.digest && !is_file_empty) {
+    LOG_INFO("There are no new kernels for the runtime cache '" << file << "'");
     return std::nullopt;
   }
   // Writing it would at best create a file without kernels, and at worst overwrite one with.
   if (ours.numel() == 0 || (live != nullptr && live->is_without_kernels(view(ours)))) {
-    LOG_INFO("There are no kernels for the runtime cache '" << to << "'");
+    LOG_INFO("There are no kernels for the runtime cache '" << file << "'");
     return std::nullopt;
   }
-  auto& [largest, changes_without_growth, reported_causes] = checkpoints_so_far_;
-  const bool has_grown = ours.nbytes() > largest;
-  if (is_checkpoint && !has_grown && !is_file_empty && changes_without_growth >= kChangesWithoutGrowth) {
+  const bool has_grown = ours.nbytes() > store.largest;
+  if (is_checkpoint && !has_grown && !is_file_empty && store.changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
-  const RuntimeCacheFile file(to, waits);
-  const int64_t written = write(file, to, live.get(), ours, is_checkpoint);
-  if (is_checkpoint) {
-    changes_without_growth = has_grown ? 0 : changes_without_growth + 1;
-    largest = std::max(largest, ours.nbytes());
+  const auto written = write(RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint);
+  if (!written) {
+    return std::nullopt;
   }
   const std::lock_guard lock(state_mutex_);
-  stores_[to].digest = digest;
-  if (written > 0) {
+  stores_[file].digest = digest;
+  if (is_checkpoint) {
+    stores_[file].changes_without_growth = has_grown ? 0 : store.changes_without_growth + 1;
+    stores_[file].largest = std::max(store.largest, ours.nbytes());
+  }
+  if (*written > 0) {
     ++(is_checkpoint ? statistics_.checkpoints : statistics_.saves);
-    statistics_.bytes_written += written;
+    statistics_.bytes_written += *written;
     statistics_.last_save = std::chrono::system_clock::now();
   }
   return written;
 }
 
-// Writes `ours`, merged with what is there by the scratch cache of `live`, or alone if that is null. Requires
-// disk_mutex_.
-int64_t RuntimeCacheHandle::write(
+// Writes `ours`, merged with what is there by the scratch cache of `live`, or alone if that is null. Returns nullopt if
+// it leaves the file to another kind of machine. Requires disk_mutex_.
+std::optional<int64_t> RuntimeCacheHandle::write(
     const RuntimeCacheFile& file,
     const std::string& path,
     LiveRuntimeCache* live,
@@ -623,6 +768,9 @@ int64_t RuntimeCacheHandle::write(
       LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
       merged = live->merge(disk->view(), view(ours), turn->offers);
       count(&Statistics::merges);
+      if (merged.is_disk_rejected && !may_replace_rejected(path, others)) {
+        return std::nullopt;
+      }
       if (merged.adds_nothing) {
         accept(merged.offers);
         LOG_INFO("The runtime cache '" << path << "' has all kernels already");
@@ -633,6 +781,8 @@ int64_t RuntimeCacheHandle::write(
   accept(merged.offers);
   const std::lock_guard lock(state_mutex_);
   Store& store = stores_[path];
+  store.has_been_saved = true;
+  warn_of_size(path, static_cast<int64_t>(replaced->generation.size));
   // The others' kernels are on disk and not in us.
   store.contained = merged.bytes.defined() ? std::nullopt : std::optional(replaced->generation);
   if (!replaced->is_written) {
@@ -660,9 +810,38 @@ int64_t RuntimeCacheHandle::write(
   return written;
 }
 
+// Whether to write over bytes that TensorRT-RTX rejects. Warns the first time that it is not.
+bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t size) {
+  const std::lock_guard lock(state_mutex_);
+  Store& store = stores_[file];
+  const bool is_replaced = std::exchange(store.has_been_saved, false);
+  store.replacements_by_others += is_replaced ? 1 : 0;
+  if (is_replaced && store.replacements_by_others == kReplacementsByOthers) {
+    LOG_WARNING(
+        "The runtime cache '"
+        << file << "' was replaced again by " << size
+        << " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of"
+           " machine (GPU, driver or TensorRT-RTX version) share the path. A directory as the path"
+           " would serve both");
+  }
+  return store.replacements_by_others < kReplacementsByOthers;
+}
+
+// Once per file. Requires state_mutex_.
+void RuntimeCacheHandle::warn_of_size(const std::string& file, int64_t size) {
+  if (size > kLargeFile && !std::exchange(stores_[file].has_warned_of_size, true)) {
+    LOG_WARNING(
+        "The runtime cache '"
+        << file << "' has grown to " << size
+        << " bytes. TensorRT-RTX never removes kernels from it; `torchtrt-cache prune` or removing"
+           " the file starts it anew");
+  }
+}
+
 std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
     nvinfer1::IRuntimeConfig* config,
-    c10::Device device) {
+    c10::Device device,
+    const std::optional<RuntimeCacheKind>& kind) {
   TORCHTRT_CHECK(config != nullptr, "A runtime cache needs an IRuntimeConfig that creates it");
   if (auto cache = live_cache(device)) {
     return cache;
@@ -671,20 +850,40 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   if (auto cache = live_cache(device)) {
     return cache;
   }
-  const auto live = std::make_shared<LiveRuntimeCache>(*config, device, path_);
-  if (!path_.empty() && !has_cache()) {
+  const auto live = std::make_shared<LiveRuntimeCache>(*config, device, kind, path_);
+  Lives siblings; // with the same file
+  bool is_live = false;
+  {
+    const std::lock_guard lock(state_mutex_);
+    if (const auto* lives = std::get_if<Lives>(&contents_)) {
+      is_live = true;
+      std::copy_if(lives->begin(), lives->end(), std::back_inserter(siblings), [&](const auto& other) {
+        return other->kind() == kind || !is_directory(path_);
+      });
+    }
+  }
+  if (is_directory(path_) && !kind) {
+    warn_of_unknown_kind(path_, "CUDA does not tell its GPU or driver");
+  }
+  int64_t loaded = 0;
+  if (!path_.empty() && siblings.empty() && (is_live || !has_cache())) {
     try {
-      load_locked(path_);
+      loaded = load_for(path_, kind, is_live ? Lives{live} : Lives{});
     } catch (const Error& error) {
       LOG_WARNING(error.msg() << ". Kernels will be compiled anew");
     }
   }
   at::Tensor bytes; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  bytes = bytes_locked();
-  const auto loaded =
+  if (is_live && siblings.empty()) {
+    size_at_load_ += loaded;
+    bytes = nothing_;
+  } else {
+    bytes = is_live ? merged_bytes(siblings) : bytes_locked();
+  }
+  const auto source =
       std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) { return entry.second.digest.has_value(); });
-  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), loaded == stores_.end() ? "" : loaded->first);
+  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), source == stores_.end() ? "" : source->first);
   if (is_accepted) {
     size_at_load_ = std::max(size_at_load_, bytes.numel());
   }
@@ -774,12 +973,14 @@ at::Tensor RuntimeCacheHandle::serialize_locked() const {
 
 // The bytes, those of all devices merged. Nobody may write to them. Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::bytes_locked() const {
-  const auto* lives = std::get_if<Lives>(&contents_);
-  if (lives == nullptr) {
-    return std::get<at::Tensor>(contents_);
-  }
+  const auto* pending = std::get_if<at::Tensor>(&contents_);
+  return pending != nullptr ? *pending : merged_bytes(std::get<Lives>(contents_));
+}
+
+// The bytes of live caches, merged. Nobody may write to them. Requires state_mutex_.
+at::Tensor RuntimeCacheHandle::merged_bytes(const Lives& lives) const {
   at::Tensor bytes;
-  for (const auto& live : *lives) {
+  for (const auto& live : lives) {
     const at::Tensor more = live->serialize();
     if (!more.defined()) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX could not serialize the runtime cache '" << path_ << "'");
@@ -787,13 +988,13 @@ at::Tensor RuntimeCacheHandle::bytes_locked() const {
     if (!bytes.defined()) {
       bytes = more;
     } else if (!at::equal(bytes, more)) {
-      const auto merged = lives->front()->merge(view(more), view(bytes));
+      const auto merged = lives.front()->merge(view(more), view(bytes));
       if (merged.bytes.defined()) {
         bytes = merged.bytes;
       } else {
         LOG_WARNING(
             "The runtime cache '" << path_ << "' keeps no kernels of " << live->device()
-                                  << ", because they can't be merged with those of " << lives->front()->device() << ": "
+                                  << ", because they can't be merged with those of " << lives.front()->device() << ": "
                                   << merged.reason_against);
       }
     }

@@ -22,6 +22,7 @@
 #include "core/runtime/CheckpointThread.h"
 #include "core/runtime/LiveRuntimeCache.h"
 #include "core/runtime/RuntimeCacheFile.h"
+#include "core/runtime/RuntimeCacheKind.h"
 
 namespace torch_tensorrt::core::runtime {
 
@@ -34,9 +35,15 @@ class Handles;
 // (ensure_materialized): then it has an nvinfer1::IRuntimeCache for each device, into which TensorRT-RTX puts each
 // kernel that it compiles.
 //
+// Where a path is a directory, it means the file in it for the kind of machine (RuntimeCacheKind.h): that of the device
+// of a live cache, or, for a pending handle, of the current CUDA device. A handle that is live on devices of several
+// kinds has a file for each. A directory whose path ends in a separator is made by the first save, if its parent is
+// there.
+//
 // A save never makes a file lose what other processes saved there, with two exceptions, each with a warning: bytes that
 // the caller gave to a pending handle (deserialize) replace the file, and so do a live cache's kernels where
-// TensorRT-RTX can't merge the two.
+// TensorRT-RTX can't merge the two. The latter stops where it would go on for ever: from the second time on that
+// what this handle saved was replaced by bytes that TensorRT-RTX rejects, saves leave those alone, with one warning.
 //
 // While its process runs, a live cache that saves itself is saved by a background thread (CheckpointThread) after calls
 // that may have compiled. Such a checkpoint is a save() that writes no file in place. The environment variable
@@ -92,9 +99,10 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   explicit RuntimeCacheHandle(std::string path);
   ~RuntimeCacheHandle() override;
 
-  // This process's cache for the file at `path`: made on first use, and the same object for everyone who asks while
-  // somebody has it. Two paths name one cache if the real paths of their directories and their last components are
-  // equal. A relative path is made absolute. Throws if `path` is empty or the working directory is gone.
+  // This process's cache for `path`: made on first use, and the same object for everyone who asks while somebody has
+  // it. Two paths name one cache if the real paths of their directories and their last components are equal, or if both
+  // lead to one directory. A relative path is made absolute. Throws if `path` is empty or the working directory is
+  // gone.
   static c10::intrusive_ptr<RuntimeCacheHandle> for_path(const std::string& path);
 
   // A pending handle. If for_path() made the original, returns for_path()'s cache instead, which takes the bytes only
@@ -148,7 +156,9 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   bool has_cache() const;
 
   // Takes over the bytes of the file at `path`, or at path() if that is empty, as deserialize() does, and returns their
-  // number. Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects it.
+  // number. Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects it. Of a
+  // directory, loads the first of files_to_load() with bytes. If the kind of machine is unknown, logs a warning and
+  // returns 0.
   int64_t load(const std::string& path = "");
 
   // Writes the bytes to `path`, or to path() if that is empty, and returns how many bytes were written: 0 if there are
@@ -183,21 +193,28 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // config. A handle without bytes loads path() first. If that fails, it logs a warning and starts with an empty cache.
   // A further device starts with what the others have. Throws if TensorRT-RTX can't create a cache; the handle is as it
   // was then.
-  std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(nvinfer1::IRuntimeConfig* config, c10::Device device);
+  //
+  // `kind` is the device's, nullopt if it is unknown: then a path that is a directory is neither loaded nor saved.
+  std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(
+      nvinfer1::IRuntimeConfig* config,
+      c10::Device device,
+      const std::optional<RuntimeCacheKind>& kind);
 
  private:
   using Lives = std::vector<std::shared_ptr<LiveRuntimeCache>>; // one per device
+  using LivesByFile = std::map<std::string, Lives>;
   // What is known of a file.
   struct Store {
     std::optional<FileGeneration> contained; // the generation whose kernels are all in our contents
     std::optional<size_t> digest;            // that of contents of ours which the file has
+    bool has_been_saved = false;             // by this handle, since others last replaced it
+    int replacements_by_others = 0;          // by bytes that TensorRT-RTX rejects
     bool has_warned_of_rejection = false;
     bool has_warned_of_writing_in_place = false;
-  };
-  struct Checkpoints {
-    size_t largest = 0;                         // bytes saved by one
-    int changes_without_growth = 0;             // in a row
-    std::set<std::string> reported_causes = {}; // of failures since the last success
+    bool has_warned_of_size = false;
+    // Of checkpoints:
+    size_t largest = 0;             // bytes saved by one
+    int changes_without_growth = 0; // in a row
   };
   class Waits;
   friend class Handles; // of this process
@@ -210,16 +227,25 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   void save_at_exit() noexcept;
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
+  LivesByFile lives_by_file(const std::string& path) const;
   int64_t load_locked(const std::string& path);
+  int64_t load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives);
+  int64_t load_file(const std::string& path, const Lives& lives);
+  std::optional<RuntimeCacheKind> current_kind_or_warn(const std::string& path);
+  void warn_of_unknown_kind(const std::string& path, const std::string& reason);
   int64_t save_until(const std::string& path, CheckpointThread::Clock::time_point deadline);
   std::optional<int64_t> save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint);
+  std::optional<int64_t> save_file(const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint);
   at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
   bool feed(LiveRuntimeCache& live, RuntimeCacheFile::View bytes, const std::string& source);
   void forget_stores();
+  bool may_replace_rejected(const std::string& file, size_t size);
+  void warn_of_size(const std::string& file, int64_t size);
   void report_rejection(size_t size, const std::string& source, const char* consequence);
   at::Tensor serialize_locked() const;
   at::Tensor bytes_locked() const;
-  int64_t write(
+  at::Tensor merged_bytes(const Lives& lives) const;
+  std::optional<int64_t> write(
       const RuntimeCacheFile& file,
       const std::string& path,
       LiveRuntimeCache* live,
@@ -237,11 +263,13 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   // Held by whatever changes the contents, and for disk work; taken before state_mutex_.
   std::mutex disk_mutex_;
-  Checkpoints checkpoints_so_far_; // guarded by it
+  // Guarded by it:
+  std::set<std::string> reported_causes_; // of failures of checkpoints since the last success
+  bool has_warned_of_unknown_kind_ = false;
 
   mutable std::mutex state_mutex_;           // never held for disk work; guards the rest
   std::variant<at::Tensor, Lives> contents_; // Pending, and never written to, or Live
-  std::map<std::string, Store> stores_;      // by path
+  std::map<std::string, Store> stores_;      // by the path of the file
   Statistics statistics_;                    // but for the sizes
   int64_t size_at_load_ = 0;                 // bytes, of a live cache
 };

@@ -96,15 +96,15 @@ void TRTRuntimeConfig::initialize_locked(const LoadedEngine& engine) {
   }
   config_ = config;
   if (settings_.runtime_cache != nullptr) {
-    attach_cache_locked(*config, engine.device);
+    attach_cache_locked(*config, engine);
   }
   LOG_DEBUG("Runtime config initialized with " << settings_);
 }
 
-void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config, c10::Device device) {
+void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config, const LoadedEngine& engine) {
   const auto& handle = settings_.runtime_cache;
   try {
-    auto cache = handle->ensure_materialized(&config, device);
+    auto cache = handle->ensure_materialized(&config, engine.device, engine.kind);
     // Both live as long as the config, which TensorRT-RTX may let point to the cache even after it has refused it.
     config_ = std::shared_ptr<nvinfer1::IRuntimeConfig>(
         config_.get(), [config = config_, cache](nvinfer1::IRuntimeConfig*) mutable {

@@ -65,7 +65,7 @@ class TRTRuntimeConfig {
 
  private:
   void initialize_locked(const LoadedEngine& engine);
-  void attach_cache_locked(nvinfer1::IRuntimeConfig& config, c10::Device device);
+  void attach_cache_locked(nvinfer1::IRuntimeConfig& config, const LoadedEngine& engine);
 
   const pid_t process_;
   mutable std::mutex mutex_; // not held while a cache is saved; guards the rest

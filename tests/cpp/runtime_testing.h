@@ -99,7 +99,7 @@ class RuntimeTest : public ::testing::Test {
     const core::runtime::LoadedEngine loaded = load_simulated(relu_plan(kernels(names)));
     std::shared_ptr<nvinfer1::IRuntimeCache> live; // outlives the config
     const std::unique_ptr<nvinfer1::IRuntimeConfig> config(loaded.engine->createRuntimeConfig());
-    live = cache->ensure_materialized(config.get(), device);
+    live = cache->ensure_materialized(config.get(), device, loaded.kind);
     config->setRuntimeCache(*live);
     const std::unique_ptr<nvinfer1::IExecutionContext> context(loaded.engine->createExecutionContext(config.get()));
   }

@@ -66,7 +66,7 @@ TEST_F(LiveRuntimeCacheHandleTest, ThreadsMakeOneCache) {
   std::vector<std::shared_ptr<IRuntimeCache>> caches(8);
   std::vector<std::thread> threads;
   for (auto& cache : caches) {
-    threads.emplace_back([&] { cache = handle->ensure_materialized(new_config().get(), c10::kCPU); });
+    threads.emplace_back([&] { cache = handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt); });
   }
   for (std::thread& thread : threads) {
     thread.join();
@@ -83,9 +83,9 @@ TEST_F(LiveRuntimeCacheHandleTest, StaysPendingIfThereCanBeNoCache) {
   handle->load();
   device_->fail("IRuntimeConfig::createRuntimeCache", 1);
   EXPECT_THAT(
-      [&] { handle->ensure_materialized(new_config().get(), c10::kCPU); },
+      [&] { handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt); },
       ThrowsMessage<Error>(HasSubstr("'" + path_ + "'")));
-  handle->ensure_materialized(new_config().get(), c10::kCPU);
+  handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt);
   EXPECT_THAT(kernels_in(handle->serialize()), ElementsAre("a"));
 }
 
@@ -140,7 +140,7 @@ TEST_F(LiveRuntimeCacheHandleTest, APathCacheFreesItsMemoryWithItsLastOwner) {
   auto cache = RuntimeCacheHandle::for_path(path_);
   compile(cache, {"a"});
   cache->save();
-  const std::weak_ptr<IRuntimeCache> live = cache->ensure_materialized(new_config().get(), c10::kCPU);
+  const std::weak_ptr<IRuntimeCache> live = cache->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt);
   EXPECT_FALSE(live.expired());
   cache.reset();
   EXPECT_TRUE(live.expired());
@@ -153,11 +153,11 @@ TEST_F(LiveRuntimeCacheHandleTest, APathCacheFreesItsMemoryWithItsLastOwner) {
 // A device on which torch has nothing to do stands for the second GPU.
 TEST_F(LiveRuntimeCacheHandleTest, HasOneCachePerDevice) {
   const auto handle = live_cache({"a"});
-  const auto first = handle->ensure_materialized(new_config().get(), c10::kCPU);
-  const auto second = handle->ensure_materialized(new_config().get(), c10::kMeta);
+  const auto first = handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt);
+  const auto second = handle->ensure_materialized(new_config().get(), c10::kMeta, std::nullopt);
   EXPECT_NE(first, second);
-  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kMeta), second);
-  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kCPU), first);
+  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kMeta, std::nullopt), second);
+  EXPECT_EQ(handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt), first);
 
   device_->reset_counters();
   compile(handle, {"a", "b"}, c10::kMeta);
@@ -250,6 +250,29 @@ TEST_F(LiveRuntimeCacheHandleTest, WaitsForNoTurnIfItNeedNotMerge) {
   compile(cache, {"b"});
   EXPECT_GT(cache->save(), 0);
   EXPECT_LT(steady_clock::now() - start, cache->lock_timeout());
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, KeepsAFileForEachKindOfDevice) {
+  const auto other_device = std::make_shared<SimulatedDevice>(SimulatedEnvironment{.gpu = "Another GPU"});
+  const std::string directory = directory_.file("cache/");
+  const auto cache = c10::make_intrusive<RuntimeCacheHandle>(directory);
+  compile(cache, {"a"});
+  {
+    const ScopedSimulation simulation(other_device);
+    compile(cache, {"b"}, c10::kMeta);
+  }
+  EXPECT_GT(cache->save(), 0);
+  EXPECT_EQ(kernels_in(read_file(core::runtime::file_in(directory, kind_of(*device_)))), KernelNames{"a"});
+  EXPECT_EQ(kernels_in(read_file(core::runtime::file_in(directory, kind_of(*other_device)))), KernelNames{"b"});
+  EXPECT_EQ(cache->save(), 0);
+
+  const auto next = c10::make_intrusive<RuntimeCacheHandle>(directory);
+  other_device->reset_counters();
+  compile(next, {"a"});
+  const ScopedSimulation simulation(other_device);
+  compile(next, {"b"}, c10::kMeta);
+  EXPECT_EQ(other_device->counters().compilations, 0U);
+  EXPECT_EQ(next->statistics().size_added, 0);
 }
 
 } // namespace

@@ -1,12 +1,65 @@
-// The one function of libcuda.so.1 that the product calls by itself. It notes the mode for the calling thread.
+// The functions of libcuda.so.1 that the product calls by itself. There is a GPU if the environment variable
+// FAKE_CUDA_GPU names it; FAKE_CUDA_CAPABILITY ("8.9") and FAKE_CUDA_DRIVER ("13000") say the rest.
+
+#include <cstdio>
+#include <cstdlib>
 
 namespace {
+
+constexpr int kSuccess = 0;
+constexpr int kNoDevice = 100;
+constexpr int kComputeCapabilityMajor = 75;
+
 thread_local int stream_capture_mode = 0; // CU_STREAM_CAPTURE_MODE_GLOBAL
+
+const char* variable(const char* name, const char* otherwise) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? otherwise : value;
 }
 
-extern "C" int cuThreadExchangeStreamCaptureMode(int* mode) {
+} // namespace
+
+extern "C" {
+
+extern const bool is_fake_cuda_driver;
+const bool is_fake_cuda_driver = true;
+
+int cuThreadExchangeStreamCaptureMode(int* mode) {
   const int before = stream_capture_mode;
   stream_capture_mode = *mode;
   *mode = before;
-  return 0;
+  return kSuccess;
 }
+
+int cuInit(unsigned int /*flags*/) {
+  return std::getenv("FAKE_CUDA_GPU") == nullptr ? kNoDevice : kSuccess;
+}
+
+int cuDeviceGetCount(int* count) {
+  *count = 1;
+  return cuInit(0);
+}
+
+int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? kSuccess : kNoDevice;
+}
+
+int cuDeviceGetName(char* name, int size, int /*device*/) {
+  std::snprintf(name, static_cast<std::size_t>(size), "%s", variable("FAKE_CUDA_GPU", ""));
+  return kSuccess;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int /*device*/) {
+  int capability[2] = {8, 9};
+  std::sscanf(variable("FAKE_CUDA_CAPABILITY", "8.9"), "%d.%d", &capability[0], &capability[1]);
+  *value = capability[attribute == kComputeCapabilityMajor ? 0 : 1];
+  return kSuccess;
+}
+
+int cuDriverGetVersion(int* version) {
+  *version = std::atoi(variable("FAKE_CUDA_DRIVER", "13000"));
+  return kSuccess;
+}
+
+} // extern "C"

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -67,6 +68,12 @@ void set_environment(
       .cuda_in_graphics = cuda_in_graphics,
       .cuda_driver = static_cast<int32_t>(cuda_driver),
   });
+}
+
+// The members of RuntimeCacheKind, in their order.
+std::tuple<std::string, int64_t, std::string, std::string, int64_t> kind(const PythonDevicePtr& self) {
+  const core::runtime::RuntimeCacheKind kind = kind_of(self->device());
+  return {kind.gpu, kind.compute_capability, kind.tensorrt_rtx, kind.os_family, kind.cuda_driver};
 }
 
 void set_deserialize_mode(const PythonDevicePtr& self, const std::string& mode) {
@@ -153,6 +160,7 @@ TORCH_LIBRARY(tensorrt_simulated, m) {
            torch::arg("os_family") = environment.os_family,
            torch::arg("cuda_in_graphics") = environment.cuda_in_graphics,
            torch::arg("cuda_driver") = static_cast<int64_t>(environment.cuda_driver)})
+      .def("kind", &kind)
       .def(
           "set_compile_time",
           [](const PythonDevicePtr& self, double seconds) {

@@ -24,6 +24,16 @@ nvinfer1::ILogger& log_forwarder() {
   return *instance;
 }
 
+core::runtime::RuntimeCacheKind kind_of(const SimulatedDevice& device) {
+  const SimulatedEnvironment environment = device.environment();
+  return {
+      .gpu = environment.gpu,
+      .compute_capability = 89,
+      .tensorrt_rtx = environment.tensorrt_rtx_version,
+      .os_family = environment.os_family,
+      .cuda_driver = environment.cuda_driver};
+}
+
 core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device) {
   return [device = std::move(device)](std::string_view plan) -> core::runtime::LoadedEngine {
     const auto runtime = core::util::make_trt(create_infer_runtime(device, &log_forwarder()));
@@ -32,7 +42,8 @@ core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDev
     TORCHTRT_CHECK(engine != nullptr, "The simulated device could not load a plan of " << plan.size() << " bytes");
     return {
         std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }),
-        c10::Device(c10::DeviceType::CPU)};
+        c10::Device(c10::DeviceType::CPU),
+        kind_of(*device)};
   };
 }
 
