@@ -131,13 +131,14 @@ def test_given_bytes_replace_an_unread_file_with_a_warning(
 
 @pytest.mark.parametrize("operation", ["load", "save"])
 def test_system_failures_name_path_operation_and_cause(
-    make_handle: MakeHandle, tmp_path: Path, operation: str
+    make_handle: MakeHandle, path: Path, operation: str
 ) -> None:
-    handle = make_handle(tmp_path)
+    os.mkfifo(path)
+    handle = make_handle(path)
     handle.deserialize(to_tensor(b"kernels"))
     with pytest.raises(RuntimeError) as failure:
         getattr(handle, operation)()
-    assert f"Can't {operation} the runtime cache '{tmp_path}'" in str(failure.value)
+    assert f"Can't {operation} the runtime cache '{path}'" in str(failure.value)
     assert "not a regular file" in str(failure.value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ def test_stays_pending_if_there_can_be_no_cache(
 def test_a_cache_that_can_not_be_loaded_is_a_warning_and_cold(
     runtime: str, path: Path, log: Log
 ) -> None:
-    path.mkdir()
+    os.mkfifo(path)
     handle = live(runtime, path, "a")
     (warning,) = log.warnings()
     assert f"Can't load the runtime cache '{path}'" in warning
