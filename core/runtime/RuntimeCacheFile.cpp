@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/runtime/trusted_path.h"
 #include "core/util/macros.h"
 
 namespace torch_tensorrt::core::runtime {
@@ -29,7 +30,7 @@ using View = RuntimeCacheFile::View;
 
 constexpr std::chrono::milliseconds kStopPoll{50}; // between two checks whether a wait for a lock must stop
 constexpr int kReadsOfAChangingFile = 3;
-constexpr int kLinksFollowed = 40; // as Linux does
+constexpr mode_t kFirstMode = 0664; // less the umask; of a cache that is not there yet
 constexpr size_t kCompareChunk = 64 * 1024;
 constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
 
@@ -111,37 +112,24 @@ std::optional<FileGeneration> checked_generation(const struct stat& status, cons
   return status.st_size == 0 ? std::nullopt : std::optional(generation_of(status));
 }
 
-std::optional<FileGeneration> generation_at(const std::string& path) {
-  struct stat status{};
-  if (::stat(path.c_str(), &status) != 0) {
-    if (errno == ENOENT) {
-      return std::nullopt;
-    }
-    fail("stat", path);
+// None if a directory on the way is missing. Throws, so that what must be refused gets no lock file.
+std::optional<TrustedPath> checked_target(const std::string& path) {
+  std::optional<TrustedPath> target = resolve_trusted(path);
+  if (target && target->status) {
+    checked_generation(*target->status, path);
   }
-  return checked_generation(status, path);
+  return target;
+}
+
+struct stat checked_status(const Descriptor& file, const TrustedPath& target) {
+  const struct stat status = status_of(file, target.path);
+  check_trusted(target, status);
+  return status;
 }
 
 std::string directory_of(const std::string& path) {
   const fs::path directory = fs::path(path).parent_path();
   return directory.empty() ? "." : directory.string();
-}
-
-// The path that rename must have so that it replaces the file and not a link to it. The file need not exist.
-std::string follow_links(const std::string& path) {
-  fs::path target = path;
-  for (int i = 0; i < kLinksFollowed; ++i) {
-    std::error_code error;
-    const fs::path link = fs::read_symlink(target, error);
-    if (error == std::errc::invalid_argument || error == std::errc::no_such_file_or_directory) { // no link
-      return target.string();
-    }
-    if (error) {
-      fail("follow", target.string(), error.value());
-    }
-    target = target.parent_path() / link; // `link` alone if that is absolute
-  }
-  fail("follow", path, ELOOP);
 }
 
 // False if the file ends before `size` bytes.
@@ -180,16 +168,17 @@ void sync(const Descriptor& file, const std::string& path) {
 }
 
 // None for a missing or empty file.
-std::optional<RuntimeCacheFile::Contents> read_whole(const std::string& path) {
+std::optional<RuntimeCacheFile::Contents> read_whole(const TrustedPath& target) {
+  const std::string& path = target.path;
   for (int i = 0; i < kReadsOfAChangingFile; ++i) {
-    const Descriptor file(path, O_RDONLY);
+    const Descriptor file(path, O_RDONLY | O_NOFOLLOW);
     if (!file.is_open()) {
       if (errno == ENOENT) {
         return std::nullopt;
       }
       fail("open", path);
     }
-    const auto generation = checked_generation(status_of(file, path), path);
+    const auto generation = checked_generation(checked_status(file, target), path);
     if (!generation) {
       return std::nullopt;
     }
@@ -336,16 +325,31 @@ class TemporaryFile {
   bool renamed_ = false;
 };
 
-void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat& old, Notes& notes) {
-  const int fd = temporary.file().get();
+bool take_over_owner(const Descriptor& file, const struct stat& old) {
   // Only root may give a file away; a member of the group may still give it to the group.
-  if (::fchown(fd, old.st_uid, old.st_gid) != 0 && ::fchown(fd, static_cast<uid_t>(-1), old.st_gid) != 0) {
+  return ::fchown(file.get(), old.st_uid, old.st_gid) == 0 ||
+      ::fchown(file.get(), static_cast<uid_t>(-1), old.st_gid) == 0;
+}
+
+void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat& old, Notes& notes) {
+  if (!take_over_owner(temporary.file(), old)) {
     notes.push_back(
         {util::logging::LogLevel::kDEBUG,
          "Can't keep owner and group of the runtime cache: " + std::generic_category().message(errno)});
   }
-  if (::fchmod(fd, old.st_mode & 0777) != 0) {
+  if (::fchmod(temporary.file().get(), old.st_mode & 0777) != 0) {
     fail("chmod", temporary.path());
+  }
+}
+
+// A lock file has the cache's mode less everything for others, because whoever can read it can hold it. Its owner may
+// read and write it in any case. FileLock, which opens it next, has the error of whatever fails here.
+void create_lock_file(const std::string& path, const std::optional<struct stat>& cache) {
+  const mode_t mode = ((cache ? cache->st_mode : kFirstMode) & 0770) | 0600;
+  const Descriptor file(path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+  if (file.is_open() && cache) {
+    take_over_owner(file, *cache);
+    ::fchmod(file.get(), mode);
   }
 }
 
@@ -353,13 +357,13 @@ void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat&
 // would look like it if it also had its inode and size.
 void set_time_after(
     const Descriptor& file,
-    const std::optional<FileGeneration>& previous,
+    const std::optional<struct stat>& old,
     const std::string& path,
     Notes& notes) {
-  if (!previous || generation_of(status_of(file, path)).mtime_ns > previous->mtime_ns) {
+  if (!old || generation_of(status_of(file, path)).mtime_ns > generation_of(*old).mtime_ns) {
     return;
   }
-  const int64_t next = previous->mtime_ns + 1;
+  const int64_t next = generation_of(*old).mtime_ns + 1;
   const std::array<timespec, 2> times{{
       {.tv_sec = 0, .tv_nsec = UTIME_OMIT},
       {.tv_sec = next / kNanosecondsPerSecond, .tv_nsec = next % kNanosecondsPerSecond},
@@ -384,16 +388,13 @@ void sync_directory(const std::string& directory) {
   }
 }
 
-FileGeneration
-rename_over(const std::string& target, View bytes, const std::optional<FileGeneration>& previous, Notes& notes) {
-  struct stat old{};
-  const bool exists = ::stat(target.c_str(), &old) == 0; // as an empty file too
-  TemporaryFile temporary(target, exists ? 0600 : 0666);
-  if (exists) {
-    take_over_owner_and_mode(temporary, old, notes);
+FileGeneration rename_over(const std::string& target, View bytes, const std::optional<struct stat>& old, Notes& notes) {
+  TemporaryFile temporary(target, old ? 0600 : kFirstMode);
+  if (old) {
+    take_over_owner_and_mode(temporary, *old, notes);
   }
   write_fully(temporary.file(), bytes, 0, temporary.path());
-  set_time_after(temporary.file(), previous, temporary.path(), notes);
+  set_time_after(temporary.file(), old, temporary.path(), notes);
   sync(temporary.file(), temporary.path());
   const FileGeneration written = generation_of(status_of(temporary.file(), temporary.path()));
   temporary.rename_to(target);
@@ -404,9 +405,9 @@ FileGeneration write_in_place(
     const Descriptor& file,
     View bytes,
     const std::string& target,
-    const std::optional<FileGeneration>& previous,
+    const std::optional<struct stat>& old,
     Notes& notes) {
-  const uint64_t old_size = previous ? previous->size : 0;
+  const auto old_size = static_cast<uint64_t>(old ? old->st_size : 0);
   // What needs new space comes first: when the disk is full, nothing of the old contents has been touched yet.
   const size_t head = std::min<size_t>(old_size, bytes.size());
   try {
@@ -424,33 +425,34 @@ FileGeneration write_in_place(
   if (uninterrupted([&] { return ::ftruncate(file.get(), static_cast<off_t>(bytes.size())); }) != 0) {
     fail("truncate", target);
   }
-  set_time_after(file, previous, target, notes);
+  set_time_after(file, old, target, notes);
   sync(file, target);
   return generation_of(status_of(file, target));
 }
 
-// Requires the exclusive lock. `target` has no links left in it; `current` is its generation, none if it is missing or
-// empty.
+// Requires the exclusive lock. `old` is the status of the file that is there, none if none is.
 RuntimeCacheFile::Replaced write(
-    const std::string& target,
+    const TrustedPath& trusted,
     View bytes,
-    const std::optional<FileGeneration>& current,
+    const std::optional<struct stat>& old,
     bool may_write_in_place,
     Notes& notes) {
+  const std::string& target = trusted.path;
   remove_stale_temporaries(target, notes);
   RuntimeCacheFile::Replaced replaced{.generation = {}, .is_written = true, .in_place = ""};
   try {
-    replaced.generation = rename_over(target, bytes, current, notes);
+    replaced.generation = rename_over(target, bytes, old, notes);
   } catch (const CannotReplace& reason) {
-    const Descriptor file(target, O_WRONLY);
+    const Descriptor file(target, O_WRONLY | O_NOFOLLOW);
     if (!file.is_open()) {
       throw;
     }
+    checked_status(file, trusted);
     if (!may_write_in_place) {
       TORCHTRT_THROW_ERROR("it can only be written in place, which a kill could tear: " << reason.what());
     }
     replaced.in_place = reason.what();
-    replaced.generation = write_in_place(file, bytes, target, current, notes);
+    replaced.generation = write_in_place(file, bytes, target, old, notes);
   }
   sync_directory(directory_of(target));
   return replaced;
@@ -463,23 +465,28 @@ std::optional<RuntimeCacheFile::Replaced> replace_locked(
     const std::optional<FileGeneration>& expected,
     bool may_write_in_place,
     Notes& notes) {
-  const std::string target = follow_links(path);
+  const std::optional<TrustedPath> target = resolve_trusted(path); // again: a link may have changed before the lock
+  if (!target) {
+    fail("open", path, ENOENT);
+  }
+  std::optional<struct stat> old;
   std::optional<FileGeneration> current;
   {
-    const Descriptor file(target, O_RDONLY);
+    const Descriptor file(target->path, O_RDONLY | O_NOFOLLOW);
     if (file.is_open()) {
-      current = checked_generation(status_of(file, target), target);
+      old = checked_status(file, *target);
+      current = checked_generation(*old, path);
     } else if (errno != ENOENT) {
-      fail("open", target);
+      fail("open", target->path);
     }
-    if (current && current->size == bytes.size() && holds_exactly(file, bytes, target)) {
+    if (current && current->size == bytes.size() && holds_exactly(file, bytes, target->path)) {
       return RuntimeCacheFile::Replaced{.generation = *current, .is_written = false, .in_place = ""};
     }
   }
   if (current && current != expected) {
     return std::nullopt;
   }
-  return write(target, bytes, current, may_write_in_place, notes);
+  return write(*target, bytes, old, may_write_in_place, notes);
 }
 
 // Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
@@ -523,11 +530,12 @@ std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read() const {
 }
 
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_or_fail() const {
-  if (!generation_at(path_)) {
+  const std::optional<TrustedPath> target = checked_target(path_);
+  if (!target || !target->status || target->status->st_size == 0) {
     return std::nullopt; // before a lock file is created
   }
-  const std::optional<FileLock> lock = take_lock_to_read();
-  return read_whole(path_);
+  const std::optional<FileLock> lock = take_lock_to_read(*target->status);
+  return read_whole(*target);
 }
 
 std::optional<RuntimeCacheFile::Replaced>
@@ -541,8 +549,8 @@ RuntimeCacheFile::replace(View bytes, const std::optional<FileGeneration>& expec
   std::optional<Replaced> replaced;
   try {
     replaced = with_context("save", path_, [&] {
-      generation_at(path_); // so that what must be refused gets no lock file
-      const FileLock lock = take_lock(path_, FileLock::Mode::kExclusive);
+      const std::optional<TrustedPath> target = checked_target(path_);
+      const FileLock lock = take_lock(path_, FileLock::Mode::kExclusive, target ? target->status : std::nullopt);
       return replace_locked(path_, bytes, expected, may_write_in_place, notes);
     });
   } catch (...) {
@@ -561,10 +569,18 @@ RuntimeCacheFile::replace(View bytes, const std::optional<FileGeneration>& expec
 RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
   const std::string path = path_ + ".merge";
   Turn turn{.lock = FileLock(FileLock::lock_path(path))};
+  std::optional<TrustedPath> target;
+  try {
+    target = resolve_trusted(path_);
+  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): the caller's next read or write says it
+  }
+  if (!target) {
+    return turn;
+  }
   std::unique_ptr<TemporaryFile> offer;
   try {
     if (!bytes.empty() && bytes.size() <= kLargestOffer) {
-      offer = std::make_unique<TemporaryFile>(follow_links(path_), 0600);
+      offer = std::make_unique<TemporaryFile>(target->path, 0600);
       write_fully(offer->file(), bytes, 0, offer->path());
       offer->rename_to_offer();
     }
@@ -573,7 +589,7 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
     LOG_DEBUG("Can't offer the kernels for '" << path_ << "' to other savers: " << error.what());
   }
   try {
-    turn.lock = take_lock(path, FileLock::Mode::kExclusive);
+    turn.lock = take_lock(path, FileLock::Mode::kExclusive, target->status);
   } catch (const Error& error) {
     LOG_INFO("Merging without waiting for others: " << error.msg());
   }
@@ -581,7 +597,7 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
   turn.is_saved = offer != nullptr && ::fstat(offer->file().get(), &status) == 0 && status.st_nlink == 0;
   offer.reset();
   if (turn.lock.owns_lock() && !turn.is_saved) {
-    turn.offers = temporaries_of(follow_links(path_), kOfferSuffix);
+    turn.offers = temporaries_of(target->path, kOfferSuffix);
   }
   return turn;
 }
@@ -589,8 +605,9 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_offer(const std::string& offer) {
   const Descriptor file(offer, O_RDONLY | O_NOFOLLOW);
   struct stat status{};
-  const bool is_ours =
-      file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) && status.st_uid == ::geteuid();
+  // A link to another file of ours could hold what somebody else wrote, so the mode counts too.
+  const bool is_ours = file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
+      status.st_uid == ::geteuid() && (status.st_mode & 0077) == 0;
   if (!is_ours || status.st_size == 0) {
     return std::nullopt;
   }
@@ -610,8 +627,12 @@ void RuntimeCacheFile::accept_offer(const std::string& offer) noexcept {
   ::unlink(offer.c_str());
 }
 
-FileLock RuntimeCacheFile::take_lock(const std::string& path, FileLock::Mode mode) const {
+FileLock RuntimeCacheFile::take_lock(
+    const std::string& path,
+    FileLock::Mode mode,
+    const std::optional<struct stat>& cache) const {
   FileLock lock(FileLock::lock_path(path), mode);
+  create_lock_file(lock.path(), cache);
   const auto start = LockWaits::Clock::now();
   const auto end = std::min(start + waits_.timeout, waits_.deadline);
   bool is_locked = false;
@@ -627,23 +648,30 @@ FileLock RuntimeCacheFile::take_lock(const std::string& path, FileLock::Mode mod
     const auto limit = std::max(std::chrono::round<std::chrono::milliseconds>(end - start), {});
     TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << limit.count() << " ms");
   }
+  // The time of the last use of the cache, whose own time is part of its generation. Only who may write it can set it.
+  ::utimensat(AT_FDCWD, lock.path().c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
   return lock;
 }
 
-// None where the lock file does not exist and its directory is closed to us.
-std::optional<FileLock> RuntimeCacheFile::take_lock_to_read() const {
+// None where the lock file is closed to us, or does not exist and its directory is closed to us.
+std::optional<FileLock> RuntimeCacheFile::take_lock_to_read(const struct stat& cache) const {
+  const char* reason = "";
   try {
-    return take_lock(path_, FileLock::Mode::kShared);
+    return take_lock(path_, FileLock::Mode::kShared, cache);
   } catch (const Error&) {
     const std::string lock_path = FileLock::lock_path(path_);
-    struct stat status{};
-    const bool is_missing = ::lstat(lock_path.c_str(), &status) != 0 && errno == ENOENT;
+    const Descriptor lock_file(lock_path, O_RDONLY | O_NOFOLLOW);
+    const int code = lock_file.is_open() ? 0 : errno;
     // faccessat asks with the effective ids, unlike access, and knows of read-only mounts and immutable directories.
-    if (!is_missing || ::faccessat(AT_FDCWD, directory_of(lock_path).c_str(), W_OK | X_OK, AT_EACCESS) == 0) {
+    if (code == EACCES) {
+      reason = "its lock file is closed to this user";
+    } else if (code == ENOENT && ::faccessat(AT_FDCWD, directory_of(lock_path).c_str(), W_OK | X_OK, AT_EACCESS) != 0) {
+      reason = "its directory is read-only";
+    } else {
       throw;
     }
   }
-  LOG_INFO("Reading the runtime cache '" << path_ << "' without a lock: its directory is read-only");
+  LOG_INFO("Reading the runtime cache '" << path_ << "' without a lock: " << reason);
   return std::nullopt;
 }
 

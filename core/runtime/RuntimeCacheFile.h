@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -43,7 +45,11 @@ struct LockWaits {
 // docs/cache-file-contract.md has the whole contract, also for other programs.
 //
 // A symbolic link at the path is followed to its file, which is the one read and replaced. The lock is named after the
-// path as written, so all processes that share a file must use one name for it. Anything but a regular file is refused.
+// path as written, so all processes that share a file must use one name for it. Anything but a regular file is refused,
+// and so is a path at which others could have put a file: see trusted_path.h. A refused path gets no lock file.
+//
+// A lock file that is missing is created with the cache's mode less everything for others and, where the system allows
+// it, its owner and group. Each read and write sets the lock file's time, and leaves that of the cache alone.
 //
 // Assumes of the file system that rename within a directory is atomic, that fsync is durable and that flock works.
 // Access control lists and extended attributes of a replaced file are lost.
@@ -81,7 +87,8 @@ class RuntimeCacheFile {
   static bool is_empty(const std::string& path) noexcept;
 
   // Reads the whole file under the shared lock. Returns nullopt, and creates nothing on disk, if it is missing or
-  // empty. Where the lock file does not exist and its directory is closed to us, the file is read without the lock.
+  // empty. Where the lock file is closed to us, or does not exist and its directory is closed to us, the file is read
+  // without the lock.
   std::optional<Contents> read() const;
 
   // Writes `bytes` durably, under the exclusive lock, if the file is missing or empty or still has the generation
@@ -89,7 +96,7 @@ class RuntimeCacheFile {
   // these very bytes is left alone. Requires that `bytes` is not empty.
   //
   // The new file has the mode of the old one and, where the system allows it, its owner and group; a first one has
-  // 0666 less the umask. Temporary files that dead writers left are removed. Where a rename is impossible (a single
+  // 0664 less the umask. Temporary files that dead writers left are removed. Where a rename is impossible (a single
   // file mounted into a container; a directory closed to us while the file is open to us) the file is written in place.
   // Only then can a crash or an error, or a reader without the lock, meet a torn file. Throws instead, and leaves the
   // file alone, if `may_write_in_place` is false.
@@ -109,18 +116,19 @@ class RuntimeCacheFile {
   //
   // Meanwhile `bytes` lie beside the file as an offer. Whoever has the turn merges all offers, writes once, and accepts
   // them. So many savers need few writes. Waiting and offering only save work: if they fail, or the wait ends without
-  // the lock, the caller merges by itself.
+  // the lock, the caller merges by itself. Where the path is not trusted, it creates nothing and does not wait.
   Turn wait_for_turn(View bytes) const;
 
-  // Returns the bytes of an offer, or nullopt if it can't be read or belongs to another user.
+  // Returns the bytes of an offer, or nullopt if it can't be read or is not this user's alone.
   static std::optional<Contents> read_offer(const std::string& offer);
 
   // Tells the saver that made the offer that its bytes are in the file. Requires that they are there durably.
   static void accept_offer(const std::string& offer) noexcept;
 
  private:
-  util::FileLock take_lock(const std::string& path, util::FileLock::Mode mode) const;
-  std::optional<util::FileLock> take_lock_to_read() const;
+  util::FileLock take_lock(const std::string& path, util::FileLock::Mode mode, const std::optional<struct stat>& cache)
+      const;
+  std::optional<util::FileLock> take_lock_to_read(const struct stat& cache) const;
   std::optional<Contents> read_or_fail() const;
 
   const std::string path_;

@@ -125,6 +125,38 @@ def _call_deferred() -> None:
         _of_this_thread.deferred.popleft()()
 
 
+def create_lock_file(path: str, cache: os.stat_result | None) -> None:
+    """Creates the lock file of a cache where it is missing; never fails.
+
+    It has the cache's mode less everything for others, because whoever can read it can hold it. Its
+    owner may read and write it in any case. Its owner and group are those of the cache if the
+    system allows it. `file_lock`, which opens it next, has the error of whatever fails here.
+
+    Args:
+        path: of the lock file.
+        cache: The cache's status; None if it is still to be written.
+    """
+    mode = 0o660 if cache is None else cache.st_mode & 0o770 | 0o600
+    with suppress(OSError):
+        file = _open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            if cache is not None:
+                with suppress(OSError):
+                    take_over_owner(file, cache)
+                os.fchmod(file, mode)
+        finally:
+            os.close(file)
+
+
+def take_over_owner(file: int, old: os.stat_result) -> None:
+    """Gives an open file the owner and group of another one, or at least the group."""
+    # Only root may give a file away; a member of the group may still give it to the group.
+    try:
+        os.fchown(file, old.st_uid, old.st_gid)
+    except OSError:
+        os.fchown(file, -1, old.st_gid)
+
+
 def hold(file: int) -> None:
     """Marks an open file as one whose writer lives, for as long as it is open; never fails."""
     with suppress(OSError):
@@ -263,6 +295,6 @@ def _open_to_read(path: str) -> int:
         return _open(path, os.O_RDONLY | os.O_CREAT)
 
 
-def _open(path: str, flags: int) -> int:
+def _open(path: str, flags: int, mode: int = 0o644) -> int:
     # O_NONBLOCK: a FIFO at the path, or a lease that another process must give up, would block.
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -11,23 +11,26 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.file_lock import (
     FileLockError,
     LockWaits,
+    create_lock_file,
     file_lock,
     hold,
     is_held,
     lock_path_of,
+    take_over_owner,
 )
+from torchtrt_cache.trust import NotTrustedError, TrustedPath, resolve_trusted
 
 _LOGGER = unlocked_logger(__name__)
 
 _READS_OF_A_CHANGING_FILE = 3
-_LINKS_FOLLOWED = 40  # as Linux does
+_FIRST_MODE = 0o664  # less the umask; of a cache that is not there yet
 _COMPARE_CHUNK = 256 * 1024  # bytes
 _TEMPORARY_SUFFIX = ".tmp"
 _OFFER_SUFFIX = ".merge"
@@ -117,8 +120,9 @@ class RuntimeCacheFile:
     def read(self, allocate: Allocate = bytearray) -> Contents | None:
         """Reads the whole file under the shared lock.
 
-        Returns None, and creates nothing on disk, if it is missing or empty. Where the lock file
-        does not exist and its directory is closed to us, the file is read without the lock.
+        Returns None, and creates nothing on disk, if it is missing or empty. Where the lock file is
+        closed to us, or does not exist and its directory is closed to us, the file is read without
+        the lock.
 
         Args:
             allocate: Returns where to put that many bytes. It is called anew should a program that
@@ -126,10 +130,12 @@ class RuntimeCacheFile:
         """
         contents = None
         try:
-            if _generation_at(self._path) is not None:  # else no lock file is created
-                with self._lock_to_read():
-                    contents = _read_whole(self._path, allocate)
-        except (OSError, FileLockError) as error:
+            target = _checked_target(self._path)
+            status = target and target.status
+            if target and status and status.st_size > 0:  # else no lock file is created
+                with self._lock_to_read(status):
+                    contents = _read_whole(target, allocate)
+        except (OSError, FileLockError, NotTrustedError) as error:
             raise self._error("load", error) from error
         if contents is None:
             _LOGGER.info("There is no runtime cache at '%s' yet", self._path)
@@ -154,7 +160,7 @@ class RuntimeCacheFile:
         very bytes is left alone.
 
         The new file has the mode of the old one and, where the system allows it, its owner and
-        group; a first one has 0666 less the umask. Temporary files that dead writers left are
+        group; a first one has 0664 less the umask. Temporary files that dead writers left are
         removed. Where a rename is impossible (a single file mounted into a container; a directory
         closed to us while the file is open to us) the file is written in place. Only then can a
         crash or an error, or a reader without the lock, meet a torn file.
@@ -165,10 +171,10 @@ class RuntimeCacheFile:
             may_write_in_place: If not, raises OnlyInPlaceError for what could only be written so.
         """
         try:
-            _generation_at(self._path)  # so that what must be refused gets no lock file
-            with self._lock():
+            target = _checked_target(self._path)
+            with self._lock(self._path, target and target.status):
                 replaced = _replace(self._path, data, expected, may_write_in_place)
-        except (OSError, FileLockError) as error:
+        except (OSError, FileLockError, NotTrustedError) as error:
             raise self._error("save", error) from error
         if replaced is not None and replaced.is_written:
             _LOGGER.info(
@@ -193,14 +199,21 @@ class RuntimeCacheFile:
         Meanwhile `data` lies beside the file as an offer. Whoever has the turn merges all offers,
         writes once, and accepts them. So many savers need few writes. Waiting and offering only
         save work: if they fail, or the wait ends without the lock, the caller merges by itself.
+        Where the path is not trusted, nothing is created, and there is no wait.
         """
+        target = None
+        with suppress(OSError, NotTrustedError):  # the next read or write says it
+            target = resolve_trusted(self._path)
+        if target is None:
+            yield Turn(is_saved=False, offers=[])
+            return
         with ExitStack() as turn:
             has_lock = is_saved = False
             with ExitStack() as offered:
                 offer = None
                 try:
                     if 0 < len(data) <= _LARGEST_OFFER:
-                        offer = offered.enter_context(_offer(self._path, data))
+                        offer = offered.enter_context(_offer(target.path, data))
                 except OSError as error:
                     _LOGGER.debug(
                         "Can't offer the kernels for '%s' to other savers: %s",
@@ -208,8 +221,8 @@ class RuntimeCacheFile:
                         error.strerror,
                     )
                 try:
-                    lock_path = lock_path_of(f"{self._path}.merge")
-                    turn.enter_context(file_lock(lock_path, self._waits))
+                    lock = self._lock(f"{self._path}.merge", target.status)
+                    turn.enter_context(lock)
                     has_lock = True
                 except FileLockError as error:
                     _LOGGER.info("Merging without waiting for others: %s", error)
@@ -217,33 +230,44 @@ class RuntimeCacheFile:
                     is_saved = os.fstat(offer).st_nlink == 0
             offers = []
             if has_lock and not is_saved:
-                offers = _temporaries_of(_follow_links(self._path), _OFFER_SUFFIX)
+                offers = _temporaries_of(target.path, _OFFER_SUFFIX)
             yield Turn(is_saved, offers)
 
-    def _error(self, operation: str, error: OSError | FileLockError) -> RuntimeError:
+    def _error(
+        self, operation: str, error: OSError | FileLockError | NotTrustedError
+    ) -> RuntimeError:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         return RuntimeError(
             f"Can't {operation} the runtime cache '{self._path}': {reason}"
         )
 
-    def _lock(self, *, shared: bool = False) -> AbstractContextManager[None]:
-        return file_lock(lock_path_of(self._path), self._waits, shared=shared)
+    @contextmanager
+    def _lock(
+        self, path: str, cache: os.stat_result | None, *, shared: bool = False
+    ) -> Iterator[None]:
+        lock_path = lock_path_of(path)
+        create_lock_file(lock_path, cache)
+        with file_lock(lock_path, self._waits, shared=shared):
+            # The time of the last use of the cache, whose own time is part of its generation. Only
+            # who may write the lock file can set it.
+            with suppress(OSError):
+                os.utime(lock_path, follow_symlinks=False)
+            yield
 
     @contextmanager
-    def _lock_to_read(self) -> Iterator[None]:
-        """No lock where the lock file does not exist and its directory is closed to us."""
+    def _lock_to_read(self, cache: os.stat_result) -> Iterator[None]:
+        """No lock where its file is closed to us, or missing and its directory is closed to us."""
         with ExitStack() as lock:
             try:
-                lock.enter_context(self._lock(shared=True))
+                lock.enter_context(self._lock(self._path, cache, shared=True))
             except FileLockError:
-                lock_path = lock_path_of(self._path)
-                if os.path.lexists(lock_path) or _may_create_in(
-                    _directory_of(lock_path)
-                ):
+                reason = _reason_to_read_without(lock_path_of(self._path))
+                if not reason:
                     raise
                 _LOGGER.info(
-                    "Reading the runtime cache '%s' without a lock: its directory is read-only",
+                    "Reading the runtime cache '%s' without a lock: %s",
                     self._path,
+                    reason,
                 )
             yield
 
@@ -295,35 +319,38 @@ def _status(file: int, path: str) -> os.stat_result:
     return _call("stat", path, os.fstat, file)
 
 
-def _generation_at(path: str) -> FileGeneration | None:
-    try:
-        status = _call("stat", path, os.stat, path)
-    except FileNotFoundError:
-        return None
-    return _checked_generation(status, path)
+def _checked_target(path: str) -> TrustedPath | None:
+    """None if a directory on the way is missing; raises for what must get no lock file."""
+    target = resolve_trusted(path)
+    if target is not None and target.status is not None:
+        _checked_generation(target.status, path)
+    return target
+
+
+def _checked_status(file: int, target: TrustedPath) -> os.stat_result:
+    status = _status(file, target.path)
+    target.check(status)
+    return status
 
 
 def _directory_of(path: str) -> str:
     return os.path.dirname(path) or "."
 
 
-def _may_create_in(directory: str) -> bool:
-    # With the effective ids. It knows of read-only mounts and immutable directories.
-    return os.access(directory, os.W_OK | os.X_OK, effective_ids=True)
-
-
-def _follow_links(path: str) -> str:
-    """The path that a rename replaces the file at, and not a link to it. It need not exist."""
-    target = path
-    for _ in range(_LINKS_FOLLOWED):
-        try:
-            link = _call("follow", target, os.readlink, target)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):  # no link
-                return target
-            raise
-        target = os.path.join(os.path.dirname(target), link)
-    raise OSError(errno.ELOOP, f"follow '{path}': {os.strerror(errno.ELOOP)}")
+def _reason_to_read_without(lock_path: str) -> str:
+    """Why a cache may be read without its lock; empty if it may not."""
+    try:
+        with _open(lock_path, os.O_RDONLY | os.O_NOFOLLOW):
+            return ""
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            return "its lock file is closed to this user"
+        # With the effective ids. It knows of read-only mounts and immutable directories.
+        may_create = os.access(
+            _directory_of(lock_path), os.W_OK | os.X_OK, effective_ids=True
+        )
+        is_missing = error.errno == errno.ENOENT
+        return "its directory is read-only" if is_missing and not may_create else ""
 
 
 def _read_fully(file: int, buffer: memoryview, offset: int, path: str) -> bool:
@@ -346,15 +373,17 @@ def _write_fully(file: int, data: memoryview, offset: int, path: str) -> None:
         offset += n
 
 
-def _read_whole(path: str, allocate: Allocate) -> Contents | None:
+def _read_whole(target: TrustedPath, allocate: Allocate) -> Contents | None:
     """None for a missing or empty file."""
+    path = target.path
     for _ in range(_READS_OF_A_CHANGING_FILE):
         with ExitStack() as opened:
             try:
-                file = opened.enter_context(_open(path, os.O_RDONLY))
+                flags = os.O_RDONLY | os.O_NOFOLLOW
+                file = opened.enter_context(_open(path, flags))
             except FileNotFoundError:
                 return None
-            generation = _checked_generation(_status(file, path), path)
+            generation = _checked_generation(_checked_status(file, target), path)
             if generation is None:
                 return None
             data = memoryview(allocate(generation.size))
@@ -365,16 +394,20 @@ def _read_whole(path: str, allocate: Allocate) -> Contents | None:
     raise OSError(errno.EBUSY, text)
 
 
-def _compare(path: str, data: memoryview) -> tuple[FileGeneration | None, bool]:
-    """The generation that is there, None if it is missing or empty, and whether it is `data`."""
+def _compare(
+    target: TrustedPath, data: memoryview
+) -> tuple[os.stat_result | None, bool]:
+    """The status of the file, None if it is missing, and whether it holds exactly `data`."""
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(_open(path, os.O_RDONLY))
+            flags = os.O_RDONLY | os.O_NOFOLLOW
+            file = opened.enter_context(_open(target.path, flags))
         except FileNotFoundError:
             return None, False
-        current = _checked_generation(_status(file, path), path)
-        is_same_size = current is not None and current.size == len(data)
-        return current, is_same_size and _holds_exactly(file, data, path)
+        old = _checked_status(file, target)
+        generation = _checked_generation(old, target.path)
+        is_same_size = generation is not None and generation.size == len(data)
+        return old, is_same_size and _holds_exactly(file, data, target.path)
 
 
 def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
@@ -429,9 +462,9 @@ def _remove_stale_temporaries(target: str) -> None:
 
 
 @contextmanager
-def _offer(path: str, data: memoryview) -> Iterator[int]:
+def _offer(target: str, data: memoryview) -> Iterator[int]:
     """Keeps bytes beside the file for a block, and yields the open offer."""
-    with _temporary_file(_follow_links(path), 0o600) as (file, name):
+    with _temporary_file(target, 0o600) as (file, name):
         _write_fully(file, data, 0, name)
         offer = name.removesuffix(_TEMPORARY_SUFFIX) + _OFFER_SUFFIX
         _call("rename to", offer, os.rename, name, offer)
@@ -442,10 +475,12 @@ def _offer(path: str, data: memoryview) -> Iterator[int]:
 
 
 def read_offer(offer: str) -> memoryview | None:
-    """The bytes of an offer; None if it can't be read or belongs to another user."""
+    """The bytes of an offer; None if it can't be read or is not this user's alone."""
     with suppress(OSError), _open(offer, os.O_RDONLY | os.O_NOFOLLOW) as file:
         status = os.fstat(file)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+        # A link to another file of ours could hold what somebody else wrote, so the mode counts.
+        is_private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+        if stat.S_ISREG(status.st_mode) and is_private:
             data = memoryview(bytearray(status.st_size))
             if len(data) > 0 and _read_fully(file, data, 0, offer):
                 return data
@@ -498,11 +533,7 @@ def _rename(path: str, target: str) -> None:
 
 def _take_over_owner_and_mode(file: int, path: str, old: os.stat_result) -> None:
     try:
-        # Only root may give a file away; a member of the group may still give it to the group.
-        try:
-            os.fchown(file, old.st_uid, old.st_gid)
-        except OSError:
-            os.fchown(file, -1, old.st_gid)
+        take_over_owner(file, old)
     except OSError as error:
         _LOGGER.debug(
             "Can't keep owner and group of the runtime cache: %s", error.strerror
@@ -510,17 +541,17 @@ def _take_over_owner_and_mode(file: int, path: str, old: os.stat_result) -> None
     _call("chmod", path, os.fchmod, file, old.st_mode & 0o777)
 
 
-def _set_time_after(file: int, previous: FileGeneration | None, path: str) -> None:
+def _set_time_after(file: int, old: os.stat_result | None, path: str) -> None:
     """Gives the file a time that its predecessor had not.
 
     Written within the tick of the clock that its predecessor was written in, or after the clock was
     set back, it would look like it if it also had its inode and size.
     """
     status = _status(file, path)
-    if previous is None or status.st_mtime_ns > previous.mtime_ns:
+    if old is None or status.st_mtime_ns > old.st_mtime_ns:
         return
     try:
-        os.utime(file, ns=(status.st_atime_ns, previous.mtime_ns + 1))
+        os.utime(file, ns=(status.st_atime_ns, old.st_mtime_ns + 1))
     except OSError as error:  # written in place, by somebody who does not own it
         _LOGGER.debug("Can't set the time of '%s': %s", path, error.strerror)
 
@@ -547,45 +578,48 @@ def _replace(
     may_write_in_place: bool,
 ) -> Replaced | None:
     """`RuntimeCacheFile.replace`, under the exclusive lock."""
-    target = _follow_links(path)
-    current, is_there_already = _compare(target, data)
-    if current is not None and is_there_already:
-        return Replaced(current, is_written=False, in_place="")
-    if current not in (None, expected):
+    trusted = resolve_trusted(path)  # again: a link may have changed before the lock
+    if trusted is None:
+        text = f"open '{path}': {os.strerror(errno.ENOENT)}"
+        raise FileNotFoundError(errno.ENOENT, text)
+    target = trusted.path
+    old, is_there_already = _compare(trusted, data)
+    if old is not None and is_there_already:
+        return Replaced(_generation_of(old), is_written=False, in_place="")
+    if old is not None and old.st_size > 0 and _generation_of(old) != expected:
         return None
     _remove_stale_temporaries(target)
     in_place = ""
     try:
-        written = _rename_over(target, data, current)
+        written = _rename_over(target, data, old)
     except _CannotReplaceError as reason:
         with ExitStack() as opened:
             try:
-                file = opened.enter_context(_open(target, os.O_WRONLY))
+                flags = os.O_WRONLY | os.O_NOFOLLOW
+                file = opened.enter_context(_open(target, flags))
             except OSError:
                 raise reason from None
+            _checked_status(file, trusted)
             in_place = str(reason.strerror)
             if not may_write_in_place:
                 raise OnlyInPlaceError(
                     f"Can't save the runtime cache '{path}': it can only be written in place, "
                     f"which a kill could tear: {in_place}"
                 ) from reason
-            written = _write_in_place(file, data, target, current)
+            written = _write_in_place(file, data, target, old)
     _sync_directory(_directory_of(target))
     return Replaced(written, is_written=True, in_place=in_place)
 
 
 def _rename_over(
-    target: str, data: memoryview, previous: FileGeneration | None
+    target: str, data: memoryview, old: os.stat_result | None
 ) -> FileGeneration:
-    """`previous` is the file that is there, None if it is missing or empty."""
-    old = None
-    with suppress(OSError):
-        old = os.stat(target)  # of an empty file too
-    with _temporary_file(target, 0o666 if old is None else 0o600) as (file, path):
+    """`old` is the status of the file that is there, None if none is."""
+    with _temporary_file(target, _FIRST_MODE if old is None else 0o600) as (file, path):
         if old is not None:
             _take_over_owner_and_mode(file, path, old)
         _write_fully(file, data, 0, path)
-        _set_time_after(file, previous, path)
+        _set_time_after(file, old, path)
         _call("fsync", path, os.fsync, file)
         written = _generation_of(_status(file, path))
         _rename(path, target)
@@ -593,9 +627,9 @@ def _rename_over(
 
 
 def _write_in_place(
-    file: int, data: memoryview, target: str, previous: FileGeneration | None
+    file: int, data: memoryview, target: str, old: os.stat_result | None
 ) -> FileGeneration:
-    old_size = previous.size if previous is not None else 0
+    old_size = old.st_size if old is not None else 0
     # What needs new space comes first: when the disk is full, nothing of the old contents has been
     # touched yet.
     head = min(old_size, len(data))
@@ -612,6 +646,6 @@ def _write_in_place(
         raise
     _write_fully(file, data[:head], 0, target)
     _call("truncate", target, os.ftruncate, file, len(data))
-    _set_time_after(file, previous, target)
+    _set_time_after(file, old, target)
     _call("fsync", target, os.fsync, file)
     return _generation_of(_status(file, target))

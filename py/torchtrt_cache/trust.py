@@ -1,0 +1,173 @@
+"""Whose kernels may be loaded, the twin of core/runtime/trusted_path.h, which has the rules."""
+
+# Links are followed by hand, and what pathlib changes about a path would matter.
+# ruff: noqa: PTH109, PTH110, PTH115, PTH116, PTH118, PTH120
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+_LINKS_FOLLOWED = 40  # as Linux does
+
+# Why what is at a path can't be trusted, by its status and the id of root; empty if it can.
+Refuse = Callable[[str, os.stat_result, int], str]
+
+
+class NotTrustedError(Exception):
+    """Somebody else could have put a file at the path. The message says why and what to do."""
+
+
+class TrustedPath(NamedTuple):
+    path: str  # absolute and without links
+    status: os.stat_result | None  # None if nothing is there
+    is_listed: bool  # in TORCHTRT_TRUSTED_PATHS
+    root: int
+
+    def check(self, opened: os.stat_result) -> None:
+        """Raises NotTrustedError if the open file with the status `opened` is not trusted."""
+        if not self.is_listed and (reason := _refusal(self.path, opened, self.root)):
+            raise NotTrustedError(reason)
+
+
+def resolve_trusted(path: str) -> TrustedPath | None:
+    """Returns where `path` leads, or None if a directory on the way is missing.
+
+    What is opened there must be opened with O_NOFOLLOW and given to `TrustedPath.check`. On
+    Windows, where directories inherit their owners' rights, everything is trusted.
+
+    Raises:
+        NotTrustedError: it is not trusted.
+        OSError: that can't be told.
+    """
+    if sys.platform == "win32":
+        status = os.stat(path) if os.path.exists(path) else None
+        return TrustedPath(os.path.realpath(path), status, is_listed=True, root=0)
+    place = walk(path, _refusal)
+    if place is None:
+        return None
+    is_listed = _is_listed(place.path)
+    if place.refusal and not is_listed:
+        raise NotTrustedError(place.refusal)
+    return TrustedPath(place.path, place.status, is_listed, place.root)
+
+
+class Place(NamedTuple):
+    """Where a path leads."""
+
+    path: str  # absolute and without links
+    status: os.stat_result | None  # None if nothing is there
+    root: int  # who owns "/", also where a user namespace shows another number
+    refusal: (
+        str  # of the first thing on the way that can't be trusted; empty if all can
+    )
+
+
+def walk(path: str, refuse: Refuse) -> Place | None:
+    """Returns where `path` leads, or None if a directory on the way is missing.
+
+    Raises OSError as `os.stat(path)` does.
+    """
+    try:
+        return _walk(path, refuse)
+    except OSError as error:
+        text = f"stat '{path}': {error.strerror}"
+        raise OSError(error.errno, text) from error
+
+
+def _walk(path: str, refuse: Refuse) -> Place | None:
+    here, status = "/", os.lstat("/")
+    root = status.st_uid
+    refusal = refuse("/", status, root)
+    names = path.split("/")[::-1]  # still to be followed, the last one first
+    if not path.startswith("/"):
+        names += reversed(os.getcwd().split("/"))
+    links = 0
+    while names:
+        if not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        name = names.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":  # it has been checked
+            here = os.path.dirname(here)
+            status = os.lstat(here)
+            continue
+        entry = os.path.join(here, name)
+        try:
+            found = os.lstat(entry)
+        except FileNotFoundError:
+            return Place(entry, None, root, refusal) if not names else None
+        refusal = refusal or refuse(entry, found, root)
+        if not stat.S_ISLNK(found.st_mode):
+            here, status = entry, found
+            continue
+        links += 1
+        if links > _LINKS_FOLLOWED:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(entry)
+        names += reversed(target.split("/"))
+        if target.startswith("/"):
+            here, status = "/", os.lstat("/")
+    return Place(here, status, root, refusal)
+
+
+def _is_listed(path: str) -> bool:
+    for prefix in os.environ.get("TORCHTRT_TRUSTED_PATHS", "").split(":"):
+        if prefix.startswith("/"):
+            with suppress(OSError):
+                place = walk(prefix, lambda *_: "")
+                if place and f"{path}/".startswith(f"{place.path.rstrip('/')}/"):
+                    return True
+    return False
+
+
+def _refusal(path: str, status: os.stat_result, root: int) -> str:
+    is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    has_mode = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    writers = status.st_mode if has_mode and not is_sticky else 0
+    owner = status.st_uid
+    if owner not in (os.geteuid(), root) and not _is_our_group(status.st_gid):
+        problem = f"it belongs to {user(owner)}, who shares no group with this user"
+        remedy = f"chown -h {os.geteuid()}"
+    elif writers & stat.S_IWOTH:
+        problem = "everybody may write it"
+        remedy = "chmod o-w"
+    elif writers & stat.S_IWGRP and not _is_our_group(status.st_gid):
+        problem = f"its group {_group(status.st_gid)} may write it, and this user is no member"
+        remedy = "chmod g-w"
+    else:
+        return ""
+    return (
+        f"'{path}' can't be trusted: {problem} (owner {user(owner)}, mode "
+        f"{stat.S_IMODE(status.st_mode):04o}). Try {remedy} '{path}', or list it in "
+        "TORCHTRT_TRUSTED_PATHS"
+    )
+
+
+def _is_our_group(group: int) -> bool:
+    return group == os.getegid() or group in os.getgroups()
+
+
+def user(uid: int) -> str:
+    """Like "alice (1001)", or "1001" for a user without a name, as in containers."""
+    import pwd  # not on Windows
+
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} ({uid})"
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    import grp  # not on Windows
+
+    try:
+        return f"{grp.getgrgid(gid).gr_name} ({gid})"
+    except KeyError:
+        return str(gid)
