@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import platformdirs
@@ -17,7 +16,7 @@ from torch_tensorrt.runtime import default_runtime_cache_path
 
 SOMEBODY_ELSE = 54321
 
-NAME = f"runtime_cache-{version('tensorrt_rtx')}.bin"
+NAME = "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"
 
 
 @pytest.fixture
@@ -29,10 +28,10 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def directory(cache_home: Path) -> Path:
-    """The directory of the cache, as the first call makes it."""
+    """As the first call makes it."""
     path = default_runtime_cache_path()
     assert path is not None
-    return Path(path).parent
+    return Path(path)
 
 
 @contextmanager
@@ -52,7 +51,7 @@ def mode_of(path: Path) -> int:
 def test_makes_a_private_directory_and_no_file(
     mask: int, cache_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = str(cache_home / "torch_tensorrt" / NAME)
+    expected = f"{cache_home}/torch_tensorrt/"
     with umask(mask):
         assert default_runtime_cache_path() == expected
         assert default_runtime_cache_path() == expected
@@ -80,7 +79,7 @@ def test_many_may_make_it_at_once(cache_home: Path) -> None:
 
     with ThreadPoolExecutor(threads) as pool:
         paths = [task.result() for task in [pool.submit(ask) for _ in range(threads)]]
-    assert paths == [str(cache_home / "torch_tensorrt" / NAME)] * threads
+    assert paths == [f"{cache_home}/torch_tensorrt/"] * threads
 
 
 def sticky_parent(directory: Path) -> None:
@@ -110,6 +109,12 @@ def link_to_a_file_to_be(directory: Path) -> None:
     (directory / NAME).symlink_to(directory.parent / "cache.bin")
 
 
+def other_file(directory: Path) -> None:
+    (directory / "README").touch()
+    (directory / "README").chmod(0o666)
+    directory.chmod(0o755)
+
+
 @pytest.mark.parametrize(
     "arrange",
     [
@@ -118,13 +123,14 @@ def link_to_a_file_to_be(directory: Path) -> None:
         link_to_a_private_directory,
         link_to_a_private_file,
         link_to_a_file_to_be,
+        other_file,
     ],
 )
 def test_is_given_where_nobody_else_can_write(
     arrange: Callable[[Path], None], directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     arrange(directory)
-    assert default_runtime_cache_path() == str(directory / NAME)
+    assert default_runtime_cache_path() == f"{directory}/"
     assert caplog.records == []
 
 
@@ -164,7 +170,7 @@ def link_to_a_shared_file(directory: Path) -> str:
 
 def link_to_itself(directory: Path) -> str:
     (directory / NAME).symlink_to(NAME)
-    return "too many symbolic links"
+    return "Too many levels of symbolic links"
 
 
 def file_in_the_place_of_the_directory(directory: Path) -> str:
@@ -172,6 +178,18 @@ def file_in_the_place_of_the_directory(directory: Path) -> str:
     directory.parent.rmdir()
     directory.parent.touch()
     return "Not a directory"
+
+
+def file_as_the_directory(directory: Path) -> str:
+    directory.rmdir()
+    directory.touch()
+    return f"'{directory}' is not a directory"
+
+
+def link_into_a_missing_directory(directory: Path) -> str:
+    directory.rmdir()
+    directory.symlink_to("missing/directory")
+    return f"the directory of '{directory}' is missing"
 
 
 @pytest.mark.parametrize(
@@ -186,6 +204,8 @@ def file_in_the_place_of_the_directory(directory: Path) -> str:
         link_to_a_shared_file,
         link_to_itself,
         file_in_the_place_of_the_directory,
+        file_as_the_directory,
+        link_into_a_missing_directory,
     ],
 )
 def test_is_refused(
@@ -196,7 +216,7 @@ def test_is_refused(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert reason in record.getMessage()
-    assert f"'{directory / NAME}'" in record.getMessage()
+    assert f"since '{directory}' can't be trusted" in record.getMessage()
     assert "XDG_CACHE_HOME" in record.getMessage()
 
 
@@ -246,6 +266,14 @@ def test_is_refused_if_somebody_else_owns_a_link(
     directory.parent.chmod(0o1777)
     assert default_runtime_cache_path() is None
     assert f"'{directory}' belongs to user {SOMEBODY_ELSE}" in caplog.text
+
+
+def test_listing_it_changes_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.chmod(0o777)
+    monkeypatch.setenv("TORCHTRT_TRUSTED_PATHS", str(directory))
+    assert default_runtime_cache_path() is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
