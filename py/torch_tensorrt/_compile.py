@@ -90,6 +90,8 @@ def load(
 ) -> EngineModule:
     """The module that `module.save(path)` wrote, of a result of `compile` or any other.
 
+    The plan is checked against the SHA-256 in the file, which files of earlier versions lack.
+
     Args:
         path: an engine file. It must not be written in place while the module lives; `save` never
             does that.

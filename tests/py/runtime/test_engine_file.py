@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,19 +117,110 @@ def test_another_file_of_torch_is_refused(tmp_path: Path) -> None:
         load_engine_file(path)
 
 
+def save_changed(path: Path, **changes: Any) -> None:
+    """Saves an engine, and then changes what is in the file."""
+    save_engine_file(path, make_engine())
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+
+
 def test_a_later_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.engine"
-    save_engine_file(path, make_engine())
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, "version": content["version"] + 1}, path)
-    with pytest.raises(ValueError, match=r"of format 2; .* reads up to 1"):
+    save_changed(path, version=3)
+    with pytest.raises(ValueError, match=r"of format 3; .* reads up to 2"):
         load_engine_file(path)
 
 
-def test_what_is_missing_in_it_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["output_binding_names", "plan_sha256"])
+def test_what_is_missing_in_it_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "net.engine"
-    save_engine_file(path, make_engine())
-    content = torch.load(path, weights_only=True)
-    torch.save({**content, "output_binding_names": None}, path)
-    with pytest.raises(ValueError, match="damaged: no output_binding_names in it"):
+    save_changed(path, **{name: None})
+    with pytest.raises(ValueError, match=f"damaged: no {name} in it"):
         load_engine_file(path)
+
+
+def test_format_1_has_no_digest_and_loads(tmp_path: Path) -> None:
+    path = tmp_path / "net.engine"
+    content = {"magic": "torch_tensorrt engine", "version": 1, **vars(make_engine())}
+    torch.save(content, path)
+    loaded = load_engine_file(path)
+    assert torch.equal(loaded.plan, make_engine().plan)
+    assert vars(loaded) == {**vars(make_engine()), "plan": loaded.plan}
+
+
+def test_another_plan_than_that_of_the_digest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.engine"
+    plan = make_engine().plan.clone()
+    plan[500] += 1
+    save_changed(path, plan=plan)
+    found, expected = (
+        hashlib.sha256(bytes(p.tolist())).hexdigest()
+        for p in (plan, make_engine().plan)
+    )
+    with pytest.raises(ValueError) as caught:
+        load_engine_file(path)
+    assert str(caught.value) == (
+        f"The engine file '{path}' is damaged: the SHA-256 of its plan is {found}, expected "
+        f"{expected}"
+    )
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        pytest.param(torch.zeros(1000), id="of another type"),
+        pytest.param(torch.zeros(10, 100, dtype=torch.uint8), id="of two dimensions"),
+        pytest.param(torch.zeros(2000, dtype=torch.uint8)[::2], id="with gaps"),
+        pytest.param(torch.zeros(9, dtype=torch.uint8, device="meta"), id="nowhere"),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_plan_that_is_not_bytes_is_refused(
+    tmp_path: Path, plan: torch.Tensor, version: int
+) -> None:
+    path = tmp_path / "net.engine"
+    save_changed(path, plan=plan, version=version)
+    with pytest.raises(ValueError, match="damaged: its plan is a tensor of"):
+        load_engine_file(path)
+
+
+def test_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "net.engine"
+    saved = make_engine()
+    save_engine_file(path, saved)
+    whole = path.read_bytes()
+    source = random.Random(1)
+
+    def another_byte(at: int) -> bytes:
+        return bytes([whole[at] ^ source.randrange(1, 256)])
+
+    def noise(at: int) -> bytes:
+        return source.randbytes(source.randint(2, 512))
+
+    def zeros(at: int) -> bytes:
+        return bytes(source.randint(2, 512))
+
+    def other_place(at: int) -> bytes:
+        start = source.randrange(len(whole))
+        return whole[start : start + source.randint(2, 512)]
+
+    def refused(damage: Callable[[int], bytes], at: int) -> bool:
+        damaged = bytearray(whole)
+        piece = damage(at)[: len(whole) - at]
+        damaged[at : at + len(piece)] = piece
+        path.write_bytes(damaged)
+        try:
+            loaded = load_engine_file(path)
+        except (ValueError, OSError):
+            return True
+        assert torch.equal(loaded.plan, saved.plan), f"{damage.__name__} at {at}"
+        return False
+
+    bytes_refused = [refused(another_byte, at) for at in range(len(whole))]
+    # Those in the plan at least, and some of the padding can't matter.
+    assert saved.plan.numel() < sum(bytes_refused) < len(whole)
+    blocks_refused = [
+        refused(damage, source.randrange(len(whole)))
+        for damage in (noise, zeros, other_place)
+        for _ in range(300)
+    ]
+    assert any(blocks_refused)

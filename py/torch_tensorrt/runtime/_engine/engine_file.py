@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from dataclasses import dataclass, fields
@@ -10,8 +11,11 @@ from typing import Any
 
 import torch
 
+from torch_tensorrt.runtime._cache.tensor_memory import memory_of
+
 _MAGIC = "torch_tensorrt engine"
-_VERSION = 1
+_VERSION = 2  # 1 has no digest
+_DIGEST = "plan_sha256"
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality of their own
@@ -19,11 +23,11 @@ class EngineFile:
     """What an engine file holds.
 
     On disk it is a dict that `torch.load(path, weights_only=True)` reads, with a key for each
-    attribute, and "magic" and "version" besides. The runtime cache is not in it, since its path
-    belongs to a machine.
+    attribute, and besides "magic", "version" and "plan_sha256", the SHA-256 of the plan's bytes in
+    hexadecimal digits. The runtime cache is not in it, since its path belongs to a machine.
 
     Attributes:
-        plan: the serialized engine, uint8 [n], on the CPU.
+        plan: the serialized engine, as `is_plan` has it.
     """
 
     plan: torch.Tensor
@@ -44,6 +48,13 @@ _TYPES: dict[str, type] = {
 }
 
 
+def is_plan(tensor: torch.Tensor) -> bool:
+    """Whether it is a contiguous one-dimensional uint8 tensor on the CPU."""
+    is_plain = tensor.layout == torch.strided and tensor.is_cpu
+    is_bytes = tensor.dtype == torch.uint8 and tensor.dim() == 1
+    return is_plain and is_bytes and tensor.is_contiguous()
+
+
 def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
     """Writes `engine` to `path`, of which a reader sees the old file or the new one.
 
@@ -56,6 +67,7 @@ def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
     content = {
         "magic": _MAGIC,
         "version": _VERSION,
+        _DIGEST: _digest_of(engine.plan),
         **{field.name: getattr(engine, field.name) for field in fields(engine)},
     }
     try:
@@ -70,14 +82,16 @@ def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
 
 
 def load_engine_file(path: str | os.PathLike[str]) -> EngineFile:
-    """Reads what `save_engine_file` wrote; the plan is mapped into memory, not read.
+    """Reads what `save_engine_file` wrote, and checks the plan's digest.
+
+    The plan is mapped into memory, not copied. Files of format 1 have no digest and load unchecked.
 
     Raises:
         OSError: there is no such file, or it can't be read.
         ValueError: it is no engine file, damaged, or of a later version of this package.
     """
     try:
-        # mmap, so that a plan of gigabytes is read once, by who deserializes it.
+        # mmap, so that a plan of gigabytes takes no memory of its own.
         content = torch.load(
             os.fspath(path), map_location="cpu", weights_only=True, mmap=True
         )
@@ -107,4 +121,28 @@ def _checked(path: str, content: Any) -> EngineFile:
     for name, expected in _TYPES.items():
         if not isinstance(content.get(name), expected):
             raise ValueError(f"The engine file '{path}' is damaged: no {name} in it")
+    _check_plan(path, content, version)
     return EngineFile(**{name: content[name] for name in _TYPES})
+
+
+def _check_plan(path: str, content: dict[str, Any], version: int) -> None:
+    plan, expected = content["plan"], content.get(_DIGEST)
+    if not is_plan(plan):
+        raise ValueError(
+            f"The engine file '{path}' is damaged: its plan is a tensor of {plan.dtype} and shape "
+            f"{list(plan.shape)}, expected contiguous bytes"
+        )
+    if version == 1 and expected is None:
+        return
+    if not isinstance(expected, str):
+        raise ValueError(f"The engine file '{path}' is damaged: no {_DIGEST} in it")
+    found = _digest_of(plan)
+    if found != expected:
+        raise ValueError(
+            f"The engine file '{path}' is damaged: the SHA-256 of its plan is {found}, expected "
+            f"{expected}"
+        )
+
+
+def _digest_of(plan: torch.Tensor) -> str:
+    return hashlib.sha256(memory_of(plan)).hexdigest()

@@ -13,7 +13,11 @@ from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
-from torch_tensorrt.runtime._engine.engine_file import EngineFile, save_engine_file
+from torch_tensorrt.runtime._engine.engine_file import (
+    EngineFile,
+    is_plan,
+    save_engine_file,
+)
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache, path_cache
 from torch_tensorrt.runtime._runtime_settings import RuntimeSettings, check_settings
 from torchtrt_cache.file_lock import call_without_lock, deferred_calls
@@ -379,8 +383,7 @@ def _apply(settings: RuntimeSettings, engine: TRTEngine | Any) -> None:
 def _to_plan(serialized_engine: object) -> torch.Tensor:
     if isinstance(serialized_engine, torch.Tensor):
         plan = serialized_engine
-        is_plain = plan.layout == torch.strided and plan.is_cpu and plan.is_contiguous()
-        if not is_plain or plan.dtype != torch.uint8 or plan.dim() != 1:
+        if not is_plan(plan):
             raise ValueError(
                 "A serialized engine is a contiguous one-dimensional uint8 tensor on the CPU, got "
                 f"one of {plan.dtype} and shape {list(plan.shape)} on {plan.device}"
