@@ -1,0 +1,81 @@
+"""Loading an engine file, to a plain read of it and the SHA-256 of what was read.
+
+Both are measured in turns in this run, after a read that fills the page cache. A figure is the
+lower quartile of the turns. torch.load takes some 0.3 ms whatever the size, which counts up to a
+few MiB.
+
+bazel run -c opt //tools/perf:bench_engine_file [-- --json FILE] [--dir DIR] [--turns N]
+"""
+
+import argparse
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import quantiles
+
+import torch
+
+from tools.perf.report import Row, print_rows, typed_path, write_json
+from torch_tensorrt.runtime._engine.engine_file import (
+    EngineFile,
+    load_engine_file,
+    save_engine_file,
+)
+
+MEBIBYTE = 1024 * 1024
+SIZES = (1, 4, 16, 64, 256, 512)  # MiB of the plan
+LIMIT = 1.5
+
+
+def read_and_hash(path: Path) -> bytes:
+    content = path.read_bytes()
+    hashlib.sha256(content).digest()
+    return content
+
+
+def seconds_of(function: Callable[[Path], object], path: Path) -> float:
+    start = time.perf_counter()
+    result = function(path)
+    seconds = time.perf_counter() - start
+    del result  # its memory is given back after the clock was read
+    return seconds
+
+
+def measure(path: Path, mebibytes: int, turns: int) -> Row:
+    plan = torch.randint(0, 256, (mebibytes * MEBIBYTE,), dtype=torch.uint8)
+    save_engine_file(path, EngineFile(plan, ["x"], ["y"], "Net", "lazy", "disabled"))
+    for function in (read_and_hash, load_engine_file):
+        function(path)
+    pairs = [
+        (seconds_of(read_and_hash, path), seconds_of(load_engine_file, path))
+        for _ in range(turns)
+    ]
+    plain, load = (quantiles(times, n=4)[0] for times in zip(*pairs, strict=True))
+    name = f"load {mebibytes} MiB: to read and SHA-256"
+    return Row(name, "ms", plain * 1e3, load * 1e3, LIMIT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=typed_path, metavar="FILE")
+    parser.add_argument(
+        "--dir", type=typed_path, metavar="DIR", help="where the engine files go"
+    )
+    parser.add_argument("--turns", type=int, default=41, metavar="N")
+    arguments = parser.parse_args()
+    if arguments.turns < 2:
+        parser.error(f"--turns is {arguments.turns}, expected 2 or more")
+    if arguments.dir is not None and not arguments.dir.is_dir():
+        parser.error(f"--dir is '{arguments.dir}', expected a directory")
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+        path = Path(directory) / "net.engine"
+        rows = [measure(path, size, arguments.turns) for size in SIZES]
+    print_rows(rows)
+    if arguments.json is not None:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
