@@ -249,8 +249,7 @@ def main() -> None:
     parser.add_argument(
         "--picture",
         type=Path,
-        default=Path(tempfile.gettempdir(), "shared_runtime_cache.png"),
-        help="where to put the picture, %(default)s by default",
+        help="where to put the picture, by default in a new temporary directory",
     )
     parser.add_argument("--simulated", action="store_true", help="even on a GPU")
     arguments = parser.parse_args()
@@ -285,7 +284,8 @@ def main() -> None:
         end_all(start_all(folder, warm, gpu is not None, show), warm, show)
         size = (folder / "runtime_cache.bin").stat().st_size
 
-    draw(cold, warm, where, arguments.picture)
+    picture = arguments.picture or Path(tempfile.mkdtemp(), "shared_runtime_cache.png")
+    draw(cold, warm, where, picture)
     lost = sum(start.compiled for start in (late, *warm))
     cold_time, warm_time = (
         median(s.seconds for s in starts) for starts in (cold, warm)
@@ -305,7 +305,7 @@ def main() -> None:
     ):
         summary.add_row(row, str(figure))
     Console().print(summary)
-    print(f"Picture: {arguments.picture}")
+    print(f"Picture: {picture}")
     if lost:
         sys.exit(f"{lost} {unit} were lost")
 

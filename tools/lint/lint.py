@@ -11,8 +11,9 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+import platformdirs
 
 
 def files_of_project() -> list[str]:
@@ -87,7 +88,7 @@ def commands(files: list[str], fix: bool) -> dict[str, list[str]]:
 
 def cache_folder() -> Path:
     """Where mypy keeps what it knows of torch: without it a run takes minutes."""
-    return Path(tempfile.gettempdir(), f"torch_tensorrt_mypy_{os.getuid()}")
+    return platformdirs.user_cache_path("torch_tensorrt_mypy", appauthor=False)
 
 
 def main() -> None:

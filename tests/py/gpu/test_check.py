@@ -65,6 +65,17 @@ def test_paths_are_those_of_where_it_was_called(
 
 
 @pytest.mark.parametrize(
+    ("named", "cache"), [("{0}/xdg", "xdg"), ("relative", ".cache"), ("", ".cache")]
+)
+def test_what_is_built_is_in_the_users_cache_directory(
+    named: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", named.format(tmp_path))
+    assert parse(["out_dir"]).work == tmp_path / cache / "torch_tensorrt_gpu"
+
+
+@pytest.mark.parametrize(
     ("status", "bad"),
     [(0, []), (1, ["status 1"]), (None, ["not ended"]), (-11, ["status -11"])],
 )

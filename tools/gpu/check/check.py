@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import tarfile
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -45,6 +44,12 @@ def _absolute(word: str) -> Path:
     return Path(word).absolute()
 
 
+def _user_cache() -> Path:
+    # platformdirs may be in the pack alone, which is unpacked below this folder.
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".cache"
+
+
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="check.sh",
@@ -72,11 +77,14 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work",
         type=_absolute,
-        default=Path(tempfile.gettempdir()) / f"torch_tensorrt_gpu_{os.getuid()}",
-        help="for what is built, which a second run builds on; default: %(default)s",
+        help="for what is built, which a second run builds on; default: torch_tensorrt_gpu in the "
+        "user's cache directory",
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.work is None:
+        arguments.work = _user_cache() / "torch_tensorrt_gpu"
+    return arguments
 
 
 class Check:
