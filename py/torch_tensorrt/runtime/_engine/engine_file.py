@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -95,11 +96,11 @@ def load_engine_file(path: str | os.PathLike[str]) -> EngineFile:
         content = torch.load(
             os.fspath(path), map_location="cpu", weights_only=True, mmap=True
         )
-    except OSError:
-        raise
-    except (
-        Exception
-    ) as error:  # torch's own text advises how to read other kinds of files
+    except Exception as error:
+        # torch's search for the end of a file that was cut off can fail with EINVAL.
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        # torch's own text advises how to read other kinds of files.
         raise ValueError(
             f"'{os.fspath(path)}' is no engine file, or a damaged one"
         ) from error
