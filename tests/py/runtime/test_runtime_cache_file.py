@@ -238,20 +238,30 @@ def test_a_lock_file_that_is_a_link_or_a_folder_is_refused(
     assert names_in(path.parent) == {"cache.bin", "cache.bin.lock"}
 
 
-def test_a_first_file_has_the_mode_of_any_other(store: Store, path: Path) -> None:
-    mask = os.umask(0o027)
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0, 0o664)])
+def test_a_first_file_may_not_be_written_by_everybody(
+    store: Store, path: Path, mask: int, mode: int
+) -> None:
+    before = os.umask(mask)
     try:
         write(store, b"ours")
     finally:
-        os.umask(mask)
-    assert path.stat().st_mode & 0o7777 == 0o640
+        os.umask(before)
+    assert path.stat().st_mode & 0o7777 == mode
+    contents = store.read()
+    assert contents is not None and contents[0] == b"ours"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o606, 0o640])
 @pytest.mark.parametrize("contents", [b"", b"theirs"])
 def test_keeps_the_mode_of_the_file_that_is_there(
-    store: Store, path: Path, mode: int, contents: bytes
+    store: Store,
+    path: Path,
+    mode: int,
+    contents: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("TORCHTRT_TRUSTED_PATHS", str(path))
     path.write_bytes(contents)
     path.chmod(mode)
     before = path.stat().st_ino
@@ -260,7 +270,10 @@ def test_keeps_the_mode_of_the_file_that_is_there(
     assert path.stat().st_mode & 0o7777 == mode
 
 
-def test_keeps_owner_and_group_where_it_may(store: Store, path: Path) -> None:
+def test_keeps_owner_and_group_where_it_may(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHTRT_TRUSTED_PATHS", str(path))
     path.write_bytes(b"theirs")
     try:
         os.chown(path, 4711, 4712)

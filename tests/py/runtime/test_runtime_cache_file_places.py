@@ -114,17 +114,22 @@ def test_a_read_only_directory_loads_without_a_lock(
     assert names_in(folder) == {"cache.bin"}
 
 
-def test_a_lock_file_closed_to_us_is_an_error(
+def test_a_lock_file_closed_to_us_is_read_without_and_not_written(
     unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
-    """Somebody else may hold a lock that we can't see: this is no read-only directory."""
     path.write_bytes(b"theirs")
     lock = Path(f"{path}.lock")
     lock.touch(0)
-    folder.chmod(0o555)
-    for operation in (read, replace_blindly):
-        error = unprivileged(error_of, operation, runtime, path)
-        assert f"Can't open lock file '{lock}': Permission denied" in error
+    assert unprivileged(read, runtime, path) == b"theirs"
+    assert unprivileged(log_of_load, runtime, path, folder.parent / "log") == [
+        f"INFO: [Torch-TensorRT] - Reading the runtime cache '{path}' without a lock: its lock "
+        "file is closed to this user",
+        f"INFO: [Torch-TensorRT] - Loaded 6 bytes from the runtime cache '{path}'",
+    ]
+    error = unprivileged(error_of, replace_blindly, runtime, path)
+    assert f"Can't open lock file '{lock}': Permission denied" in error
+    assert path.read_bytes() == b"theirs"
+    assert names_in(folder) == {"cache.bin", "cache.bin.lock"}
 
 
 def test_a_lock_file_that_may_only_be_read_is_locked(
@@ -156,7 +161,7 @@ def test_a_file_or_directory_that_may_not_be_read_is_an_error(
 def test_a_directory_that_may_not_be_listed_is_saved_to(
     unprivileged: Run, runtime: str, folder: Path, path: Path
 ) -> None:
-    folder.chmod(0o333)
+    folder.chmod(0o311)
     unprivileged(replace, runtime, path)
     assert path.read_bytes() == b"ours"
 

@@ -110,6 +110,14 @@ TORCHTRT_OBSERVED(ftruncate64, "ftruncate", (int fd, off64_t size) noexcept, fd,
 TORCHTRT_OBSERVED(fchmod, "fchmod", (int fd, mode_t mode) noexcept, fd, mode)
 TORCHTRT_OBSERVED(fchown, "fchown", (int fd, uid_t owner, gid_t group) noexcept, fd, owner, group)
 TORCHTRT_OBSERVED(futimens, "futimens", (int fd, const struct timespec times[2]) noexcept, fd, times)
+TORCHTRT_OBSERVED(
+    utimensat,
+    "utimensat",
+    (int directory, const char* path, const struct timespec times[2], int flags) noexcept,
+    directory,
+    path,
+    times,
+    flags)
 TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
 
 ssize_t readlink(const char* path, char* buffer, size_t size) noexcept {
