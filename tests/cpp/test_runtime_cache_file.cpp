@@ -3,11 +3,14 @@
 
 #include "core/runtime/RuntimeCacheFile.h"
 
+#include <stdlib.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
@@ -109,6 +112,25 @@ TEST_F(RuntimeCacheFileTest, AnErrorLeavesNothingBehind) {
   std::filesystem::create_directory(path_);
   EXPECT_THAT(error_of([this] { file_.replace(view("ours"), std::nullopt); }), HasSubstr("not a regular file"));
   EXPECT_THAT(names_in(directory_.path()), UnorderedElementsAre("cache.bin"));
+}
+
+TEST_F(RuntimeCacheFileTest, WhatEverybodyMayWriteIsRefusedUnlessItIsListed) {
+  const std::string link = directory_.file("link");
+  std::filesystem::create_symlink("cache.bin", link);
+  LockWaits waits;
+  const RuntimeCacheFile file(link, waits);
+  ASSERT_TRUE(file.replace(view("ours"), std::nullopt));
+  std::filesystem::permissions(path_, std::filesystem::perms(0666));
+  for (const auto& operation :
+       std::vector<std::function<void()>>{[&] { file.read(); }, [&] { file.replace(view("more"), std::nullopt); }}) {
+    EXPECT_THAT(error_of(operation), HasSubstr("'" + path_ + "' can't be trusted: everybody may write it"));
+  }
+  EXPECT_FALSE(file.wait_for_turn(view("more")).lock.owns_lock());
+  ::setenv("TORCHTRT_TRUSTED_PATHS", ("relative::" + link).c_str(), 1);
+  const auto contents = file.read();
+  ::unsetenv("TORCHTRT_TRUSTED_PATHS");
+  ASSERT_TRUE(contents);
+  EXPECT_EQ(text(contents->view()), "ours");
 }
 
 } // namespace

@@ -96,6 +96,34 @@ def test_reads_in_a_read_only_directory(path: Path) -> None:
     assert names(path) == {"cache.bin"}
 
 
+def test_reads_where_the_lock_is_closed(path: Path) -> None:
+    path.write_bytes(b"kernels")
+    path.with_name("cache.bin.lock").touch(0)
+    with closed_directory(path.parent):
+        assert read_cache(str(path)) == b"kernels"
+
+
+def test_a_use_sets_the_time_of_the_lock_file(path: Path) -> None:
+    path.write_bytes(b"kernels")
+    lock = path.with_name("cache.bin.lock")
+    lock.touch()
+    before = path.stat().st_mtime_ns
+    for use in (lambda: read_cache(str(path)), lambda: update_cache(str(path), bytes)):
+        os.utime(lock, (0, 0))
+        use()
+        assert lock.stat().st_mtime > 0
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_first_file_is_not_for_everybody_to_write(path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        update_cache(str(path), lambda _: b"kernels")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
 def test_a_lock_that_could_be_created_must_be_taken(path: Path) -> None:
     path.write_bytes(b"kernels")
     path.with_name("cache.bin.lock").symlink_to("elsewhere")

@@ -124,6 +124,11 @@ def load_in_closed_directory(cache: RuntimeCache) -> None:
         cache.load()
 
 
+def load_with_closed_lock(cache: RuntimeCache) -> None:
+    LOCK.touch(0)
+    load_in_closed_directory(cache)
+
+
 def sweep(cache: RuntimeCache) -> None:
     Path("cache.bin.1-0123456789abcdef.tmp").write_bytes(b"torn")
     save_bytes(cache)
@@ -140,6 +145,12 @@ def cannot_read(cache: RuntimeCache) -> None:
 def cannot_write(cache: RuntimeCache) -> None:
     with closed_directory(Path.cwd()):
         save_bytes(cache)
+
+
+def everybody_may_write(cache: RuntimeCache) -> None:
+    CACHE.write_bytes(b"kernels")
+    CACHE.chmod(0o666)
+    run_engine(cache)
 
 
 def no_directory(cache: RuntimeCache) -> None:
@@ -288,11 +299,15 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "no new kernels": save_twice_with_kernels,
     "bytes already": save_twice,
     "no kernels for": save_no_kernels,
-    "without a lock": load_in_closed_directory,
+    "directory is read-only": load_in_closed_directory,
+    "lock file is closed": load_with_closed_lock,
     "Removed": sweep,
     "bytes now": end,
     "denied. Kernels will be": cannot_read,
     "Permission denied`": cannot_write,
+    "everybody may write": everybody_may_write,
+    "its group": None,  # tests/py/runtime/test_trust.py
+    "it belongs to": None,  # likewise
     "No such file": no_directory,
     "No space left": None,  # tests/py/runtime/test_runtime_cache_file_places.py
     "another holder": lock_is_held,
