@@ -157,7 +157,7 @@ def test_guide(
     ]
     assert len(reader.done) == len(blocks)
     assert [reader.done.count(what) for what in ("run", "written", "compared")] == [
-        19,
+        20,
         2,
         10,
     ]
