@@ -551,14 +551,19 @@ def by_a_file_of_a_stranger(path: Path) -> None:
     give(path, STRANGER, STRANGER)
 
 
-def by_a_link(path: Path) -> None:
-    by_a_file_that_everybody_may_write(path.parent.parent / "elsewhere")
+def by_a_strangers_link_to_a_file_of_ours(path: Path) -> None:
+    (path.parent.parent / "elsewhere").write_bytes(b"stranger's")
     path.symlink_to("../elsewhere")
+    give(path, STRANGER, STRANGER)
 
 
 @pytest.mark.parametrize(
     "swap",
-    [by_a_file_that_everybody_may_write, by_a_file_of_a_stranger, by_a_link],
+    [
+        by_a_file_that_everybody_may_write,
+        by_a_file_of_a_stranger,
+        by_a_strangers_link_to_a_file_of_ours,
+    ],
 )
 @pytest.mark.parametrize("is_first", [False, True])
 def test_what_is_swapped_in_between_any_two_calls_is_not_used(
