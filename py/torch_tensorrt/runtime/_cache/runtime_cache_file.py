@@ -25,6 +25,7 @@ from torchtrt_cache.file_lock import (
     lock_path_of,
     take_over_owner,
 )
+from torchtrt_cache.kinds import is_empty
 from torchtrt_cache.trust import NotTrustedError, TrustedPath, resolve_trusted
 
 _LOGGER = unlocked_logger(__name__)
@@ -109,13 +110,7 @@ class RuntimeCacheFile:
         self._path = path
         self._waits = waits
 
-    @staticmethod
-    def is_empty(path: str) -> bool:
-        """True if the file is missing or empty, or its status can't be read. Takes no lock."""
-        try:
-            return os.stat(path).st_size == 0
-        except OSError:
-            return True
+    is_empty = staticmethod(is_empty)  # takes no lock
 
     def read(self, allocate: Allocate = bytearray) -> Contents | None:
         """Reads the whole file under the shared lock.

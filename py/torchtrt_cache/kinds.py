@@ -1,0 +1,165 @@
+"""Kinds of machine and their cache files; the twin of core/runtime/RuntimeCacheKind.h."""
+
+# A path is used as written, which pathlib would change.
+# ruff: noqa: PTH112, PTH116, PTH118, PTH208
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+_LONGEST_SLUG = 128  # so that the names of locks and temporary files fit, too
+_LONGEST_DEVICE_NAME = 256  # bytes
+_CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+_CAPABILITY_MINOR = 76
+
+
+class UnknownKindError(Exception):
+    """The kind of a device can't be told. The text is the reason."""
+
+
+@dataclass(frozen=True)
+class RuntimeCacheKind:
+    """What TensorRT-RTX compares before it uses a runtime cache.
+
+    Attributes:
+        gpu: The device's name as CUDA has it, such as "NVIDIA L4".
+        compute_capability: 10 * major + minor.
+        tensorrt_rtx: The version of TensorRT-RTX, such as "1.6.1.120".
+        os_family: Such as "linux".
+        cuda_driver: 1000 * major + 10 * minor of the CUDA version that the driver supports.
+    """
+
+    gpu: str
+    compute_capability: int
+    tensorrt_rtx: str
+    os_family: str
+    cuda_driver: int
+
+    def file_name(self) -> str:
+        """Such as "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"."""
+        return f"{_prefix(self)}{self.cuda_driver % 1000 // 10}.bin"
+
+
+def _prefix(kind: RuntimeCacheKind) -> str:
+    """The name up to the driver's minor version."""
+    return (
+        f"{_slug(kind.gpu)}-sm{kind.compute_capability}-rtx{kind.tensorrt_rtx}"
+        f"-{_slug(kind.os_family)}-driver{kind.cuda_driver // 1000}."
+    )
+
+
+def _slug(text: str) -> str:
+    """Lower-case letters, digits and single dashes."""
+    slug = re.sub("[^A-Za-z0-9]+", "-", text).lower()
+    return slug.strip("-")[:_LONGEST_SLUG].rstrip("-")
+
+
+def is_directory(path: str) -> bool:
+    """Whether a cache's path is a directory: it ends in a separator, or a directory is there."""
+    return path.endswith("/") or os.path.isdir(path)
+
+
+def is_empty(path: str) -> bool:
+    """True if the file is missing or empty, or its status can't be read."""
+    try:
+        return os.stat(path).st_size == 0
+    except OSError:
+        return True
+
+
+def file_in(directory: str, kind: RuntimeCacheKind) -> str:
+    """The file of a kind in a directory, to which saves go."""
+    return os.path.join(directory, kind.file_name())
+
+
+def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
+    """The files in a directory that a kind can start with, the most wanted first.
+
+    They are its own, those of older drivers of the same major version with the newest first, and
+    the file that was the default cache before that was a directory. Empty files are left out.
+    """
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        names = []
+    newest = kind.cuda_driver % 1000 // 10
+    name = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
+    drivers = {int(match[1]) for match in map(name.fullmatch, names) if match}
+    older = sorted((driver for driver in drivers if driver < newest), reverse=True)
+    wanted = [
+        kind.file_name(),
+        *(f"{_prefix(kind)}{driver}.bin" for driver in older),
+        f"runtime_cache-{kind.tensorrt_rtx}.bin",
+    ]
+    files = (os.path.join(directory, file) for file in wanted)
+    return [file for file in files if not is_empty(file)]
+
+
+def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
+    """The kind of a visible CUDA device.
+
+    Raises:
+        UnknownKindError: There is no usable driver or device.
+    """
+    return _Driver().kind_of(ordinal, tensorrt_rtx)
+
+
+def kinds_of_machine() -> list[RuntimeCacheKind]:
+    """The kinds of all visible CUDA devices; none if the driver or TensorRT-RTX is missing."""
+    try:
+        version = metadata.version("tensorrt_rtx")
+        driver = _Driver()
+        kinds = [driver.kind_of(i, version) for i in driver.ordinals()]
+    except (metadata.PackageNotFoundError, UnknownKindError):
+        return []
+    return list(dict.fromkeys(kinds))
+
+
+class _Driver:
+    """The CUDA driver, which needs no CUDA runtime and no context to tell about devices."""
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise UnknownKindError(f"there is no CUDA driver: {error}") from error
+        self._call("cuInit", 0)
+
+    def ordinals(self) -> Iterator[int]:
+        count = ctypes.c_int()
+        self._call("cuDeviceGetCount", ctypes.byref(count))
+        yield from range(count.value)
+
+    def kind_of(self, ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
+        device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), ordinal)
+        name = ctypes.create_string_buffer(_LONGEST_DEVICE_NAME)
+        self._call("cuDeviceGetName", name, len(name), device)
+        version = ctypes.c_int()
+        self._call("cuDriverGetVersion", ctypes.byref(version))
+        major = self._attribute(_CAPABILITY_MAJOR, device)
+        minor = self._attribute(_CAPABILITY_MINOR, device)
+        return RuntimeCacheKind(
+            gpu=name.value.decode("utf-8", "replace"),
+            compute_capability=10 * major + minor,
+            tensorrt_rtx=tensorrt_rtx,
+            os_family=sys.platform,
+            cuda_driver=version.value,
+        )
+
+    def _attribute(self, attribute: int, device: ctypes.c_int) -> int:
+        value = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+        return value.value
+
+    def _call(self, name: str, *arguments: object) -> None:
+        function = getattr(self._library, name, None)
+        result = -1 if function is None else function(*arguments)
+        if result != 0:
+            raise UnknownKindError(f"the CUDA driver's {name} failed with {result}")

@@ -1,0 +1,136 @@
+"""Kinds of machine and their files in a directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from torchtrt_cache.kinds import (
+    RuntimeCacheKind,
+    file_in,
+    files_to_load,
+    is_directory,
+    is_empty,
+)
+
+L4 = RuntimeCacheKind("NVIDIA L4", 89, "1.6.1.120", "linux", 13010)
+
+
+def _put(directory: Path, *kinds_or_names: RuntimeCacheKind | str) -> list[str]:
+    """Files that are not empty; returns their paths."""
+    names = [k if isinstance(k, str) else k.file_name() for k in kinds_or_names]
+    for name in names:
+        (directory / name).write_bytes(b"kernels")
+    return [str(directory / name) for name in names]
+
+
+def _with_driver(cuda_driver: int) -> RuntimeCacheKind:
+    return replace(L4, cuda_driver=cuda_driver)
+
+
+def test_a_file_is_named_after_all_that_tells_kinds_apart() -> None:
+    assert L4.file_name() == "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.1.bin"
+    ampere = RuntimeCacheKind("NVIDIA RTX A6000", 86, "1.7.0.5", "Linux", 12080)
+    assert ampere.file_name() == "nvidia-rtx-a6000-sm86-rtx1.7.0.5-linux-driver12.8.bin"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090 (Laptop)", "nvidia-geforce-rtx-4090-laptop"),
+        ("  -L4/../..\0\n ", "l4"),
+        ("Größe K\u212aelvin \u0130", "gr-e-k-elvin"),
+        ("x" * 300, "x" * 128),
+        ("x" * 127 + " y", "x" * 127),
+    ],
+)
+def test_a_gpus_name_becomes_part_of_a_file_name(gpu: str, name: str) -> None:
+    file_name = replace(L4, gpu=gpu).file_name()
+    assert file_name == f"{name}-sm89-rtx1.6.1.120-linux-driver13.1.bin"
+
+
+def test_a_directory_is_there_or_is_written_with_a_separator(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing")
+    assert is_directory(str(tmp_path))
+    assert is_directory(str(tmp_path / "link"))
+    assert is_directory(f"{tmp_path}/missing/")
+    assert not is_directory(str(tmp_path / "missing"))
+    assert not is_directory(str(tmp_path / "dangling"))
+    assert not is_directory(str(file))
+    assert not is_directory(str(file / "below"))
+
+
+def test_a_path_with_and_without_separator_has_one_file() -> None:
+    assert file_in("/caches", L4) == file_in("/caches/", L4)
+    assert file_in("/caches", L4) == f"/caches/{L4.file_name()}"
+
+
+def test_a_file_is_empty_as_far_as_anybody_can_tell(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert is_empty(str(file))
+    file.touch()
+    assert is_empty(str(file))
+    assert is_empty(str(file / "below"))
+    file.write_bytes(b"k")
+    assert not is_empty(str(file))
+
+
+def test_an_own_file_is_wanted_before_those_of_older_drivers_newest_first(
+    tmp_path: Path,
+) -> None:
+    l4 = _with_driver(13120)
+    drivers = [13120, 13110, 13100, 13020, 13000]
+    expected = _put(tmp_path, *map(_with_driver, drivers))
+    expected += _put(tmp_path, "runtime_cache-1.6.1.120.bin")
+    assert files_to_load(str(tmp_path), l4) == expected
+
+
+def test_other_kinds_files_are_not_wanted(tmp_path: Path) -> None:
+    _put(
+        tmp_path,
+        _with_driver(13020),
+        _with_driver(12080),
+        _with_driver(14000),
+        replace(L4, gpu="NVIDIA L40", cuda_driver=13000),
+        replace(L4, compute_capability=90, cuda_driver=13000),
+        replace(L4, tensorrt_rtx="1.6.1.12", cuda_driver=13000),
+        replace(L4, os_family="windows", cuda_driver=13000),
+        "runtime_cache-1.6.1.12.bin",
+    )
+    assert files_to_load(str(tmp_path), L4) == []
+
+
+@pytest.mark.parametrize(
+    "driver",
+    ["13.00", "13.", "13.-1", "13.+0", "13.\u0660", "13.0 ", "13.0\n", "013.0"],
+)
+def test_a_name_that_nobody_writes_is_not_wanted(tmp_path: Path, driver: str) -> None:
+    _put(tmp_path, f"nvidia-l4-sm89-rtx1.6.1.120-linux-driver{driver}.bin")
+    assert files_to_load(str(tmp_path), L4) == []
+
+
+def test_empty_files_are_not_wanted(tmp_path: Path) -> None:
+    old, older = (tmp_path / _with_driver(d).file_name() for d in (13090, 13080))
+    old.touch()
+    older.symlink_to("missing")
+    assert files_to_load(str(tmp_path), _with_driver(13100)) == []
+
+
+def test_names_of_other_encodings_are_passed_over(tmp_path: Path) -> None:
+    for name in (b"\xff\xfe", b"nvidia-l4-sm89-\xff.bin"):
+        (tmp_path / os.fsdecode(name)).touch()
+    own = _put(tmp_path, L4)
+    assert files_to_load(str(tmp_path), L4) == own
+
+
+def test_what_cannot_be_listed_has_no_files(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert files_to_load(str(tmp_path / "missing"), L4) == []
+    assert files_to_load(str(file), L4) == []
