@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import math
 import os
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +20,16 @@ from torch_tensorrt.runtime._cache.checkpoint_schedule import Found
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
 from torch_tensorrt.runtime._cache.forks import leak, start_over_in_children
+from torch_tensorrt.runtime._cache.live_runtime_cache import (
+    LiveRuntimeCache,
+    Merged,
+    digest_of,
+)
 from torch_tensorrt.runtime._cache.runtime_cache_file import (
     FileGeneration,
     OnlyInPlaceError,
     RuntimeCacheFile,
     accept_offer,
-    read_offer,
 )
 from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
@@ -94,7 +97,7 @@ class RuntimeCacheHandle:
         self._checkpoints = True
         self._has_lazy_engines = False  # also once there are none
         # Pending, and never written to, or live.
-        self._contents: torch.Tensor | list[_Live] = _allocate(0)
+        self._contents: torch.Tensor | list[LiveRuntimeCache] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
         self._start_over()
         start_over_in_children(self)
@@ -221,7 +224,7 @@ class RuntimeCacheHandle:
             data = self._serialize(first)
             for live in others:
                 more = self._serialize(live)
-                if _digest(more) == _digest(data):
+                if digest_of(more) == digest_of(data):
                     continue
                 merged = first.merge(more, data)
                 if merged.data is not None:
@@ -403,7 +406,8 @@ class RuntimeCacheHandle:
         with self._locked_state():
             data = memory_of(self.serialize())
             is_live = not isinstance(self._contents, torch.Tensor)
-            is_empty = _is_without_kernels(self._first_live(), data)
+            live = self._first_live()
+            is_empty = live is not None and live.is_without_kernels(data)
             size = 0 if is_empty else len(data)
             added = max(size - self._size_at_load, 0) if is_live else 0
             return replace(self._statistics, size=size, size_added=added)
@@ -421,14 +425,14 @@ class RuntimeCacheHandle:
             ours = memory_of(self.serialize())
             live = self._first_live()
             stored_digest = self._store(target).digest
-        digest = _digest(ours)
+        digest = digest_of(ours)
         is_file_empty = RuntimeCacheFile.is_empty(target)
         # Not even the lock is taken, which a read-only directory would refuse.
         if digest == stored_digest and not is_file_empty:
             _LOGGER.info("There are no new kernels for the runtime cache '%s'", target)
             return None
         # Writing it would at best create a file without kernels, and at worst overwrite one with.
-        if _is_without_kernels(live, ours):
+        if len(ours) == 0 or (live is not None and live.is_without_kernels(ours)):
             _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
             return None
         has_grown = len(ours) > self._largest_saved or is_file_empty
@@ -464,7 +468,7 @@ class RuntimeCacheHandle:
         self,
         file: RuntimeCacheFile,
         target: str,
-        live: _Live | None,
+        live: LiveRuntimeCache | None,
         ours: memoryview,
         is_checkpoint: bool,
     ) -> int:
@@ -474,7 +478,7 @@ class RuntimeCacheHandle:
         """
         with self._locked_state():
             expected = self._store(target).contained
-        merged = _Merged(None)
+        merged = Merged(None)
         others = 0  # bytes that others saved
         offers: list[str] = []
         with ExitStack() as turn:
@@ -484,7 +488,7 @@ class RuntimeCacheHandle:
                 if replaced is not None:
                     break
                 self._count("conflicts")
-                data, merged = ours, _Merged(None)  # frees the last ones
+                data, merged = ours, Merged(None)  # frees the last ones
                 if merges == 0 and live is not None:
                     is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
                     if is_saved:
@@ -582,7 +586,7 @@ class RuntimeCacheHandle:
         with self._disk_work("load", waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
-            live = _Live.create(config, device)
+            live = LiveRuntimeCache.create(config, device)
             if live is None:
                 raise RuntimeError(
                     f"TensorRT-RTX could not create a runtime cache for '{self._path}'"
@@ -673,7 +677,7 @@ class RuntimeCacheHandle:
         with deferred_calls(), self._state_lock:
             yield
 
-    def _first_live(self) -> _Live | None:
+    def _first_live(self) -> LiveRuntimeCache | None:
         """None for a pending handle. Requires _state_lock."""
         contents = self._contents
         return None if isinstance(contents, torch.Tensor) else contents[0]
@@ -689,7 +693,7 @@ class RuntimeCacheHandle:
         """
         self._forget_stores()
         for file in files:
-            self._store(file).digest = _digest(memory_of(data))
+            self._store(file).digest = digest_of(memory_of(data))
         self._contents = data
 
     def _forget_stores(self) -> None:
@@ -698,28 +702,26 @@ class RuntimeCacheHandle:
             store.contained = None
             store.digest = None
 
-    def _serialize(self, live: _Live) -> memoryview:
+    def _serialize(self, live: LiveRuntimeCache) -> memoryview:
         """Requires _state_lock."""
-        with _on_device(live.device):
-            data = live.cache.serialize()
+        data = live.serialize()
         if data is None:
             raise RuntimeError(
                 f"TensorRT-RTX could not serialize the runtime cache '{self._path}'"
             )
-        return _bytes_view(data)
+        return data
 
-    def _feed(self, live: _Live, data: memoryview, source: str) -> bool:
+    def _feed(self, live: LiveRuntimeCache, data: memoryview, source: str) -> bool:
         """Gives bytes to a live cache; False, with a warning, if it rejects them.
 
         `source` is the file that they are from, or empty. Requires _state_lock.
         """
-        with _on_device(live.device):
-            is_accepted = live.cache.deserialize(data)
+        is_accepted = live.deserialize(data)
         if not is_accepted:
             self._report_rejection(
                 len(data), source, "They are not used: kernels will be compiled anew"
             )
-        return bool(is_accepted)
+        return is_accepted
 
     def _report_rejection(self, size: int, source: str, consequence: str) -> None:
         """Logs a warning once per file. Requires _state_lock."""
@@ -769,151 +771,6 @@ class _Store:
         return self.contained is not None or self.digest is not None
 
 
-@contextmanager
-def _on_device(device: torch.device) -> Iterator[None]:
-    """Makes the device of a live cache the current one, with a CUDA context.
-
-    TensorRT-RTX compares the bytes that it serializes or deserializes to the context of the calling
-    thread.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    with torch.cuda.device(device):
-        # A new thread has no context until it calls CUDA, which the line above does not where the
-        # device is the current one already.
-        try:
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            torch.cuda.Event().record(stream)  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            _LOGGER.debug("Can't make a CUDA context current: %s", error)
-        yield
-
-
-@dataclass(frozen=True)
-class _Merged:
-    data: memoryview | None  # the kernels of both; None if they can't be had
-    adds_nothing: bool = False  # those on disk are all of them
-    reason_against: str = ""  # why they can't be had
-    is_disk_rejected: bool = False  # that is the reason
-    offers: tuple[str, ...] = ()  # those that are in `data` too
-
-
-@dataclass(frozen=True)
-class _Live:
-    """A live cache, and what merging it with a file needs."""
-
-    device: torch.device
-    cache: Any
-    # Empty, for merges, which may come after the last config that could create one. None if it
-    # could not be created.
-    scratch: Any
-    empty: bytes | None  # digest of a cache without kernels; None if that is not known
-    scratch_lock: threading.RLock = field(default_factory=threading.RLock)
-
-    @classmethod
-    def create(cls, config: Any, device: torch.device) -> _Live | None:
-        with _on_device(device):
-            cache = config.create_runtime_cache()
-            if cache is None:
-                return None
-            scratch = config.create_runtime_cache()
-            empty = None if scratch is None else scratch.serialize()
-        digest = None if empty is None else _digest(_bytes_view(empty))
-        return cls(device, cache, scratch, digest)
-
-    def merge(
-        self, disk: memoryview, ours: memoryview, offers: Sequence[str] = ()
-    ) -> _Merged:
-        """What a cache has that deserialized both, and offers of other savers, in the scratch."""
-        if self.scratch is None:
-            return _Merged(
-                None,
-                reason_against="TensorRT-RTX could not create a cache to merge them in",
-            )
-        with (
-            _RecordFunctionFast("RuntimeCache:merge"),
-            self.scratch_lock,
-            _on_device(self.device),
-        ):
-            merged = self._merge(disk, ours)
-            if merged.data is not None:
-                merged = self._merge_offers(merged, merged.data, offers, len(disk))
-            self.scratch.reset()  # frees the memory
-            return merged
-
-    def _merge_offers(
-        self, merged: _Merged, data: memoryview, offers: Sequence[str], disk_size: int
-    ) -> _Merged:
-        """Merges offers in the scratch cache, which has what was merged so far."""
-        accepted = []
-        for offer in offers:
-            offered = read_offer(offer)
-            if offered is not None and self.scratch.deserialize(offered):
-                accepted.append(offer)
-        serialized = self.scratch.serialize() if accepted else None
-        everything = None if serialized is None else _bytes_view(serialized)
-        if everything is None or len(everything) < len(data):
-            return merged
-        adds_nothing = len(everything) == disk_size
-        return _Merged(everything, adds_nothing, offers=tuple(accepted))
-
-    def _merge(self, disk: memoryview, ours: memoryview) -> _Merged:
-        """Tells adding from replacing.
-
-        TensorRT-RTX does not document whether `deserialize` adds to what a cache has. It does if
-        both orders give the same kernels; otherwise one of the two got lost on the way. Serialized
-        caches of one kind are told apart by their size, which only a union of two can exceed, so
-        that nothing is assumed of the order of kernels in them.
-        """
-        failed = _Merged(
-            None, reason_against="TensorRT-RTX failed to deserialize or serialize them"
-        )
-        if not self.scratch.reset():
-            return failed
-        if not self.scratch.deserialize(disk):
-            return _Merged(
-                None,
-                reason_against="TensorRT-RTX rejected them",
-                is_disk_rejected=True,
-            )
-        disk_first = self._with_contents(ours)
-        if disk_first is None:
-            return failed
-        if len(disk_first) > max(len(disk), len(ours)):
-            _LOGGER.info("TensorRT-RTX's deserialize adds to a runtime cache")
-            return _Merged(disk_first)
-        if not self.scratch.reset() or not self.scratch.deserialize(ours):
-            return failed
-        ours_first = self._with_contents(disk)
-        if ours_first is None:
-            return failed
-        if len(ours_first) == len(disk_first) and (
-            len(disk) != len(ours) or _digest(ours_first) == _digest(disk_first)
-        ):
-            _LOGGER.info(
-                "TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had "
-                "all of the other's"
-            )
-            return _Merged(disk_first, adds_nothing=len(disk_first) == len(disk))
-        _LOGGER.info("TensorRT-RTX's deserialize replaces what a runtime cache has")
-        return _Merged(
-            None,
-            reason_against="TensorRT-RTX's deserialize replaces what a cache has",
-        )
-
-    def _with_contents(self, data: memoryview) -> memoryview | None:
-        """Deserializes into the scratch cache and serializes that; None if either fails."""
-        if not self.scratch.deserialize(data):
-            return None
-        serialized = self.scratch.serialize()
-        return _bytes_view(serialized) if serialized is not None else None
-
-
-def _is_without_kernels(live: _Live | None, data: memoryview) -> bool:
-    return len(data) == 0 or (live is not None and live.empty == _digest(data))
-
-
 def _accept(offers: Sequence[str]) -> None:
     for offer in offers:
         accept_offer(offer)
@@ -926,12 +783,6 @@ def _allocate(size: int) -> torch.Tensor:
 def _lazy_clone(data: torch.Tensor) -> torch.Tensor:
     clone: torch.Tensor = torch.ops.aten._lazy_clone(data)
     return clone
-
-
-def _bytes_view(data: Any) -> memoryview:
-    """Whatever an `IHostMemory` calls its items, they are bytes."""
-    view = memoryview(data)
-    return view.cast("B") if view.nbytes > 0 else memoryview(b"")
 
 
 def _copy(data: torch.Tensor) -> torch.Tensor:
@@ -948,7 +799,3 @@ def _copy(data: torch.Tensor) -> torch.Tensor:
             f"{data.layout}"
         )
     return data.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _digest(data: memoryview) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
