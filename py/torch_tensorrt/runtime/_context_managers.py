@@ -14,6 +14,7 @@ import torch
 from torch_tensorrt.runtime._cache.checked_path import checked_path
 from torch_tensorrt.runtime._engine.engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torchtrt_cache.kinds import is_directory
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +73,13 @@ def runtime_cache(
 
     Args:
         target_or_targets: as for `runtime_config`; all engines of one runtime, C++ or Python.
-        path_or_stream: the path of a file, which is shared with other processes as a
-            `RuntimeCache`'s is; or a binary stream. A stream that can be read is loaded from its
-            position to its end. If it can also be sought, it stands at that position again in the
-            block and after it, and the save replaces all from there on; else the save is written at
-            the stream's position. A save without bytes leaves a stream alone.
+        path_or_stream: the path of a file or directory, which is shared with other processes as a
+            `RuntimeCache`'s is; or a binary stream. A directory's file for this kind of machine is
+            loaded by the first engine that runs, whose device tells the kind. A stream that can be
+            read is loaded from its position to its end. If it can also be sought, it stands at that
+            position again in the block and after it, and the save replaces all from there on; else
+            the save is written at the stream's position. A save without bytes leaves a stream
+            alone.
         autosave: whether to save.
 
     Yields:
@@ -98,7 +101,8 @@ def runtime_cache(
     if isinstance(path_or_stream, (str, os.PathLike)):
         path = checked_path(path_or_stream)
         cache = RuntimeCache(path, use_python_runtime=use_python_runtime)
-        _load_or_warn(cache)
+        if not is_directory(path):
+            _load_or_warn(cache)
         save = cache.save
     else:
         cache = RuntimeCache(use_python_runtime=use_python_runtime)

@@ -34,8 +34,10 @@ from torch_tensorrt.runtime._cache.exit_deadline import (
     exit_deadline,
 )
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
-from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
+from torch_tensorrt.runtime._cache.runtime_cache_handle import (
+    RuntimeCacheHandle,
+    has_file,
+)
 from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
@@ -44,6 +46,7 @@ from torchtrt_cache.file_lock import (
     call_without_lock,
     deferred_calls,
 )
+from torchtrt_cache.kinds import is_directory
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +80,8 @@ class _Engine(Protocol):
     def release(self) -> None: ...
 
 
-# The real path of a file's directory, its last component, and whether the cache is one of the
-# Python runtime.
+# The real path of a file's directory and its last component, or that of a directory and "", and
+# whether the cache is one of the Python runtime.
 _Key = tuple[str, str, bool]
 
 
@@ -111,7 +114,7 @@ class _PathCaches:
         self, path: str, use_python_runtime: bool
     ) -> tuple[RuntimeCache, bool]:
         """The cache, and whether it is new."""
-        directory, name = os.path.split(path)
+        directory, name = (path, "") if is_directory(path) else os.path.split(path)
         key = (os.path.realpath(directory), name, use_python_runtime)
         with self.locked():
             cache = self.caches.get(key)
@@ -139,12 +142,19 @@ class RuntimeCache:
     file holds TensorRT-RTX's own bytes, under the lock `<path>.lock`: a save adds what other
     processes saved meanwhile, and replaces the file at once.
 
+    A path that is a directory, or ends in a separator, means the file in it for this kind of
+    machine: GPU, TensorRT-RTX, operating system and CUDA driver. So machines of several kinds can
+    share one path. After an upgrade of the driver a start loads the file of the newest older driver
+    with the same major version. The kind is that of the devices of the engines; before the first of
+    them has run, it is that of the current CUDA device. Where it is unknown, as without a GPU,
+    nothing is loaded, with one warning, and a save of bytes raises.
+
     A `RuntimeCache` that is constructed is an object of its own, whatever other caches have its
     path. Where a path is given in the place of a cache (`RuntimeSettings`, the default of `load`
     and `compile`), it means this process's cache for that path: made on first use, shared by all
     engines of one runtime that name it, and saved when the last of them lets it go or when the
     interpreter exits. Two paths name one cache if the real paths of their directories and their
-    last components are equal.
+    last components are equal, or if both lead to one directory.
 
     A cache that saves itself, one for a path or one with `autosave_on_del`, is also saved while its
     process runs, by a background thread, so that a process that is killed loses little: each kernel
@@ -156,7 +166,8 @@ class RuntimeCache:
     `autosave_on_del` and `checkpoints`; unpickled where there is no C++ runtime, it is one of the
     Python runtime. A copy of the process's cache for a path is that cache. Unpickled elsewhere it
     becomes the cache that the process there has for the path; its bytes are used only if that is
-    new and the file is missing.
+    new and the file is missing. Of a directory, the kind of machine there must be known, and have
+    no file.
 
     A process may fork at any moment. The child starts without any cache for a path. A cache that it
     has from its parent is empty there if an engine has used it, and does not save itself.
@@ -164,8 +175,9 @@ class RuntimeCache:
     Thread safety: any method from any thread, while engines run too.
 
     Args:
-        path: The file, as it is written: relative to the working directory at the time of a load
-            or save, and `~` is not expanded. Without one, `load` and `save` need their argument.
+        path: The file or directory, as it is written: relative to the working directory at the
+            time of a load or save, and `~` is not expanded. Without one, `load` and `save` need
+            their argument.
         autosave_on_del: See the property.
         checkpoints: See the property.
         use_python_runtime: The runtime of the engines that are to use it: the Python one, or the
@@ -210,7 +222,7 @@ class RuntimeCache:
 
     @property
     def path(self) -> str:
-        """The file of `load` and `save` by default, empty if there is none."""
+        """The file or directory of `load` and `save` by default, empty if there is none."""
         return self._handle.path
 
     @property
@@ -255,7 +267,7 @@ class RuntimeCache:
         rejects it, which is a warning: it is damaged, or of another version, GPU or driver.
 
         Args:
-            path: Another file than the cache's own.
+            path: Another file or directory than the cache's own.
 
         Raises:
             RuntimeError: The file can't be read or locked; there is no path.
@@ -268,14 +280,19 @@ class RuntimeCache:
 
         0 if nothing was to be written: no kernels, or the file has them. A cache that no engine has
         used yet can't add to what others saved: it leaves their file alone if its bytes were
-        loaded from it, and else replaces it, with a warning.
+        loaded from it, and else replaces it, with a warning. A path that ends in a separator is
+        made a directory, if the one above it is there.
+
+        A file is left alone from the second time on that TensorRT-RTX rejects what others wrote
+        over what this cache had saved there, with one warning: two kinds of machine share the path.
 
         Args:
-            path: Another file than the cache's own.
+            path: Another file or directory than the cache's own.
 
         Raises:
             RuntimeError: The file can't be written, or locked within 10 s, and is as it was; there
-                is no path. When the interpreter exits, all saves to own paths end within 8 s.
+                is no path; the path is a directory and the kind of machine is unknown. When the
+                interpreter exits, all saves to own paths end within 8 s.
             TypeError, ValueError: As for the constructor.
         """
         deadline = exit_deadline()
@@ -512,7 +529,7 @@ class RuntimeCache:
 
 
 def path_cache(path: str, *, use_python_runtime: bool) -> RuntimeCache:
-    """This process's cache for the file at an absolute path.
+    """This process's cache for an absolute path.
 
     Raises:
         ImportError: The C++ runtime is asked for and can't be loaded.
@@ -536,7 +553,7 @@ def _restore_path_cache(
     cache, is_new = _path_caches.find_or_make(path, use_python_runtime)
     if is_new:
         cache.checkpoints = checkpoints
-        if data and RuntimeCacheFile.is_empty(path):
+        if data and not has_file(path):
             cache._handle.deserialize(tensor_of(data))
     return cache
 

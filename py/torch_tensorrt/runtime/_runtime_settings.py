@@ -33,8 +33,9 @@ class RuntimeSettings:
         runtime_cache: where compiled kernels are kept. A `RuntimeCache`, which any number of
             engines may share; a path, which means this process's cache for it, shared by all
             engines that name it and saved when the last of them lets it go (see `RuntimeCache`);
-            None: nowhere. A path is kept as an absolute str: the working directory is put before
-            it, and nothing is normalized.
+            None: nowhere. A path may be that of a directory, which has a file for each kind of
+            machine. A path is kept as an absolute str: the working directory is put before it, and
+            nothing is normalized.
 
     Raises:
         ValueError: an unknown strategy, naming the known ones, or a path that is empty, has a NUL

@@ -385,12 +385,13 @@ def test_a_failed_save_hides_no_exception(
 
 
 def test_a_failed_load_costs_a_warning_and_a_cold_start(
-    device: Any, runtime: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    device: Any, runtime: str, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    os.mkfifo(path)
     module = make_module(runtime)
-    with runtime_cache(module, tmp_path, autosave=False):
+    with runtime_cache(module, path, autosave=False):
         (warning,) = [r for r in caplog.records if r.levelname == "WARNING"]
-        assert f"'{tmp_path}' is not a regular file" in warning.getMessage()
+        assert f"'{path}' is not a regular file" in warning.getMessage()
         run(module, PLAN)
 
 

@@ -42,7 +42,8 @@ auto& find(auto& calls, std::string_view call) {
 
 } // namespace
 
-SimulatedDevice::SimulatedDevice(SimulatedEnvironment environment) : environment_(std::move(environment)) {
+SimulatedDevice::SimulatedDevice(SimulatedEnvironment environment, bool is_second)
+    : is_second_(is_second), environment_(std::move(environment)) {
   for (const std::string_view call : kCalls) {
     calls_.emplace(call, Call{});
   }

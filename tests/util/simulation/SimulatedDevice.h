@@ -51,7 +51,13 @@ class SimulatedDevice {
     uint64_t cache_hits = 0;   // kernels that a runtime cache had
   };
 
-  explicit SimulatedDevice(SimulatedEnvironment environment = {});
+  // `is_second` is for a process with two: the engines of a second one are on torch's device "cpu:0" instead of "cpu",
+  // and have their tensors on the host, because torch has none on "cpu:0".
+  explicit SimulatedDevice(SimulatedEnvironment environment = {}, bool is_second = false);
+
+  bool is_second() const {
+    return is_second_;
+  }
 
   SimulatedEnvironment environment() const;
   // As if TensorRT-RTX, the driver or the GPU had been changed. Kernels in live caches count as the new one's.
@@ -95,6 +101,7 @@ class SimulatedDevice {
     std::function<void()> hook = {};
   };
 
+  const bool is_second_;
   mutable std::mutex mutex_; // guards all below
   mutable std::condition_variable idle_;
   SimulatedEnvironment environment_;

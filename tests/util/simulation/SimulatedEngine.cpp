@@ -179,7 +179,7 @@ Dims SimulatedEngine::getTensorShape(const char* name) const noexcept {
 }
 
 nvinfer1::TensorLocation SimulatedEngine::getTensorLocation(const char*) const noexcept {
-  return nvinfer1::TensorLocation::kDEVICE;
+  return simulation_.device->is_second() ? nvinfer1::TensorLocation::kHOST : nvinfer1::TensorLocation::kDEVICE;
 }
 
 nvinfer1::TensorFormat SimulatedEngine::getTensorFormat(const char*) const noexcept {

@@ -28,6 +28,9 @@ namespace {
 // Thread safety: SimulatedDevice's, but for install() and uninstall().
 class PythonDevice : public torch::CustomClassHolder {
  public:
+  explicit PythonDevice(bool is_second)
+      : device_(std::make_shared<SimulatedDevice>(SimulatedEnvironment{}, is_second)) {}
+
   SimulatedDevice& device() {
     return *device_;
   }
@@ -48,7 +51,7 @@ class PythonDevice : public torch::CustomClassHolder {
   }
 
  private:
-  const std::shared_ptr<SimulatedDevice> device_ = std::make_shared<SimulatedDevice>();
+  const std::shared_ptr<SimulatedDevice> device_;
   std::optional<ScopedSimulation> scope_;
 };
 
@@ -147,7 +150,8 @@ TORCH_LIBRARY(tensorrt_simulated, m) {
   register_simulated_tensorrt_rtx(m);
   const SimulatedEnvironment environment;
   m.class_<PythonDevice>("Device")
-      .def(torch::init<>())
+      .def(torch::init<bool>(), "", {torch::arg("is_second") = false})
+      .def("is_second", [](const PythonDevicePtr& self) { return self->device().is_second(); })
       .def("create_infer_runtime", &PythonDevice::create_infer_runtime)
       .def("install", &PythonDevice::install)
       .def("uninstall", &PythonDevice::uninstall)

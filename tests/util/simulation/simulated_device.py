@@ -15,6 +15,7 @@ from torch_tensorrt.runtime._engine.engine_loader import (
     LoadedEngine,
     set_engine_loader,
 )
+from torchtrt_cache.kinds import RuntimeCacheKind
 
 
 def simulated_engine_loader(device: Any) -> EngineLoader:
@@ -32,15 +33,21 @@ def simulated_engine_loader(device: Any) -> EngineLoader:
             raise RuntimeError(
                 f"The simulated device could not load a plan of {plan.nbytes} bytes"
             )
-        return LoadedEngine(engine, torch.device("cpu"), runtime)
+        kind = RuntimeCacheKind(*device.kind())
+        on = torch.device("cpu", 0) if device.is_second() else torch.device("cpu")
+        return LoadedEngine(engine, on, runtime, kind)
 
     return load
 
 
 @contextmanager
-def installed_device() -> Iterator[Any]:
-    """A `torch.classes.tensorrt_simulated.Device` on which both runtimes load every plan."""
-    device = torch.classes.tensorrt_simulated.Device()
+def installed_device(*, is_second: bool = False) -> Iterator[Any]:
+    """A `torch.classes.tensorrt_simulated.Device` on which both runtimes load every plan.
+
+    In a block within another one's, the engines of a second device are on a torch device of their
+    own.
+    """
+    device = torch.classes.tensorrt_simulated.Device(is_second)
     device.install()
     previous = set_engine_loader(simulated_engine_loader(device))
     try:

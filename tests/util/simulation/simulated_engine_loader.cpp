@@ -42,7 +42,7 @@ core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDev
     TORCHTRT_CHECK(engine != nullptr, "The simulated device could not load a plan of " << plan.size() << " bytes");
     return {
         std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }),
-        c10::Device(c10::DeviceType::CPU),
+        c10::Device(c10::DeviceType::CPU, device->is_second() ? 0 : -1),
         kind_of(*device)};
   };
 }

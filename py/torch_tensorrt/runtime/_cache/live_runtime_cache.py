@@ -14,6 +14,7 @@ from torch._C._profiler import _RecordFunctionFast
 
 from torch_tensorrt.runtime._cache.runtime_cache_file import read_offer
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+from torchtrt_cache.kinds import RuntimeCacheKind
 
 _LOGGER = unlocked_logger(__name__)
 
@@ -39,6 +40,7 @@ class LiveRuntimeCache:
     """
 
     device: torch.device
+    kind: RuntimeCacheKind | None  # that of the device; None if it is unknown
     cache: Any
     # Empty, for merges, which may come after the last config that could create one. None if it
     # could not be created.
@@ -47,7 +49,9 @@ class LiveRuntimeCache:
     scratch_lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
-    def create(cls, config: Any, device: torch.device) -> LiveRuntimeCache | None:
+    def create(
+        cls, config: Any, device: torch.device, kind: RuntimeCacheKind | None
+    ) -> LiveRuntimeCache | None:
         with _on_device(device):
             cache = config.create_runtime_cache()
             if cache is None:
@@ -55,7 +59,7 @@ class LiveRuntimeCache:
             scratch = config.create_runtime_cache()
             empty = None if scratch is None else scratch.serialize()
         digest = None if empty is None else digest_of(_bytes_view(empty))
-        return cls(device, cache, scratch, digest)
+        return cls(device, kind, cache, scratch, digest)
 
     def serialize(self) -> memoryview | None:
         """None if TensorRT-RTX fails."""

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import tensorrt_rtx as trt
 import torch
 from torch._C._profiler import _RecordFunctionFast
 
@@ -37,6 +39,14 @@ from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.file_lock import LockWaits, deferred_calls
+from torchtrt_cache.kinds import (
+    RuntimeCacheKind,
+    UnknownKindError,
+    file_in,
+    files_to_load,
+    is_directory,
+    kind_of_device,
+)
 
 _LOGGER = unlocked_logger(__name__)
 
@@ -45,6 +55,11 @@ _MAX_MERGES = 8
 
 # After which a checkpoint does not count them as new kernels.
 _CHANGES_WITHOUT_GROWTH = 10
+
+# Of what this process saved, by bytes that TensorRT-RTX rejects. The first may have been damage.
+_REPLACEMENTS_BY_OTHERS = 2
+
+_LARGE_FILE = 1 << 30  # bytes
 
 _CHECKPOINTS_VARIABLE = "TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"
 
@@ -60,6 +75,11 @@ class RuntimeCacheHandle:
     then it has a `tensorrt_rtx.IRuntimeCache` for each device, into which TensorRT-RTX puts each
     kernel that it compiles.
 
+    Where a path is a directory, it means the file in it for the kind of machine
+    (`torchtrt_cache.kinds`): that of the device of a live cache, or, for a pending handle, of the
+    current CUDA device. A handle that is live on devices of several kinds has a file for each. A
+    directory whose path ends in a separator is made by the first save, if its parent is there.
+
     While its process runs, a live cache that saves itself is saved by a background thread
     (CheckpointThread) after calls that may have compiled. Such a checkpoint is a save that writes
     no file in place. The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns
@@ -71,7 +91,9 @@ class RuntimeCacheHandle:
 
     A save never makes a file lose what other processes saved there, with two exceptions, each with
     a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the file, and
-    so do a live cache's kernels where TensorRT-RTX can't merge the two.
+    so do a live cache's kernels where TensorRT-RTX can't merge the two. From the second time on
+    that what this handle saved was replaced by bytes that TensorRT-RTX rejects, saves leave those
+    alone, with one warning. Otherwise two kinds of machine would replace each other's for ever.
 
     Errors are RuntimeErrors; those of the disk name path, operation and reason. A load or save that
     raises leaves the handle as it was. Bytes that TensorRT-RTX rejects, because they are damaged or
@@ -110,9 +132,8 @@ class RuntimeCacheHandle:
         self._disk_lock = threading.RLock()
         self._is_at_disk = False  # guarded by _disk_lock
         # Guarded by _disk_lock too.
-        self._largest_saved = 0  # bytes, by checkpoints
-        self._changes_without_growth = 0  # in a row
         self._reported_causes: set[str] = set()  # why the last checkpoints failed
+        self._has_warned_of_unknown_kind = False
         # Never held for disk work; guards the rest.
         self._state_lock = threading.RLock()
         self._statistics = RuntimeCacheStatistics()  # but for the sizes
@@ -200,8 +221,7 @@ class RuntimeCacheHandle:
             # What the copy must not overwrite as long as it is pending: no newer file, since this
             # cache can still merge with it.
             files = {path for path, store in self._stores.items() if store.is_known()}
-            if not isinstance(self._contents, torch.Tensor):
-                files |= {self._path} - {""}
+            files |= self._lives_by_file(self._path).keys() - {""}
             return self._path, self.serialize(), sorted(files)
 
     @classmethod
@@ -220,25 +240,7 @@ class RuntimeCacheHandle:
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 return _lazy_clone(self._contents)
-            first, *others = self._contents
-            data = self._serialize(first)
-            for live in others:
-                more = self._serialize(live)
-                if digest_of(more) == digest_of(data):
-                    continue
-                merged = first.merge(more, data)
-                if merged.data is not None:
-                    data = merged.data
-                else:
-                    _LOGGER.warning(
-                        "The runtime cache '%s' keeps no kernels of %s, because they can't be "
-                        "merged with those of %s: %s",
-                        self._path,
-                        live.device,
-                        first.device,
-                        merged.reason_against,
-                    )
-            return tensor_of(data)
+            return tensor_of(self._merged_bytes(self._contents))
 
     def deserialize(self, data: torch.Tensor) -> None:
         """Takes over a copy of `data`.
@@ -254,7 +256,8 @@ class RuntimeCacheHandle:
         """
         copied = _copy(data)
         with self._disk_work("change", self._waits()), self._locked_state():
-            self._largest_saved = 0  # an empty tensor clears the cache
+            for store in self._stores.values():
+                store.largest_saved = 0  # an empty tensor clears the cache
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
                 return
@@ -278,44 +281,115 @@ class RuntimeCacheHandle:
         """Takes over the bytes of a file, as `deserialize` does, and returns their number.
 
         Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects
-        it.
+        it. Of a directory, loads the first of `files_to_load` with bytes. If the kind of machine is
+        unknown, logs a warning once and returns 0.
 
         Args:
-            path: The file; the handle's own path if empty.
+            path: The file or directory; the handle's own path if empty.
         """
         source = self._path_or_default(path)
         waits = self._waits()
-        with self._disk_work("load", waits), _RecordFunctionFast("RuntimeCache:load"):
+        with self._disk_work("load", waits):
             return self._load(source, waits)
 
-    def _load(self, source: str, waits: LockWaits) -> int:
+    def _load(self, path: str, waits: LockWaits) -> int:
         """Requires _disk_work."""
-        loaded = _allocate(0)
+        with self._locked_state():
+            groups = list(self._lives_by_file(path).values())
+        if not groups:
+            return self._load_pending(path, waits)
+        read = [(lives, self._read(path, lives[0].kind, waits)) for lives in groups]
+        with self._locked_state():
+            accepted = [
+                loaded
+                for lives, loaded in read
+                if loaded is not None and self._feed_all(lives, loaded)
+            ]
+            if accepted:  # the kernels of other files may have been replaced
+                self._forget_stores()
+            for loaded in accepted:
+                self._note_loaded(loaded)
+            size = sum(loaded.generation.size for loaded in accepted)
+            self._size_at_load = max(self._size_at_load, size)
+        return size
+
+    def _load_pending(self, path: str, waits: LockWaits) -> int:
+        """Requires _disk_work."""
+        try:
+            kind = _current_kind() if is_directory(path) else None
+        except UnknownKindError as error:
+            self._warn_of_unknown_kind(path, str(error))
+            return 0
+        loaded = self._read(path, kind, waits)
+        if loaded is None:
+            return 0
+        self._take_loaded(path, kind, loaded)
+        return loaded.generation.size
+
+    def _read(
+        self, path: str, kind: RuntimeCacheKind | None, waits: LockWaits
+    ) -> _Loaded | None:
+        """What `path` has for a kind; it is needed for a directory. Requires _disk_work."""
+        data = _allocate(0)
 
         def allocate(size: int) -> memoryview:
-            nonlocal loaded
-            loaded = _allocate(size)
-            return memory_of(loaded)
+            nonlocal data
+            data = _allocate(size)
+            return memory_of(data)
 
-        disk = RuntimeCacheFile(source, waits).read(allocate)
-        if disk is None:
-            return 0
-        with self._locked_state():
-            if isinstance(self._contents, torch.Tensor):
-                self._take(loaded, [source])
-            else:
-                accepted = [self._feed(c, disk.data, source) for c in self._contents]
-                if not any(accepted):
-                    return 0
-                self._forget_stores()  # the kernels of other files may have been replaced
-                self._size_at_load = max(self._size_at_load, len(disk.data))
-            self._store(source).contained = disk.generation
-            self._statistics = replace(
-                self._statistics,
-                bytes_loaded=self._statistics.bytes_loaded + len(disk.data),
-                loaded_from=source,
+        files = [path]
+        if is_directory(path):
+            files = [] if kind is None else files_to_load(path, kind)
+        with _RecordFunctionFast("RuntimeCache:load"):
+            for file in files:
+                disk = RuntimeCacheFile(file, waits).read(allocate)
+                if disk is not None:
+                    return _Loaded(file, data, disk.generation)
+        if is_directory(path):
+            _LOGGER.info(
+                "There is no runtime cache for this kind of machine in '%s' yet", path
             )
-        return len(disk.data)
+        return None
+
+    def _take_loaded(
+        self, path: str, kind: RuntimeCacheKind | None, loaded: _Loaded
+    ) -> None:
+        """Replaces the bytes of a pending handle by what `_read` returned."""
+        with self._locked_state():
+            # They are older than what the kind's own file may get meanwhile.
+            own = {file_in(path, kind)} if kind and is_directory(path) else set()
+            self._take(loaded.data, sorted({loaded.file} | own))
+            self._note_loaded(loaded)
+
+    def _note_loaded(self, loaded: _Loaded) -> None:
+        """Requires _state_lock."""
+        size = loaded.generation.size
+        self._store(loaded.file).contained = loaded.generation
+        self._warn_of_size(loaded.file, size)
+        self._statistics = replace(
+            self._statistics,
+            bytes_loaded=self._statistics.bytes_loaded + size,
+            loaded_from=loaded.file,
+        )
+
+    def _warn_of_size(self, file: str, size: int) -> None:
+        """Logs a warning once per file. Requires _state_lock."""
+        store = self._store(file)
+        if size > _LARGE_FILE and not store.has_warned_of_size:
+            store.has_warned_of_size = True
+            _LOGGER.warning(
+                "The runtime cache '%s' has grown to %d bytes. TensorRT-RTX never removes kernels "
+                "from it; `torchtrt-cache prune` or removing the file starts it anew",
+                file,
+                size,
+            )
+
+    def _warn_of_unknown_kind(self, path: str, reason: str) -> None:
+        """Logs a warning once. Requires _disk_work."""
+        if not self._has_warned_of_unknown_kind:
+            self._has_warned_of_unknown_kind = True
+            text = _unknown_kind("load", path, reason)
+            _LOGGER.warning("%s. Kernels will be compiled anew", text)
 
     def save(self, path: str = "") -> int:
         """Writes the bytes to a file and returns how many bytes were written.
@@ -332,7 +406,11 @@ class RuntimeCacheHandle:
         replace a newer version. Bytes that it was given replace what is there, with a warning.
 
         Args:
-            path: The file; the handle's own path if empty.
+            path: The file or directory; the handle's own path if empty.
+
+        Raises:
+            RuntimeError: Of a directory, the kind of machine is unknown, or as for the class. Where
+                one of several files can't be saved, the others are.
         """
         return self._save_until(self._path_or_default(path), math.inf)
 
@@ -404,55 +482,94 @@ class RuntimeCacheHandle:
 
     def statistics(self) -> RuntimeCacheStatistics:
         with self._locked_state():
-            data = memory_of(self.serialize())
-            is_live = not isinstance(self._contents, torch.Tensor)
-            live = self._first_live()
-            is_empty = live is not None and live.is_without_kernels(data)
-            size = 0 if is_empty else len(data)
-            added = max(size - self._size_at_load, 0) if is_live else 0
+            if isinstance(self._contents, torch.Tensor):
+                return replace(self._statistics, size=self._contents.numel())
+            size = 0
+            for lives in self._lives_by_file(self._path).values():
+                data = self._merged_bytes(lives)
+                size += 0 if lives[0].is_without_kernels(data) else len(data)
+            added = max(size - self._size_at_load, 0)
             return replace(self._statistics, size=size, size_added=added)
 
     def _save(
-        self, target: str, waits: LockWaits, *, is_checkpoint: bool = False
+        self, path: str, waits: LockWaits, *, is_checkpoint: bool = False
     ) -> int | None:
-        """Returns how many bytes were written, or None if there are no new kernels.
+        """Returns how many bytes were written, or None if nothing was to be written.
 
         Requires _disk_work.
         """
         with self._locked_state():
-            if is_checkpoint and self._store(target).is_only_in_place:
+            groups = self._lives_by_file(path) or {self._file_of_pending(path): []}
+        written = None
+        failure = None
+        for file, lives in groups.items():
+            if not file:
+                _LOGGER.info(
+                    "Kernels of devices of an unknown kind are not saved to '%s'", path
+                )
+                continue
+            try:
+                more = self._save_file(path, file, lives, waits, is_checkpoint)
+            except RuntimeError as error:
+                failure = error
+                continue
+            if more is not None:
+                written = (written or 0) + more
+        if failure is not None:
+            raise failure
+        return written
+
+    def _save_file(
+        self,
+        path: str,
+        file: str,
+        lives: Sequence[LiveRuntimeCache],
+        waits: LockWaits,
+        is_checkpoint: bool,
+    ) -> int | None:
+        """Saves live caches, or a pending handle if there are none, to the file of `path` for them.
+
+        Otherwise as `_save`.
+        """
+        live = lives[0] if lives else None
+        with self._locked_state():
+            store = self._store(file)
+            if is_checkpoint and store.is_only_in_place:
                 return None
-            ours = memory_of(self.serialize())
-            live = self._first_live()
-            stored_digest = self._store(target).digest
+            ours = self._merged_bytes(lives) if lives else memory_of(self.serialize())
         digest = digest_of(ours)
-        is_file_empty = RuntimeCacheFile.is_empty(target)
+        is_file_empty = RuntimeCacheFile.is_empty(file)
         # Not even the lock is taken, which a read-only directory would refuse.
-        if digest == stored_digest and not is_file_empty:
-            _LOGGER.info("There are no new kernels for the runtime cache '%s'", target)
+        if digest == store.digest and not is_file_empty:
+            _LOGGER.info("There are no new kernels for the runtime cache '%s'", file)
             return None
         # Writing it would at best create a file without kernels, and at worst overwrite one with.
         if len(ours) == 0 or (live is not None and live.is_without_kernels(ours)):
-            _LOGGER.info("There are no kernels for the runtime cache '%s'", target)
+            _LOGGER.info("There are no kernels for the runtime cache '%s'", file)
             return None
-        has_grown = len(ours) > self._largest_saved or is_file_empty
-        has_settled = self._changes_without_growth >= _CHANGES_WITHOUT_GROWTH
+        has_grown = len(ours) > store.largest_saved or is_file_empty
+        has_settled = store.changes_without_growth >= _CHANGES_WITHOUT_GROWTH
         if is_checkpoint and has_settled and not has_grown:
             return None
-        file = RuntimeCacheFile(target, waits)
+        if path.endswith("/"):
+            _make_directory(path)
         try:
-            written = self._write(file, target, live, ours, is_checkpoint)
+            written = self._write(
+                RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint
+            )
         except OnlyInPlaceError:
             with self._locked_state():
-                self._store(target).is_only_in_place = True
+                store.is_only_in_place = True
             raise
-        if is_checkpoint:
-            self._changes_without_growth = (
-                0 if has_grown else self._changes_without_growth + 1
-            )
-            self._largest_saved = max(self._largest_saved, len(ours))
+        if written is None:
+            return None
         with self._locked_state():
-            self._store(target).digest = digest
+            store.digest = digest
+            if is_checkpoint:
+                store.changes_without_growth = (
+                    0 if has_grown else store.changes_without_growth + 1
+                )
+                store.largest_saved = max(store.largest_saved, len(ours))
             if written > 0:
                 before = self._statistics
                 self._statistics = replace(
@@ -471,10 +588,10 @@ class RuntimeCacheHandle:
         live: LiveRuntimeCache | None,
         ours: memoryview,
         is_checkpoint: bool,
-    ) -> int:
+    ) -> int | None:
         """Writes `ours`, merged with what is there by `live`, or alone if that is None.
 
-        Requires _disk_work.
+        Returns None if it leaves the file to another kind of machine. Requires _disk_work.
         """
         with self._locked_state():
             expected = self._store(target).contained
@@ -509,6 +626,10 @@ class RuntimeCacheHandle:
                     )
                     merged = live.merge(disk.data, ours, offers)
                     self._count("merges")
+                    if merged.is_disk_rejected and not self._may_replace_rejected(
+                        target, others
+                    ):
+                        return None
                     if merged.adds_nothing:
                         _accept(merged.offers)
                         _LOGGER.info(
@@ -526,6 +647,8 @@ class RuntimeCacheHandle:
             store = self._store(target)
             # The others' kernels are on disk and not in us.
             store.contained = replaced.generation if merged.data is None else None
+            store.has_been_saved = True
+            self._warn_of_size(target, replaced.generation.size)
             if not replaced.is_written:
                 return 0
             store.is_only_in_place = replaced.in_place != ""
@@ -563,15 +686,41 @@ class RuntimeCacheHandle:
                 )
         return written
 
-    def ensure_materialized(self, config: Any, device: torch.device) -> Any:
+    def _may_replace_rejected(self, file: str, size: int) -> bool:
+        """Whether to write over bytes that TensorRT-RTX rejects.
+
+        Logs a warning the first time that it is not. Requires _disk_work.
+        """
+        with self._locked_state():
+            store = self._store(file)
+            if store.has_been_saved:
+                store.has_been_saved = False
+                store.replacements_by_others += 1
+                if store.replacements_by_others == _REPLACEMENTS_BY_OTHERS:
+                    _LOGGER.warning(
+                        "The runtime cache '%s' was replaced again by %d bytes that TensorRT-RTX "
+                        "rejects, so this process no longer overwrites it: two kinds of machine "
+                        "(GPU, driver or TensorRT-RTX version) share the path. A directory as the "
+                        "path would serve both",
+                        file,
+                        size,
+                    )
+            return store.replacements_by_others < _REPLACEMENTS_BY_OTHERS
+
+    def ensure_materialized(
+        self, config: Any, device: torch.device, kind: RuntimeCacheKind | None
+    ) -> Any:
         """Makes the handle live on a device, once, with a cache that `config` creates.
 
         A handle without bytes loads its path first. If that fails, it logs a warning and starts
-        with an empty cache. A further device starts with what the others have.
+        with an empty cache. A further device starts with what the others have, or, where it is of
+        another kind and the path is a directory, with its kind's file.
 
         Args:
             config: A `tensorrt_rtx.IRuntimeConfig`.
             device: That of the engine.
+            kind: That of the device, None if it is unknown. Then a path that is a directory is
+                neither loaded nor saved.
 
         Returns:
             The `tensorrt_rtx.IRuntimeCache`, the same to everyone. It must outlive the last use of
@@ -586,35 +735,81 @@ class RuntimeCacheHandle:
         with self._disk_work("load", waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
-            live = LiveRuntimeCache.create(config, device)
+            live = LiveRuntimeCache.create(config, device, kind)
             if live is None:
                 raise RuntimeError(
                     f"TensorRT-RTX could not create a runtime cache for '{self._path}'"
                 )
-            if self._path and not self.has_cache():
-                try:
-                    with _RecordFunctionFast("RuntimeCache:load"):
-                        self._load(self._path, waits)
-                except RuntimeError as error:
-                    _LOGGER.warning("%s. Kernels will be compiled anew", str(error))
-            with self._locked_state():
-                data = memory_of(self.serialize())
-                sources = [p for p, store in self._stores.items() if store.digest]
-                is_accepted = len(data) == 0 or self._feed(
-                    live, data, min(sources, default="")
+            in_directory = is_directory(self._path)
+            if in_directory and kind is None:
+                self._warn_of_unknown_kind(
+                    self._path, "CUDA does not tell its GPU or driver"
                 )
-                if is_accepted:
-                    self._size_at_load = max(self._size_at_load, len(data))
-                if isinstance(self._contents, torch.Tensor):
-                    self._contents = [live]
-                    for store in self._stores.values():
-                        # A copy only keeps away from its original's files. Now it can merge with
-                        # them.
-                        if not is_accepted or store.contained is None:
-                            store.contained = store.digest = None
-                else:
-                    self._contents.append(live)
+            with self._locked_state():
+                contents = self._contents
+            if isinstance(contents, torch.Tensor):
+                self._go_live(live, waits)
+            else:
+                siblings = [c for c in contents if not in_directory or c.kind == kind]
+                self._add_live(live, siblings, waits)
             return live.cache
+
+    def _go_live(self, live: LiveRuntimeCache, waits: LockWaits) -> None:
+        """Makes a pending handle live. Requires _disk_work."""
+        if not self.has_cache():
+            loaded = self._read_or_warn(live.kind, waits)
+            if loaded is not None:
+                self._take_loaded(self._path, live.kind, loaded)
+        with self._locked_state():
+            is_accepted = self._start_with(live, memory_of(self.serialize()))
+            self._contents = [live]
+            for store in self._stores.values():
+                # A copy only keeps away from its original's files. Now it can merge with them.
+                if not is_accepted or store.contained is None:
+                    store.contained = store.digest = None
+
+    def _add_live(
+        self,
+        live: LiveRuntimeCache,
+        siblings: Sequence[LiveRuntimeCache],
+        waits: LockWaits,
+    ) -> None:
+        """Adds a device to a live handle; `siblings` have the same file. Requires _disk_work."""
+        loaded = None if siblings else self._read_or_warn(live.kind, waits)
+        with self._locked_state():
+            assert not isinstance(self._contents, torch.Tensor)
+            self._contents.append(live)
+            if siblings:
+                self._start_with(live, self._merged_bytes(siblings))
+            elif loaded is not None and self._feed_all([live], loaded):
+                self._note_loaded(loaded)
+                self._size_at_load += loaded.generation.size
+
+    def _start_with(self, live: LiveRuntimeCache, data: memoryview) -> bool:
+        """Gives the bytes of the handle to a new live cache; False if it rejects them.
+
+        Requires _state_lock.
+        """
+        stores = self._stores.items()
+        sources = [file for file, store in stores if store.contained is not None]
+        sources += [file for file, store in stores if store.digest is not None]
+        source = sources[0] if sources else ""
+        if len(data) > 0 and not self._feed(live, data, source):
+            return False
+        self._size_at_load = max(self._size_at_load, len(data))
+        return True
+
+    def _read_or_warn(
+        self, kind: RuntimeCacheKind | None, waits: LockWaits
+    ) -> _Loaded | None:
+        """As `_read` of the handle's own path, if it has one. Requires _disk_work."""
+        if not self._path:
+            return None
+        try:
+            return self._read(self._path, kind, waits)
+        except RuntimeError as error:
+            _LOGGER.warning("%s. Kernels will be compiled anew", str(error))
+            return None
 
     def _live_cache(self, device: torch.device) -> Any:
         """None if the handle is not live there."""
@@ -677,10 +872,30 @@ class RuntimeCacheHandle:
         with deferred_calls(), self._state_lock:
             yield
 
-    def _first_live(self) -> LiveRuntimeCache | None:
-        """None for a pending handle. Requires _state_lock."""
-        contents = self._contents
-        return None if isinstance(contents, torch.Tensor) else contents[0]
+    def _lives_by_file(self, path: str) -> dict[str, list[LiveRuntimeCache]]:
+        """The live caches by the file that `path` means for them; none of a pending handle.
+
+        Those without a file, because `path` is empty or their kind is unknown, are under "".
+        Requires _state_lock.
+        """
+        if isinstance(self._contents, torch.Tensor):
+            return {}
+        if not is_directory(path):
+            return {path: list(self._contents)}
+        lives: dict[str, list[LiveRuntimeCache]] = {}
+        for live in self._contents:
+            file = "" if live.kind is None else file_in(path, live.kind)
+            lives.setdefault(file, []).append(live)
+        return lives
+
+    def _file_of_pending(self, path: str) -> str:
+        """The file that `path` means for a pending handle. Requires _state_lock."""
+        if not is_directory(path) or not self.has_cache():
+            return path
+        try:
+            return file_in(path, _current_kind())
+        except UnknownKindError as error:
+            raise RuntimeError(_unknown_kind("save", path, str(error))) from error
 
     def _store(self, path: str) -> _Store:
         """Requires _state_lock."""
@@ -702,6 +917,28 @@ class RuntimeCacheHandle:
             store.contained = None
             store.digest = None
 
+    def _merged_bytes(self, lives: Sequence[LiveRuntimeCache]) -> memoryview:
+        """Requires _state_lock."""
+        first, *others = lives
+        data = self._serialize(first)
+        for live in others:
+            more = self._serialize(live)
+            if digest_of(more) == digest_of(data):
+                continue
+            merged = first.merge(more, data)
+            if merged.data is not None:
+                data = merged.data
+            else:
+                _LOGGER.warning(
+                    "The runtime cache '%s' keeps no kernels of %s, because they can't be merged "
+                    "with those of %s: %s",
+                    self._path,
+                    live.device,
+                    first.device,
+                    merged.reason_against,
+                )
+        return data
+
     def _serialize(self, live: LiveRuntimeCache) -> memoryview:
         """Requires _state_lock."""
         data = live.serialize()
@@ -722,6 +959,12 @@ class RuntimeCacheHandle:
                 len(data), source, "They are not used: kernels will be compiled anew"
             )
         return is_accepted
+
+    def _feed_all(self, lives: Sequence[LiveRuntimeCache], loaded: _Loaded) -> bool:
+        """False if all reject it. Requires _state_lock."""
+        data = memory_of(loaded.data)
+        accepted = [self._feed(live, data, loaded.file) for live in lives]
+        return any(accepted)
 
     def _report_rejection(self, size: int, source: str, consequence: str) -> None:
         """Logs a warning once per file. Requires _state_lock."""
@@ -762,13 +1005,64 @@ class _Store:
     # The generation whose kernels are all in our contents.
     contained: FileGeneration | None = None
     digest: bytes | None = None  # that of contents of ours which the file has
+    has_been_saved: bool = False  # by this handle
+    replacements_by_others: int = 0  # of that, by bytes that TensorRT-RTX rejects
     has_warned_of_rejection: bool = False
     has_warned_of_writing_in_place: bool = False
+    has_warned_of_size: bool = False
     # By the last write, or by a checkpoint, which writes a whole temporary file to find out.
     is_only_in_place: bool = False
+    # Of checkpoints:
+    largest_saved: int = 0  # bytes
+    changes_without_growth: int = 0  # in a row
 
     def is_known(self) -> bool:
         return self.contained is not None or self.digest is not None
+
+
+class _Loaded(NamedTuple):
+    file: str
+    data: torch.Tensor
+    generation: FileGeneration
+
+
+def _make_directory(path: str) -> None:
+    try:
+        Path(path).mkdir(0o775)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RuntimeError(
+            f"Can't save the runtime cache '{path}': create '{path}': {error.strerror}"
+        ) from error
+
+
+def _current_kind() -> RuntimeCacheKind:
+    """The kind of the current CUDA device.
+
+    Raises:
+        UnknownKindError: There is no usable driver or device.
+    """
+    is_chosen = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    ordinal = torch.cuda.current_device() if is_chosen else 0
+    return kind_of_device(ordinal, trt.__version__)
+
+
+def _unknown_kind(operation: str, path: str, reason: str) -> str:
+    return (
+        f"Can't {operation} the runtime cache '{path}': it is a directory with a file for each "
+        f"kind of machine, and the kind of this one is unknown: {reason}"
+    )
+
+
+def has_file(path: str) -> bool:
+    """Whether the path has kernels for the current CUDA device; True if that is unknown."""
+    if not is_directory(path):
+        return not RuntimeCacheFile.is_empty(path)
+    try:
+        return len(files_to_load(path, _current_kind())) > 0
+    except UnknownKindError:
+        return True
 
 
 def _accept(offers: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import tensorrt_rtx as trt
 import torch
 
+from torchtrt_cache.kinds import RuntimeCacheKind, UnknownKindError, kind_of_device
+
 _logger = logging.getLogger("torch_tensorrt")
 
 
@@ -24,11 +26,13 @@ class LoadedEngine:
         device: where every tensor lives whose address the contexts are given. A CUDA device
             has its index, and the engine is to be used with that device current.
         runtime: what the engine must not outlive, its `tensorrt_rtx.Runtime`.
+        kind: which runtime caches fit; None if that is unknown.
     """
 
     engine: Any  # before `runtime`, since CPython lets attributes go in their order
     device: torch.device
     runtime: Any = None
+    kind: RuntimeCacheKind | None = None
 
 
 EngineLoader = Callable[[memoryview], LoadedEngine]
@@ -87,7 +91,15 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
             f"TensorRT-RTX could not load a plan of {plan.nbytes} bytes on {device}; stdout has "
             "its reasons (another version, another GPU, or no plan)"
         )
-    return LoadedEngine(engine, device, runtime)
+    return LoadedEngine(engine, device, runtime, _kind_of(device))
+
+
+def _kind_of(device: torch.device) -> RuntimeCacheKind | None:
+    try:
+        return kind_of_device(device.index, trt.__version__)
+    except UnknownKindError as error:
+        _logger.debug("The kind of %s is unknown: %s", device, error)
+        return None
 
 
 _loader: EngineLoader | None = None  # None means the default

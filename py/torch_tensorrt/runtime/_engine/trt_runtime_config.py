@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorrt_rtx as trt
-import torch
 
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
 from torch_tensorrt.runtime._engine.engine_loader import LoadedEngine
@@ -167,12 +166,14 @@ class TRTRuntimeConfig:
         _set_cuda_graph_strategy(config, settings.cuda_graph_strategy)
         self._config = config
         if settings.runtime_cache is not None:
-            self._attach_cache(settings.runtime_cache, loaded.device)
+            self._attach_cache(settings.runtime_cache, loaded)
         logger.debug("Runtime config initialized with %s", settings)
 
-    def _attach_cache(self, handle: RuntimeCacheHandle, device: torch.device) -> None:
+    def _attach_cache(self, handle: RuntimeCacheHandle, loaded: LoadedEngine) -> None:
         try:
-            self._cache = handle.ensure_materialized(self._config, device)
+            self._cache = handle.ensure_materialized(
+                self._config, loaded.device, loaded.kind
+            )
             if not self._config.set_runtime_cache(self._cache):
                 raise RuntimeError(
                     f"TensorRT-RTX refused the runtime cache '{handle.path}'"
