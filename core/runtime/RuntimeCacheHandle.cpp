@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -152,6 +153,14 @@ bool is_empty(const std::string& path) {
     return files_to_load(path, current_kind()).empty();
   } catch (const Error&) {
     return false; // there may be one
+  }
+}
+
+void make_directory(const std::string& path) {
+  if (::mkdir(path.c_str(), 0775) != 0 && errno != EEXIST) {
+    TORCHTRT_THROW_ERROR(
+        "Can't save the runtime cache '" << path << "': create '" << path
+                                         << "': " << std::generic_category().message(errno));
   }
 }
 
@@ -458,44 +467,46 @@ int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
 int64_t
 RuntimeCacheHandle::load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives) {
   if (!is_directory(path)) {
-    return load_file(path, lives);
+    return load_file(path, path, lives).value_or(0);
   }
   for (const std::string& file : kind ? files_to_load(path, *kind) : std::vector<std::string>()) {
-    if (const int64_t loaded = load_file(file, lives); loaded > 0) {
-      return loaded;
+    if (const auto loaded = load_file(file, file_in(path, *kind), lives)) {
+      return *loaded;
     }
   }
   LOG_INFO("There is no runtime cache for this kind of machine in '" << path << "' yet");
   return 0;
 }
 
-int64_t RuntimeCacheHandle::load_file(const std::string& path, const Lives& lives) {
+// `own` is the file that is saved to. Returns nullopt if the file has no bytes, and 0 if all of `lives` reject them.
+std::optional<int64_t>
+RuntimeCacheHandle::load_file(const std::string& file, const std::string& own, const Lives& lives) {
   RECORD_FUNCTION("RuntimeCache:load", c10::ArrayRef<const c10::IValue>{});
   Waits waits(*this);
-  auto contents = RuntimeCacheFile(path, waits).read();
+  auto contents = RuntimeCacheFile(file, waits).read();
   if (!contents) {
-    return 0;
+    return std::nullopt;
   }
   const FileGeneration generation = contents->generation;
   const at::Tensor bytes = tensor_of(std::move(*contents));
   at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  warn_of_size(path, bytes.numel());
+  warn_of_size(file, bytes.numel());
   if (lives.empty()) {
-    old = take(bytes, {path});
+    old = take(bytes, {file, own}); // they are older than what `own` may get meanwhile
   } else {
     bool is_accepted = false;
     for (const auto& live : lives) {
-      is_accepted |= feed(*live, view(bytes), path);
+      is_accepted |= feed(*live, view(bytes), file);
     }
     if (!is_accepted) {
       return 0;
     }
     forget_stores(); // the kernels of other files may have been replaced
   }
-  stores_[path].contained = generation;
+  stores_[file].contained = generation;
   statistics_.bytes_loaded += bytes.numel();
-  statistics_.loaded_from = path;
+  statistics_.loaded_from = file;
   return bytes.numel();
 }
 
@@ -658,16 +669,13 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, 
   if (!is_live) {
     by_file[is_directory(path) && has_cache() ? file_in_or_fail(path) : path];
   }
-  if (path.ends_with('/')) {
-    ::mkdir(path.c_str(), 0775); // if it fails, so does what follows
-  }
   std::optional<int64_t> written;
   std::exception_ptr failure;
   for (const auto& [file, lives] : by_file) {
     try {
       if (file.empty()) {
         LOG_INFO("Kernels of devices of an unknown kind are not saved to '" << path << "'");
-      } else if (const auto more = save_file(file, lives, waits, is_checkpoint)) {
+      } else if (const auto more = save_file(path, file, lives, waits, is_checkpoint)) {
         written = written.value_or(0) + *more;
       }
     } catch (...) {
@@ -680,9 +688,13 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, 
   return written;
 }
 
-// `lives` is empty for a pending handle. Otherwise as save_locked().
-std::optional<int64_t>
-RuntimeCacheHandle::save_file(const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint) {
+// Saves to the file that `path` means for `lives`, which are none for a pending handle. Otherwise as save_locked().
+std::optional<int64_t> RuntimeCacheHandle::save_file(
+    const std::string& path,
+    const std::string& file,
+    const Lives& lives,
+    LockWaits& waits,
+    bool is_checkpoint) {
   LiveRuntimeCache* const live = lives.empty() ? nullptr : lives.front().get();
   at::Tensor ours;
   Store store;
@@ -706,6 +718,9 @@ RuntimeCacheHandle::save_file(const std::string& file, const Lives& lives, LockW
   const bool has_grown = ours.nbytes() > store.largest;
   if (is_checkpoint && !has_grown && !is_file_empty && store.changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
+  }
+  if (path.ends_with('/')) {
+    make_directory(path);
   }
   const auto written = write(RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint);
   if (!written) {
@@ -881,9 +896,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   } else {
     bytes = is_live ? merged_bytes(siblings) : bytes_locked();
   }
-  const auto source =
-      std::find_if(stores_.begin(), stores_.end(), [](const auto& entry) { return entry.second.digest.has_value(); });
-  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), source == stores_.end() ? "" : source->first);
+  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), source_locked());
   if (is_accepted) {
     size_at_load_ = std::max(size_at_load_, bytes.numel());
   }
@@ -920,6 +933,20 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
     }
   }
   return live->cache();
+}
+
+// The file that the bytes are from, for messages; empty if there is none. Requires state_mutex_.
+std::string RuntimeCacheHandle::source_locked() const {
+  std::string source;
+  for (const auto& [file, store] : stores_) {
+    if (store.contained) {
+      return file;
+    }
+    if (store.digest && source.empty()) {
+      source = file; // a copy's
+    }
+  }
+  return source;
 }
 
 // Null if the handle is not live there.

@@ -230,18 +230,20 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   LivesByFile lives_by_file(const std::string& path) const;
   int64_t load_locked(const std::string& path);
   int64_t load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives);
-  int64_t load_file(const std::string& path, const Lives& lives);
+  std::optional<int64_t> load_file(const std::string& file, const std::string& own, const Lives& lives);
   std::optional<RuntimeCacheKind> current_kind_or_warn(const std::string& path);
   void warn_of_unknown_kind(const std::string& path, const std::string& reason);
   int64_t save_until(const std::string& path, CheckpointThread::Clock::time_point deadline);
   std::optional<int64_t> save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint);
-  std::optional<int64_t> save_file(const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint);
+  std::optional<int64_t>
+  save_file(const std::string& path, const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint);
   at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
   bool feed(LiveRuntimeCache& live, RuntimeCacheFile::View bytes, const std::string& source);
   void forget_stores();
   bool may_replace_rejected(const std::string& file, size_t size);
   void warn_of_size(const std::string& file, int64_t size);
   void report_rejection(size_t size, const std::string& source, const char* consequence);
+  std::string source_locked() const;
   at::Tensor serialize_locked() const;
   at::Tensor bytes_locked() const;
   at::Tensor merged_bytes(const Lives& lives) const;
