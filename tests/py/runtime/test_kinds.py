@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 
 from torchtrt_cache.kinds import (
     RuntimeCacheKind,
+    UnknownKindError,
     file_in,
     files_to_load,
     is_directory,
     is_empty,
+    kind_of_device,
+    kinds_of_machine,
 )
 
 L4 = RuntimeCacheKind("NVIDIA L4", 89, "1.6.1.120", "linux", 13010)
@@ -134,3 +139,74 @@ def test_what_cannot_be_listed_has_no_files(tmp_path: Path) -> None:
     file.touch()
     assert files_to_load(str(tmp_path / "missing"), L4) == []
     assert files_to_load(str(file), L4) == []
+
+
+WITH_FAKE_DRIVER = pytest.mark.skipif(
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+)
+
+
+def _told_by_driver(code: str, **environment: str) -> str:
+    """What the code prints in a process whose CUDA driver is the tests'."""
+    library = os.environ["FAKE_CUDA_DRIVER_LIBRARY"]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from torchtrt_cache.kinds import *\n{code}"],
+        env={
+            **os.environ,
+            **environment,
+            "LD_LIBRARY_PATH": str(Path(library).parent),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@WITH_FAKE_DRIVER
+def test_the_driver_tells_the_kind_of_a_device() -> None:
+    told = _told_by_driver(
+        "print(kind_of_device(0, '1.6.1.120') == RuntimeCacheKind("
+        "'NVIDIA RTX A6000', 86, '1.6.1.120', 'linux', 12080))\n"
+        "(kind,) = kinds_of_machine()\n"
+        "print(kind.gpu, kind.tensorrt_rtx == __import__('tensorrt_rtx').__version__)",
+        FAKE_CUDA_GPU="NVIDIA RTX A6000",
+        FAKE_CUDA_CAPABILITY="8.6",
+        FAKE_CUDA_DRIVER="12080",
+    )
+    assert told.splitlines() == ["True", "NVIDIA RTX A6000 True"]
+
+
+_SAY_WHY = """
+print(kinds_of_machine())
+try:
+    kind_of_device({}, "1.6.1.120")
+except UnknownKindError as error:
+    print(error)
+"""
+
+
+@WITH_FAKE_DRIVER
+def test_without_a_device_the_kind_is_unknown() -> None:
+    assert _told_by_driver(_SAY_WHY.format(0)).splitlines() == [
+        "[]",
+        "the CUDA driver's cuInit failed with 100",
+    ]
+    told = _told_by_driver(_SAY_WHY.format(1), FAKE_CUDA_GPU="NVIDIA L4")
+    assert told.splitlines()[1] == "the CUDA driver's cuDeviceGet failed with 100"
+
+
+def test_without_a_driver_the_kind_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", load)
+    assert kinds_of_machine() == []
+    with pytest.raises(UnknownKindError) as failure:
+        kind_of_device(0, "1.6.1.120")
+    assert str(failure.value) == (
+        "there is no CUDA driver: libcuda.so.1: cannot open shared object file"
+    )

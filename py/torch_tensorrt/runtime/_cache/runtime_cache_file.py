@@ -1,7 +1,7 @@
 """The file of a runtime cache, the twin of core/runtime/RuntimeCacheFile.h."""
 
 # A path is used as written, which pathlib would change.
-# ruff: noqa: PTH108, PTH116, PTH118, PTH120, PTH208
+# ruff: noqa: PTH108, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
