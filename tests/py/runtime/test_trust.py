@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tests.py.runtime.observed_calls import observed
 from tests.py.runtime.runtime_cache_testing import Log, names_in
 from tests.py.runtime.stores import Store, write
 from tests.py.runtime.unprivileged import Child
+from tests.util.processes.observed_calls import observed
 from torch_tensorrt.logging import info
 from torch_tensorrt.runtime._cache.runtime_cache_file import read_offer
 

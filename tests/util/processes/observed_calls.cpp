@@ -3,6 +3,7 @@
 
 #undef _FORTIFY_SOURCE // its inline functions would stand in for the ones defined here
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/file.h>
@@ -118,7 +119,20 @@ TORCHTRT_OBSERVED(
     path,
     times,
     flags)
+TORCHTRT_OBSERVED(unlink, "unlink", (const char* path) noexcept, path)
 TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
+
+DIR* opendir(const char* path) {
+  return fails(ask("opendir")) ? nullptr : real<DIR*(const char*)>("opendir")(path);
+}
+
+dirent* readdir(DIR* directory) {
+  return fails(ask("readdir")) ? nullptr : real<dirent*(DIR*)>("readdir")(directory);
+}
+
+dirent64* readdir64(DIR* directory) {
+  return fails(ask("readdir")) ? nullptr : real<dirent64*(DIR*)>("readdir64")(directory);
+}
 
 ssize_t readlink(const char* path, char* buffer, size_t size) noexcept {
   return fails(ask("readlink")) ? -1 : real<ssize_t(const char*, char*, size_t)>("readlink")(path, buffer, size);
