@@ -1,9 +1,10 @@
 """Tells about runtime cache files, without taking their locks or changing anything.
 
-    python -m torch_tensorrt.runtime.cache_info [--json] PATH...
+    torchtrt-cache info [--json] PATH...
 
-Exit status: 0; 1 if a PATH has no cache file, or one that can't be looked at; 2 for wrong
-arguments. --json prints a list with an object for each PATH:
+A PATH is a cache file, or a directory with a file for each kind of machine. The kinds that this
+machine would use are marked. Exit status: 0; 1 if a PATH has no cache file, or one that can't be
+looked at; 2 for wrong arguments. --json prints a list with an object for each PATH. That of a file:
 
     path             PATH
     target           the file that it leads to, after symbolic links
@@ -24,28 +25,72 @@ arguments. --json prints a list with an object for each PATH:
         state        "writing": a save is at it; "left" by a process that died, to be removed by the
                      next save; "unknown"
         holders      the processes at it, as above
+
+That of a directory:
+
+    path             PATH
+    error            why it has no cache files; null if it has some
+    kinds            a list of objects, the most recently used kind first, with all that the object
+                     of a file has, and
+        name         of the file, without .bin
+        kind         what the name says: an object with gpu, compute_capability (89 is 8.9),
+                     tensorrt_rtx, os_family and cuda_driver (13000 is 13.0); null for
+                     runtime_cache-VERSION.bin, the default cache of earlier versions
+        last_used    when a process last read or wrote the file, as far as the times of it and its
+                     lock file tell; null without a file
+        is_of_this_machine  whether this machine would use the file; it is listed even if missing
 """
+
+# A path is used as written, which pathlib would change.
+# ruff: noqa: PTH100, PTH118, PTH208
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import re
-import stat
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 
+from torchtrt_cache.cache_files import (
+    SeenFile,
+    last_use_ns,
+    look_at,
+    temporaries_among,
+)
+from torchtrt_cache.file_lock import lock_path_of
+from torchtrt_cache.kinds import (
+    RuntimeCacheKind,
+    is_cache_name,
+    is_directory,
+    kind_named,
+    kinds_of_machine,
+)
 from torchtrt_cache.lock_holders import (
+    FileId,
     LockHolder,
     LockHolders,
     find_lock_holders,
 )
+from torchtrt_cache.text import age_text, printable, size_text
+
+__all__ = [
+    "CacheInfo",
+    "DirectoryInfo",
+    "KindInfo",
+    "LockInfo",
+    "TemporaryFileInfo",
+    "inspect",
+]
 
 _LONGEST_COMMAND = 160  # characters, in the text
+_LAST_TIME = (
+    253_370_764_800  # the year 9999, which datetime ends with and file systems do not
+)
 
 
 @dataclass
@@ -72,7 +117,7 @@ class TemporaryFileInfo:
 
 @dataclass
 class CacheInfo:
-    """What --json prints of one PATH."""
+    """What --json prints of a PATH that is no directory."""
 
     path: str
     target: str
@@ -84,125 +129,185 @@ class CacheInfo:
     temporary_files: list[TemporaryFileInfo] | None
 
 
-def inspect(path: str) -> CacheInfo:
+@dataclass
+class KindInfo(CacheInfo):
+    """What --json prints of a file in a PATH that is a directory."""
+
+    name: str
+    kind: RuntimeCacheKind | None
+    last_used: str | None
+    is_of_this_machine: bool
+
+
+@dataclass
+class DirectoryInfo:
+    """What --json prints of a PATH that is a directory."""
+
+    path: str
+    error: str | None
+    kinds: list[KindInfo]
+
+
+def inspect(path: str) -> CacheInfo | DirectoryInfo:
     """What the module's text says about --json, for one PATH."""
-    target = Path(os.path.realpath(path))
-    status, error = _status_of(target)
-    if status is None and error is None:
-        error = "there is no such file"
-    lock_path = Path(f"{path}.lock")
-    lock_status, lock_error = _status_of(lock_path)
-    temporaries = _temporaries_of(target)
-    files = {
-        _id_of(file) for file in [lock_status, *(temporaries or {}).values()] if file
+    if is_directory(path):
+        return _inspect_directory(path)
+    files = _Files(path, _temporaries_in)
+    return files.describe(find_lock_holders(files.ids()))
+
+
+def _inspect_directory(path: str) -> DirectoryInfo:
+    try:
+        names = {name for name in os.listdir(path) if is_cache_name(name)}
+    except OSError as error:
+        return DirectoryInfo(path, error.strerror, [])
+    of_this_machine = {kind.file_name() for kind in kinds_of_machine()}
+    temporaries_in = functools.cache(_temporaries_in)
+    files_of = {
+        name: _Files(os.path.join(path, name), temporaries_in)
+        for name in names | of_this_machine
     }
-    holders = find_lock_holders(files)
-    return CacheInfo(
-        path=path,
-        target=str(target),
-        error=error,
-        size=status.st_size if status else None,
-        modified=_modified(status) if status else None,
-        age_seconds=_age(status) if status else None,
-        lock=_lock_info(lock_path, lock_status, lock_error, holders),
-        temporary_files=(
-            None
-            if temporaries is None
-            else [_temporary_info(*item, holders) for item in temporaries.items()]
-        ),
+    ids: set[FileId] = set().union(*(files.ids() for files in files_of.values()))
+    holders = find_lock_holders(ids)
+    kinds = [
+        KindInfo(
+            **vars(files.describe(holders)),
+            name=name.removesuffix(".bin"),
+            kind=kind_named(name),
+            last_used=files.last_used(),
+            is_of_this_machine=name in of_this_machine,
+        )
+        for name, files in sorted(files_of.items())
+    ]
+    kinds.sort(key=lambda kind: kind.last_used or "", reverse=True)
+    has_file = any(kind.size is not None for kind in kinds)
+    return DirectoryInfo(
+        path, None if has_file else "there is no cache file in it", kinds
     )
 
 
-def _status_of(path: Path) -> tuple[os.stat_result | None, str | None]:
-    """Of a regular file; else None, with the reason unless it is that there is none."""
+def _temporaries_in(directory: str) -> dict[str, list[str]] | None:
+    """By the name of their cache; None if the directory can't be listed."""
     try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None, None
-    except OSError as error:
-        return None, error.strerror
-    if stat.S_ISLNK(status.st_mode):
-        return None, "it is a symbolic link"
-    if not stat.S_ISREG(status.st_mode):
-        return None, "it is not a regular file"
-    return status, None
-
-
-def _temporaries_of(target: Path) -> dict[Path, os.stat_result] | None:
-    name = re.compile(re.escape(target.name) + r"\.[0-9]+-[0-9a-f]{16}\.tmp")
-    try:
-        paths = sorted(
-            path for path in target.parent.iterdir() if name.fullmatch(path.name)
-        )
+        names = os.listdir(directory)
     except OSError:
         return None
-    statuses = {path: _status_of(path)[0] for path in paths}
-    # None: renamed meanwhile by its writer.
-    return {path: status for path, status in statuses.items() if status is not None}
+    return temporaries_among(name for name in names if name.endswith(".tmp"))
 
 
-def _id_of(status: os.stat_result) -> tuple[int, int]:
+class _Files:
+    """A cache file, its lock file and its temporary files."""
+
+    def __init__(
+        self,
+        path: str,
+        temporaries_in: Callable[[str], dict[str, list[str]] | None],
+    ) -> None:
+        self._path = path
+        self._file = look_at(os.path.realpath(path))
+        self._lock = look_at(lock_path_of(path))
+        directory, name = os.path.split(self._file.path)
+        temporaries = temporaries_in(directory)
+        self._temporaries = None
+        if temporaries is not None:
+            paths = (os.path.join(directory, t) for t in temporaries.get(name, []))
+            self._temporaries = [look_at(path) for path in paths]
+
+    def ids(self) -> set[FileId]:
+        """Of those that somebody could hold."""
+        files = (self._lock, *(self._temporaries or []))
+        return {_id_of(file.status) for file in files if file.status}
+
+    def last_used(self) -> str | None:
+        if self._file.status is None:
+            return None
+        return _iso_time(last_use_ns(self._file.status, self._lock.status) / 1e9)
+
+    def describe(self, holders: LockHolders) -> CacheInfo:
+        status = self._file.status
+        missing = None if status else "there is no such file"
+        temporaries = self._temporaries
+        return CacheInfo(
+            path=self._path,
+            target=self._file.path,
+            error=self._file.error or missing,
+            size=status.st_size if status else None,
+            modified=_iso_time(status.st_mtime) if status else None,
+            age_seconds=_age(status) if status else None,
+            lock=_lock_info(self._lock, holders),
+            temporary_files=(
+                None
+                if temporaries is None
+                else [
+                    _temporary_info(file.path, file.status, holders)
+                    for file in temporaries
+                    if file.status is not None  # else its writer renamed it meanwhile
+                ]
+            ),
+        )
+
+
+def _id_of(status: os.stat_result) -> FileId:
     return status.st_dev, status.st_ino
 
 
-def _modified(status: os.stat_result) -> str:
-    return datetime.fromtimestamp(status.st_mtime, timezone.utc).isoformat()
+def _iso_time(seconds: float) -> str:
+    within_range = min(max(seconds, 0), _LAST_TIME)
+    return datetime.fromtimestamp(within_range, timezone.utc).isoformat()
 
 
 def _age(status: os.stat_result) -> float:
     return time.time() - status.st_mtime
 
 
-def _lock_info(
-    path: Path, status: os.stat_result | None, error: str | None, found: LockHolders
-) -> LockInfo:
-    holders = found.of(_id_of(status)) if status else []
-    note = error
+def _lock_info(file: SeenFile, found: LockHolders) -> LockInfo:
+    holders = found.of(_id_of(file.status)) if file.status else []
+    note = file.error
     if holders:
         state = holders[0].mode
-    elif status is None:
-        state = "missing" if error is None else "unknown"
+    elif file.status is None:
+        state = "missing" if file.error is None else "unknown"
     else:
         state = "free" if found.blind_spot is None else "unknown"
         note = found.blind_spot
-    return LockInfo(path=str(path), state=state, holders=holders, note=note)
+    return LockInfo(path=file.path, state=state, holders=holders, note=note)
 
 
 def _temporary_info(
-    path: Path, status: os.stat_result, found: LockHolders
+    path: str, status: os.stat_result, found: LockHolders
 ) -> TemporaryFileInfo:
     holders = found.of(_id_of(status))
     state_if_not_held = "left" if found.blind_spot is None else "unknown"
     return TemporaryFileInfo(
-        path=str(path),
+        path=path,
         size=status.st_size,
-        modified=_modified(status),
+        modified=_iso_time(status.st_mtime),
         age_seconds=_age(status),
         state="writing" if holders else state_if_not_held,
         holders=holders,
     )
 
 
-def _print(info: CacheInfo) -> None:
-    print(_printable(info.path))
-    if info.target != str(Path(info.path).absolute()):
-        print(f"  leads to  {_printable(info.target)}")
+def _print_file(info: CacheInfo) -> None:
+    print(printable(info.path))
+    if info.target != os.path.abspath(info.path):
+        print(f"  leads to  {printable(info.target)}")
     if info.size is None or info.modified is None or info.age_seconds is None:
         print(f"  file      {info.error}")
     else:
         empty = ", which counts as no cache" if info.size == 0 else ""
-        print(f"  size      {_size(info.size)}{empty}")
-        print(f"  modified  {_time(info.modified)}, {_duration(info.age_seconds)}")
+        print(f"  size      {size_text(info.size)}{empty}")
+        print(f"  modified  {_local_time(info.modified)}, {age_text(info.age_seconds)}")
     print(f"  lock      {_lock_text(info.lock)}")
     for holder in info.lock.holders:
-        print(f"            {_holder(holder)}")
+        print(f"            {_holder_text(holder)}")
     if info.temporary_files is None:
         print("  saves     can't be seen, as the folder can't be listed")
     for file in info.temporary_files or []:
-        print(f"  {_TEMPORARY_TEXT[file.state]}  {_printable(file.path)}")
-        print(f"            {_size(file.size)}, {_duration(file.age_seconds)}")
+        print(f"  {_TEMPORARY_TEXT[file.state]}  {printable(file.path)}")
+        print(f"            {size_text(file.size)}, {age_text(file.age_seconds)}")
         for holder in file.holders:
-            print(f"            {_holder(holder)}")
+            print(f"            {_holder_text(holder)}")
 
 
 _TEMPORARY_TEXT = {
@@ -211,71 +316,78 @@ _TEMPORARY_TEXT = {
     "unknown": "leftover, or being written",
 }
 
+_LOCK_TEXT = {
+    "missing": "free, there is no lock file",
+    "free": "free",
+    "shared": "held by readers",
+    "exclusive": "held",
+    "unknown": "no holder found",
+}
+
 
 def _lock_text(lock: LockInfo) -> str:
-    text = {
-        "missing": "free, there is no lock file",
-        "free": "free",
-        "shared": "held by readers",
-        "exclusive": "held",
-        "unknown": "no holder found",
-    }[lock.state]
+    text = _LOCK_TEXT[lock.state]
     return text if lock.note is None else f"{text}: {lock.note}"
 
 
-def _holder(holder: LockHolder) -> str:
-    command = _printable(holder.command or "(its command is not known)")
+def _holder_text(holder: LockHolder) -> str:
+    command = printable(holder.command or "(its command is not known)")
     if len(command) > _LONGEST_COMMAND:
         command = command[:_LONGEST_COMMAND] + "..."
     return f"{holder.mode}, by process {holder.pid}: {command}"
 
 
-def _printable(text: str) -> str:
-    """Without what a terminal would obey: others choose these names."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def _print_directory(info: DirectoryInfo) -> None:
+    print(printable(info.path))
+    if info.error:
+        print(f"  {info.error}")
+    if not info.kinds:
+        return
+    header = ("", "kind", "size", "last use", "modified", "lock")
+    rows = [header, *map(_row, info.kinds)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(f"  {'  '.join(cells)}".rstrip())
+    if any(kind.is_of_this_machine for kind in info.kinds):
+        print("  * is what this machine would use")
+    else:
+        print("  (the kind of this machine is unknown: it lacks CUDA or TensorRT-RTX)")
 
 
-def _size(size: int) -> str:
-    text = f"{size:,} bytes"
-    return text if size < 1_000_000 else f"{text} ({size / 1e6:,.1f} MB)"
+def _row(kind: KindInfo) -> tuple[str, str, str, str, str, str]:
+    mark = "*" if kind.is_of_this_machine else ""
+    lock = _LOCK_TEXT[kind.lock.state]
+    if kind.size is None or kind.modified is None or kind.last_used is None:
+        return mark, kind.name, str(kind.error), "", "", lock
+    unused = time.time() - datetime.fromisoformat(kind.last_used).timestamp()
+    size, modified = size_text(kind.size), _local_time(kind.modified)
+    return mark, kind.name, size, age_text(unused), modified, lock
 
 
-def _time(modified: str) -> str:
+def _local_time(iso_time: str) -> str:
     return (
-        datetime.fromisoformat(modified).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
+        datetime.fromisoformat(iso_time).astimezone().strftime("%Y-%m-%d %H:%M:%S %z")
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 0:
-        return "in the future"
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit} ago"
-    return f"{seconds:.0f} seconds ago"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The program: prints, and returns its exit status; None stands for the process's arguments."""
-    summary, _, details = (__doc__ or "").partition("\n")  # none under python -OO
-    parser = argparse.ArgumentParser(
-        prog="python -m torch_tensorrt.runtime.cache_info",
-        description=summary,
-        epilog=details.partition("PATH...\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command `torchtrt-cache info`."""
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a runtime cache file or directory"
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="a runtime cache file")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command `torchtrt-cache info`; returns its exit status."""
     infos = [inspect(path) for path in options.paths]
     if options.json:
         json.dump([asdict(info) for info in infos], sys.stdout, indent=2)
         print()
-    else:
-        for info in infos:
-            _print(info)
+    for info in infos if not options.json else []:
+        if isinstance(info, DirectoryInfo):
+            _print_directory(info)
+        else:
+            _print_file(info)
     return 1 if any(info.error for info in infos) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,10 +11,15 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 
 _LONGEST_SLUG = 128  # so that the names of locks and temporary files fit, too
 _LONGEST_DEVICE_NAME = 256  # bytes
+_VERSION = r"[0-9A-Za-z.+!]{1,32}"
+_FILE_NAME = re.compile(
+    rf"([a-z0-9-]+)-sm([0-9]{{1,4}})-rtx({_VERSION})-([a-z0-9]{{1,16}})"
+    r"-driver([0-9]{1,3})\.([0-9]{1,2})\.bin"
+)
+_NAME_OF_OLD_DEFAULT = re.compile(rf"runtime_cache-{_VERSION}\.bin")
 _CAPABILITY_MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 _CAPABILITY_MINOR = 76
 
@@ -58,6 +63,25 @@ def _slug(text: str) -> str:
     """Lower-case letters, digits and single dashes."""
     slug = re.sub("[^A-Za-z0-9]+", "-", text).lower()
     return slug.strip("-")[:_LONGEST_SLUG].rstrip("-")
+
+
+def kind_named(file_name: str) -> RuntimeCacheKind | None:
+    """The kind that has files of that name, with its GPU as in the name; None if there is none."""
+    match = _FILE_NAME.fullmatch(file_name)
+    if match is None:
+        return None
+    gpu, capability, tensorrt_rtx, os_family, major, minor = match.groups()
+    driver = 1000 * int(major) + 10 * int(minor)
+    kind = RuntimeCacheKind(gpu, int(capability), tensorrt_rtx, os_family, driver)
+    return kind if kind.file_name() == file_name else None
+
+
+def is_cache_name(file_name: str) -> bool:
+    """Whether a file of that name in a directory is a kind's, or was the default cache before."""
+    return (
+        kind_named(file_name) is not None
+        or _NAME_OF_OLD_DEFAULT.fullmatch(file_name) is not None
+    )
 
 
 def is_directory(path: str) -> bool:
@@ -112,6 +136,8 @@ def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
 
 def kinds_of_machine() -> list[RuntimeCacheKind]:
     """The kinds of all visible CUDA devices; none if the driver or TensorRT-RTX is missing."""
+    from importlib import metadata  # half of the start of a command that needs it
+
     try:
         version = metadata.version("tensorrt_rtx")
         driver = _Driver()

@@ -76,6 +76,8 @@ def test_holds_package_library_headers_and_licence(unpacked: Path) -> None:
     for name in (
         "torch_tensorrt/__init__.py",
         "torch_tensorrt/py.typed",
+        "torchtrt_cache/__main__.py",
+        "torchtrt_cache/py.typed",
         LIBRARY,
         f"{INCLUDE}/core/util/file_lock.h",
         f"{INCLUDE}/core/runtime/RuntimeCacheHandle.h",
@@ -85,6 +87,7 @@ def test_holds_package_library_headers_and_licence(unpacked: Path) -> None:
     assert "Redistribution and use" in licence.read_text()
     assert {entry.name for entry in unpacked.iterdir()} == {
         "torch_tensorrt",
+        "torchtrt_cache",
         dist_info(unpacked).name,
     }
 
@@ -100,7 +103,7 @@ def test_declares_dependencies_and_supported_pythons(unpacked: Path) -> None:
 
 
 def test_passes_check_wheel_contents_and_twine() -> None:
-    tool("check-wheel-contents", str(WHEEL))
+    tool("check-wheel-contents", "--ignore=W009", str(WHEEL))  # two packages
     tool("twine", "check", "--strict", str(WHEEL))
 
 
@@ -135,11 +138,10 @@ def test_library_uses_no_python_and_finds_its_neighbours_by_relative_path(
 def test_second_build_is_byte_identical(unpacked: Path, tmp_path: Path) -> None:
     """From files of another folder, with other times and modes."""
     project = tmp_path / "files"
-    shutil.copytree(
-        unpacked / "torch_tensorrt",
-        project / "torch_tensorrt",
-        copy_function=shutil.copyfile,
-    )
+    for package in ("torch_tensorrt", "torchtrt_cache"):
+        shutil.copytree(
+            unpacked / package, project / package, copy_function=shutil.copyfile
+        )
     root = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])
     others = {
         "pyproject.toml": "py",
@@ -186,6 +188,15 @@ print(json.dumps([torch_tensorrt.__version__, torch_tensorrt.__file__, saved, lo
     assert figures == [100, 100, True]
     assert version == WHEEL.name.split("-")[1]
     assert Path(file).is_relative_to(python.parent.parent)
+
+
+def test_brings_the_command(python: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+    cache.write_bytes(b"kernels")
+    command = [str(python.with_name("torchtrt-cache")), "info", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"{cache.stem}  7 bytes" in result.stdout
 
 
 def test_library_loads_without_python_having_loaded_its_neighbours(

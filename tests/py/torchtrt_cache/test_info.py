@@ -1,4 +1,4 @@
-"""python -m torch_tensorrt.runtime.cache_info, about locks that other processes hold."""
+"""torchtrt-cache info, about locks that other processes hold, and about directories."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from tests.util.processes.line_process import LineProcess, file_lock_tool
-from torch_tensorrt.runtime import cache_info
+from torchtrt_cache import info as info_module
+from torchtrt_cache.__main__ import main
+from torchtrt_cache.kinds import RuntimeCacheKind
 from torchtrt_cache.lock_holders import find_lock_holders
 
 SOMEBODY_ELSE = 54321
@@ -72,13 +74,13 @@ def cpp_exclusive(lock_path: Path) -> AbstractContextManager[LineProcess]:
 
 
 def info_of(path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    cache_info.main(["--json", str(path)])
+    main(["info", "--json", str(path)])
     (info,) = json.loads(capsys.readouterr().out)
     return info
 
 
 def text_of(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    cache_info.main([str(path)])
+    main(["info", str(path)])
     return capsys.readouterr().out
 
 
@@ -95,11 +97,14 @@ def test_tells_size_and_age(path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert re.search(r"\d{5} days ago", text)
 
 
-def test_runs_as_a_program(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "program", [["torchtrt_cache", "info"], ["torch_tensorrt.runtime.cache_info"]]
+)
+def test_runs_as_a_program(program: list[str], path: Path, tmp_path: Path) -> None:
     missing = tmp_path / "missing.bin"
-    program = [sys.executable, "-m", "torch_tensorrt.runtime.cache_info"]
     for paths, code in (([path], 0), ([path, missing], 1)):
-        result = subprocess.run([*program, *paths], capture_output=True, text=True)
+        command = [sys.executable, "-m", *program, *map(str, paths)]
+        result = subprocess.run(command, capture_output=True, text=True)
         assert (result.returncode, result.stderr) == (code, "")
         assert all(str(p) in result.stdout for p in paths)
 
@@ -108,7 +113,7 @@ def test_a_missing_file_is_said_and_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "missing.bin"
-    assert cache_info.main([str(path)]) == 1
+    assert main(["info", str(path)]) == 1
     assert "there is no such file" in capsys.readouterr().out
     info = info_of(path, capsys)
     assert info["error"] == "there is no such file"
@@ -117,15 +122,152 @@ def test_a_missing_file_is_said_and_not_made(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_starts_without_torch(path: Path) -> None:
+    code = """
+import sys
+from torchtrt_cache.__main__ import main
+for path in sys.argv[1:]:
+    main(["info", path])
+assert not {"torch", "torch_tensorrt", "tensorrt_rtx", "numpy"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code, path, path.parent], check=True)
+
+
 @pytest.mark.parametrize(
     ("place", "error"),
-    [("", "not a regular file"), ("model.bin/x", "Not a directory")],
+    [
+        ("", "there is no cache file in it"),
+        ("fifo", "it is not a regular file"),
+        ("model.bin/x", "Not a directory"),
+        ("model.bin/", "Not a directory"),
+        ("missing/", "No such file or directory"),
+    ],
 )
 def test_what_can_be_no_cache_is_said(
     place: str, error: str, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cache_info.main([str(path.parent / place)]) == 1
+    os.mkfifo(path.with_name("fifo"))
+    where = f"{path.parent}/{place}"
+    assert main(["info", where]) == 1
     assert error in capsys.readouterr().out
+    assert main(["info", "--json", where]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["error"] == error
+
+
+@pytest.mark.parametrize("seconds", [-(2**33), 2**33])
+def test_a_time_that_nobody_wrote_it_at_is_shown(
+    seconds: int, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.utime(path, (0, seconds))
+    assert "7,000 bytes" in text_of(path, capsys)
+
+
+L4 = RuntimeCacheKind("NVIDIA L4", 89, "1.6.1.120", "linux", 13000)
+L4_FILE = "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+A6000_FILE = "nvidia-rtx-a6000-sm86-rtx1.6.1.120-linux-driver12.8.bin"
+OLD_DEFAULT = "runtime_cache-1.5.0.7.bin"
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One with three caches and what does not count, on a machine with an L4."""
+    directory = tmp_path / "caches"
+    directory.mkdir()
+    for days, name in enumerate((A6000_FILE, OLD_DEFAULT, L4_FILE)):
+        (directory / name).write_bytes(b"kernels" * 1000)
+        (directory / f"{name}.lock").touch()
+        os.utime(directory / name, (0, (days + 1) * 86400))
+        os.utime(directory / f"{name}.lock", (0, 0))
+    (directory / "notes.bin").touch()
+    (directory / f"{L4_FILE}.1-0123456789abcdef.tmp").touch()
+    monkeypatch.setattr(info_module, "kinds_of_machine", lambda: [L4])
+    return directory
+
+
+def test_a_directory_has_a_row_for_each_kind_most_recently_used_first(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.utime(directory / f"{A6000_FILE}.lock", (0, 10 * 86400))
+    with filelock_holder(directory / f"{OLD_DEFAULT}.lock") as child:
+        info = info_of(directory, capsys)
+        path, header, *rows, legend = text_of(directory, capsys).splitlines()
+    assert (info["path"], info["error"]) == (str(directory), None)
+    files = [A6000_FILE, L4_FILE, OLD_DEFAULT]
+    assert [kind["path"] for kind in info["kinds"]] == [
+        str(directory / file) for file in files
+    ]
+    assert [f"{kind['name']}.bin" for kind in info["kinds"]] == files
+    a6000, l4, old = info["kinds"]
+    assert a6000["last_used"] == "1970-01-11T00:00:00+00:00"
+    assert a6000["modified"] == "1970-01-02T00:00:00+00:00"
+    assert l4["last_used"] == l4["modified"] == "1970-01-04T00:00:00+00:00"
+    assert l4["kind"] == {
+        "gpu": "nvidia-l4",
+        "compute_capability": 89,
+        "tensorrt_rtx": "1.6.1.120",
+        "os_family": "linux",
+        "cuda_driver": 13000,
+    }
+    assert old["kind"] is None
+    assert old["lock"]["holders"][0]["pid"] == child.pid
+    assert len(l4["temporary_files"]) == 1
+    assert [k["is_of_this_machine"] for k in info["kinds"]] == [False, True, False]
+
+    assert path == str(directory)
+    assert header.split() == ["kind", "size", "last", "use", "modified", "lock"]
+    firsts = [row.split()[0] for row in rows]
+    assert firsts == [A6000_FILE[:-4], "*", OLD_DEFAULT[:-4]]
+    assert all("7,000 bytes" in row and "days ago" in row for row in rows)
+    assert rows[2].endswith(" held")
+    assert legend == "  * is what this machine would use"
+
+
+def test_the_kind_of_this_machine_is_listed_before_it_has_a_file(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory / L4_FILE).unlink()
+    l4 = info_of(directory, capsys)["kinds"][-1]
+    assert (l4["name"], l4["is_of_this_machine"]) == (L4_FILE[:-4], True)
+    assert l4["error"] == "there is no such file"
+    assert l4["size"] is l4["last_used"] is None
+    row = rf"\* +{L4_FILE[:-4]} +there is no such file"
+    assert re.search(row, text_of(directory, capsys))
+    assert main(["info", str(directory)]) == 0
+
+
+def test_an_unknown_kind_of_this_machine_is_said(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(info_module, "kinds_of_machine", list)
+    kinds = info_of(directory, capsys)["kinds"]
+    assert not any(kind["is_of_this_machine"] for kind in kinds)
+    assert "the kind of this machine is unknown" in text_of(directory, capsys)
+
+
+def test_what_has_the_name_of_a_kind_and_is_no_file_is_said(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (A6000_FILE, OLD_DEFAULT):
+        (directory / name).unlink()
+    (directory / A6000_FILE).mkdir()
+    (directory / OLD_DEFAULT).symlink_to(L4_FILE)
+    _, link, folder = info_of(directory, capsys)["kinds"]
+    assert (link["target"], link["size"]) == (str(directory / L4_FILE), 7000)
+    assert (folder["error"], folder["size"]) == ("it is not a regular file", None)
+    assert "it is not a regular file" in text_of(directory, capsys)
+
+
+def test_a_directory_is_inspected_through_a_link(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = directory.with_name("link")
+    link.symlink_to(directory.name)
+    info = info_of(link, capsys)
+    assert info["path"] == str(link)
+    assert info["kinds"][0]["path"] == str(link / L4_FILE)
+    assert info["kinds"][0]["target"] == str(directory / L4_FILE)
 
 
 def test_an_empty_file_is_no_cache(
@@ -337,6 +479,32 @@ def test_opens_locks_and_changes_nothing(
     assert any(event.startswith("open /proc/") for event in events)
 
 
+def test_opens_locks_and_changes_nothing_in_a_directory(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(directory)
+    with recording() as events:
+        info_of(directory, capsys)
+    assert snapshot(directory) == before
+    assert [event for event in events if str(directory) in event] == []
+    assert [event for event in events if not event.startswith("open ")] == []
+
+
+def test_the_keys_of_the_json_of_a_directory_are_the_documented_ones(
+    path: Path, directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_file = set(info_of(path, capsys))
+    info = info_of(directory, capsys)
+    kind = info["kinds"][0]
+    added = {"name", "kind", "last_used", "is_of_this_machine"}
+    fields = {"gpu", "compute_capability", "tensorrt_rtx", "os_family", "cuda_driver"}
+    assert set(info) == {"path", "error", "kinds"}
+    assert set(kind) == of_file | added
+    assert set(kind["kind"]) == fields
+    for key in {*info, *added, *fields}:
+        assert re.search(rf"\b{key}\b", info_module.__doc__ or ""), key
+
+
 def test_the_keys_of_the_json_are_the_documented_ones(
     path: Path, lock_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,4 +522,4 @@ def test_the_keys_of_the_json_are_the_documented_ones(
     ]
     assert [set(part) for part in (info, info["lock"], file, holder)] == keys
     for key in set().union(*keys):
-        assert re.search(rf"\b{key}\b", cache_info.__doc__ or ""), key
+        assert re.search(rf"\b{key}\b", info_module.__doc__ or ""), key

@@ -1,0 +1,36 @@
+"""The command `torchtrt-cache`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from torchtrt_cache import info
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints, and returns the exit status; None stands for the process's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="torchtrt-cache",
+        description="Tells about runtime caches.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, module in (("info", info),):
+        # Python -OO leaves no docstrings.
+        summary, _, details = (module.__doc__ or "\n\n\n\n").split("\n\n", 2)
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=details,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

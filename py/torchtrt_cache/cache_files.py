@@ -1,0 +1,57 @@
+"""Cache files and what lies beside them, looked at without opening anything or taking a lock."""
+
+# A path is used as written, which pathlib would change.
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TEMPORARY = re.compile(r"(?s:(.+))\.[0-9]+-[0-9a-f]{16}\.(?:tmp|merge)")
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """What lstat tells of a path.
+
+    Attributes:
+        path: As it was given.
+        status: None if there is no regular file.
+        error: Why not; None if nothing is there.
+    """
+
+    path: str
+    status: os.stat_result | None
+    error: str | None
+
+
+def look_at(path: str) -> SeenFile:
+    """What is at the path itself: a symbolic link is not followed."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return SeenFile(path, None, None)
+    except OSError as error:
+        return SeenFile(path, None, error.strerror)
+    if stat.S_ISLNK(status.st_mode):
+        return SeenFile(path, None, "it is a symbolic link")
+    if not stat.S_ISREG(status.st_mode):
+        return SeenFile(path, None, "it is not a regular file")
+    return SeenFile(path, status, None)
+
+
+def last_use_ns(status: os.stat_result, lock: os.stat_result | None) -> int:
+    """A load sets the time of the lock file, and a save that of both."""
+    return max(status.st_mtime_ns, lock.st_mtime_ns if lock else 0)
+
+
+def temporaries_among(names: Iterable[str]) -> dict[str, list[str]]:
+    """The temporary files and offers among the names of a directory, by the name of their cache."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if match := _TEMPORARY.fullmatch(name):
+            found.setdefault(match[1], []).append(name)
+    return found
