@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-from torchtrt_cache import info
+from torchtrt_cache import info, prune
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints, and returns the exit status; None stands for the process's arguments."""
     parser = argparse.ArgumentParser(
         prog="torchtrt-cache",
-        description="Tells about runtime caches.",
+        description="Tells about runtime caches, or removes them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (("info", info),):
+    for name, module in (("info", info), ("prune", prune)):
         # Python -OO leaves no docstrings.
         summary, _, details = (module.__doc__ or "\n\n\n\n").split("\n\n", 2)
         command = commands.add_parser(

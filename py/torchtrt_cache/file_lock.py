@@ -45,6 +45,10 @@ class FileLockError(Exception):
     """The lock could not be taken. The message names the lock file and says why."""
 
 
+class LockIsHeldError(FileLockError):
+    """Another holder kept the lock."""
+
+
 class Stop(Protocol):
     """Like a `threading.Event`."""
 
@@ -79,7 +83,8 @@ def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[
         waits: For how long to try. At least one attempt is made. The wait is added to `waited`.
 
     Raises:
-        FileLockError: another holder kept it for that long, or the system's reason.
+        LockIsHeldError: another holder kept it for that long.
+        FileLockError: the system's reason.
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
@@ -88,7 +93,7 @@ def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[
         waited_before = waits.waited
         if not lock_file.acquire(operation, waits):
             milliseconds = round((waits.waited - waited_before) * 1000)
-            raise FileLockError(
+            raise LockIsHeldError(
                 f"another holder kept the lock '{path}' for {milliseconds} ms"
             )
         yield

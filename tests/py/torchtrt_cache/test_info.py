@@ -128,6 +128,7 @@ import sys
 from torchtrt_cache.__main__ import main
 for path in sys.argv[1:]:
     main(["info", path])
+main(["prune", sys.argv[2], "--max-size", "0"])
 assert not {"torch", "torch_tensorrt", "tensorrt_rtx", "numpy"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code, path, path.parent], check=True)
