@@ -22,10 +22,11 @@ PACKAGE = "torch_tensorrt"
 MODULES = [
     "torch_tensorrt",
     "torch_tensorrt.runtime",
-    "torch_tensorrt.runtime.cache_info",
     "torch_tensorrt.dynamo",
     "torch_tensorrt.dynamo.runtime",
     "torch_tensorrt.logging",
+    "torchtrt_cache",
+    "torchtrt_cache.info",
 ]
 
 

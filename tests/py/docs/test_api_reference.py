@@ -91,7 +91,7 @@ def out_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, str(PROGRAM), str(out_dir)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout == f"8 files, to begin with {out_dir / 'index.html'}\n"
+    assert run.stdout == f"9 files, to begin with {out_dir / 'index.html'}\n"
     return out_dir
 
 
@@ -113,6 +113,7 @@ def test_the_api_is_found() -> None:
         "torch_tensorrt.runtime.default_runtime_cache_path",
         "torch_tensorrt.dynamo.runtime.TorchTensorRTModule.runtime_settings",
         "torch_tensorrt.dynamo.runtime.PythonTorchTensorRTModule.save",
+        "torchtrt_cache.info.inspect",
     } <= found
 
 
