@@ -97,7 +97,8 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
         assert prune(directory) == 0
         assert set(snapshot(directory)) == DONE
         capsys.readouterr()
-    assert failed == {
+    # In some languages argparse looks for translations.
+    assert failed - {"stat"} == {
         "fchmod",
         "fchown",
         "flock",
