@@ -180,6 +180,19 @@ def rejected_at_save(cache: RuntimeCache) -> None:
     cache.save()
 
 
+def rejected_at_saves(cache: RuntimeCache) -> None:
+    with installed_device():
+        for prefix in "abc":
+            make_engine(cache, prefix)(torch.zeros(4))
+            cache.save()
+            CACHE.write_bytes(b"of another GPU")
+
+
+def load_directory(cache: RuntimeCache) -> None:
+    CACHE.mkdir()
+    cache.load()
+
+
 def cannot_merge(cache: RuntimeCache) -> None:
     use_python_runtime = not cache.is_cpp_runtime()
     other = RuntimeCache(CACHE, use_python_runtime=use_python_runtime)
@@ -316,6 +329,9 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "symbolic link": lock_is_a_link,
     "They are not used": rejected,
     "They were replaced": rejected_at_save,
+    "replaced again": rejected_at_saves,
+    "is a directory": load_directory,
+    "has grown": None,  # tests/py/runtime/test_directories.py
     "could not be merged": cannot_merge,
     "had not been read": not_read_before,
     "is written in place": cannot_replace,
