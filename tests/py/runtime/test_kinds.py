@@ -210,3 +210,14 @@ def test_without_a_driver_the_kind_is_unknown(
     assert str(failure.value) == (
         "there is no CUDA driver: libcuda.so.1: cannot open shared object file"
     )
+
+
+def test_the_driver_tells_what_torch_tells() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    for ordinal in range(torch.cuda.device_count()):
+        torchs = torch.cuda.get_device_properties(ordinal)
+        kind = kind_of_device(ordinal, "1.6.1.120")
+        assert kind.gpu == torchs.name
+        assert kind.compute_capability == 10 * torchs.major + torchs.minor
