@@ -26,6 +26,7 @@
 #include <NvInferRuntime.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "core/runtime/trusted_path.h"
 #include "core/util/prelude.h"
 
 namespace torch_tensorrt::core::runtime {
@@ -137,26 +138,29 @@ std::string unknown_kind(const char* operation, const std::string& path, const s
       "': it is a directory with a file for each kind of machine, and the kind of this one is unknown: " + reason;
 }
 
-std::string file_in_or_fail(const std::string& directory) {
-  try {
-    return file_in(directory, current_kind());
-  } catch (const Error& error) {
-    TORCHTRT_THROW_ERROR(unknown_kind("save", directory, error.msg()));
-  }
-}
-
 bool is_empty(const std::string& path) {
   if (!is_directory(path)) {
     return RuntimeCacheFile::is_empty(path);
   }
   try {
-    return files_to_load(path, current_kind()).empty();
+    const std::vector<std::string> files = files_to_load(path, current_kind());
+    return std::ranges::all_of(files, RuntimeCacheFile::is_empty);
   } catch (const Error&) {
     return false; // there may be one
   }
 }
 
+// Makes the last directory of the path if it is missing and the others are trusted.
 void make_directory(const std::string& path) {
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored)) {
+    return;
+  }
+  try {
+    resolve_trusted(path.substr(0, path.find_last_not_of('/') + 1));
+  } catch (const std::exception& error) {
+    TORCHTRT_THROW_ERROR("Can't save the runtime cache '" << path << "': " << message_of(error));
+  }
   if (::mkdir(path.c_str(), 0775) != 0 && errno != EEXIST) {
     TORCHTRT_THROW_ERROR(
         "Can't save the runtime cache '" << path << "': create '" << path
@@ -299,6 +303,7 @@ c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const Stat
 
 RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
   const bool is_path_cache = Handles::get().has_path_cache(this);
+  const Place place = place_of(path_);
   const std::lock_guard lock(state_mutex_);
   // What the copy must not overwrite as long as it is pending: no newer file, since this cache can still merge with it.
   std::vector<std::string> files;
@@ -308,7 +313,7 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
     }
   }
   if (std::holds_alternative<Lives>(contents_)) {
-    for (const auto& [file, lives] : lives_by_file(path_)) {
+    for (const auto& [file, lives] : lives_by_file(place)) {
       files.push_back(file);
     }
   }
@@ -424,90 +429,104 @@ bool RuntimeCacheHandle::has_cache() const {
 int64_t RuntimeCacheHandle::load(const std::string& path) {
   const std::string& from = path_or_default(path);
   const std::lock_guard disk_lock(disk_mutex_);
-  return load_locked(from);
+  return load_locked(place_of(from));
 }
 
-// The live caches by the file that `path` means for them; "" for those without one, because `path` is empty or their
+// What a path means. One that was a directory at an earlier use stays one, so that nobody who removes it makes a file
+// of it that all kinds share.
+RuntimeCacheHandle::Place RuntimeCacheHandle::place_of(const std::string& path) const {
+  const bool is_one = is_directory(path);
+  if (is_one && path == path_) {
+    was_directory_ = true;
+  }
+  return {.path = path, .is_directory = is_one || (path == path_ && was_directory_)};
+}
+
+// The live caches by the file that the place has for them; "" for those without one, because the path is empty or their
 // kind is unknown. Requires state_mutex_ and a live handle.
-RuntimeCacheHandle::LivesByFile RuntimeCacheHandle::lives_by_file(const std::string& path) const {
+RuntimeCacheHandle::LivesByFile RuntimeCacheHandle::lives_by_file(const Place& place) const {
   const auto& lives = std::get<Lives>(contents_);
-  if (!is_directory(path)) {
-    return {{path, lives}};
+  if (!place.is_directory) {
+    return {{place.path, lives}};
   }
   LivesByFile by_file;
   for (const auto& live : lives) {
-    by_file[live->kind() ? file_in(path, *live->kind()) : ""].push_back(live);
+    by_file[live->kind() ? file_in(place.path, *live->kind()) : ""].push_back(live);
   }
   return by_file;
 }
 
 // Requires disk_mutex_.
-int64_t RuntimeCacheHandle::load_locked(const std::string& path) {
-  std::optional<LivesByFile> by_file;
+int64_t RuntimeCacheHandle::load_locked(const Place& place) {
+  LivesByFile by_file;
   {
     const std::lock_guard lock(state_mutex_);
     if (std::holds_alternative<Lives>(contents_)) {
-      by_file = lives_by_file(path);
+      by_file = lives_by_file(place);
     }
   }
-  if (!by_file) {
-    return load_for(path, is_directory(path) ? current_kind_or_warn(path) : std::nullopt, {});
+  if (by_file.empty()) {
+    const auto loaded = read(place, place.is_directory ? current_kind_or_warn(place.path) : std::nullopt);
+    return loaded ? take_loaded(*loaded) : 0;
   }
-  int64_t loaded = 0;
-  for (const auto& [file, lives] : *by_file) {
-    loaded += load_for(path, lives.front()->kind(), lives);
+  std::vector<std::pair<Lives, Loaded>> read_files; // all, so that an error leaves the handle as it was
+  for (const auto& [file, lives] : by_file) {
+    if (auto loaded = read(place, lives.front()->kind())) {
+      read_files.emplace_back(lives, std::move(*loaded));
+    }
   }
   const std::lock_guard lock(state_mutex_);
-  size_at_load_ = std::max(size_at_load_, loaded);
-  return loaded;
-}
-
-// Loads what `path` has for machines of a kind into `lives`, or into a pending handle if there are none. Requires
-// disk_mutex_.
-int64_t
-RuntimeCacheHandle::load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives) {
-  if (!is_directory(path)) {
-    return load_file(path, path, lives).value_or(0);
-  }
-  for (const std::string& file : kind ? files_to_load(path, *kind) : std::vector<std::string>()) {
-    if (const auto loaded = load_file(file, file_in(path, *kind), lives)) {
-      return *loaded;
-    }
-  }
-  LOG_INFO("There is no runtime cache for this kind of machine in '" << path << "' yet");
-  return 0;
-}
-
-// `own` is the file that is saved to. Returns nullopt if the file has no bytes, and 0 if all of `lives` reject them.
-std::optional<int64_t>
-RuntimeCacheHandle::load_file(const std::string& file, const std::string& own, const Lives& lives) {
-  RECORD_FUNCTION("RuntimeCache:load", c10::ArrayRef<const c10::IValue>{});
-  Waits waits(*this);
-  auto contents = RuntimeCacheFile(file, waits).read();
-  if (!contents) {
-    return std::nullopt;
-  }
-  const FileGeneration generation = contents->generation;
-  const at::Tensor bytes = tensor_of(std::move(*contents));
-  at::Tensor old; // freed without the mutex
-  const std::lock_guard lock(state_mutex_);
-  warn_of_size(file, bytes.numel());
-  if (lives.empty()) {
-    old = take(bytes, {file, own}); // they are older than what `own` may get meanwhile
-  } else {
-    bool is_accepted = false;
-    for (const auto& live : lives) {
-      is_accepted |= feed(*live, view(bytes), file);
-    }
-    if (!is_accepted) {
-      return 0;
-    }
+  std::erase_if(read_files, [this](const auto& entry) { return !feed_all(entry.first, entry.second); });
+  if (!read_files.empty()) {
     forget_stores(); // the kernels of other files may have been replaced
   }
-  stores_[file].contained = generation;
-  statistics_.bytes_loaded += bytes.numel();
-  statistics_.loaded_from = file;
-  return bytes.numel();
+  int64_t size = 0;
+  for (const auto& [lives, loaded] : read_files) {
+    note_loaded(loaded);
+    size += loaded.bytes.numel();
+  }
+  size_at_load_ = std::max(size_at_load_, size);
+  return size;
+}
+
+// Reads what the place has for a kind, which a directory needs. Requires disk_mutex_.
+std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read(
+    const Place& place,
+    const std::optional<RuntimeCacheKind>& kind) {
+  std::vector<std::string> files{place.path};
+  if (place.is_directory) {
+    files = kind ? files_to_load(place.path, *kind) : std::vector<std::string>();
+  }
+  RECORD_FUNCTION("RuntimeCache:load", c10::ArrayRef<const c10::IValue>{});
+  Waits waits(*this);
+  for (const std::string& file : files) {
+    if (auto contents = RuntimeCacheFile(file, waits).read()) {
+      const FileGeneration generation = contents->generation;
+      return Loaded{
+          .file = file,
+          .own = place.is_directory ? file_in(place.path, *kind) : file,
+          .bytes = tensor_of(std::move(*contents)),
+          .generation = generation};
+    }
+  }
+  return std::nullopt;
+}
+
+// Gives a pending handle the bytes of a file, and returns their number.
+int64_t RuntimeCacheHandle::take_loaded(const Loaded& loaded) {
+  at::Tensor old; // freed without the mutex
+  const std::lock_guard lock(state_mutex_);
+  old = take(loaded.bytes, {loaded.file, loaded.own}); // they are older than what `own` may get meanwhile
+  note_loaded(loaded);
+  return loaded.bytes.numel();
+}
+
+// Requires state_mutex_.
+void RuntimeCacheHandle::note_loaded(const Loaded& loaded) {
+  warn_of_size(loaded.file, loaded.bytes.numel());
+  stores_[loaded.file].contained = loaded.generation;
+  statistics_.bytes_loaded += loaded.bytes.numel();
+  statistics_.loaded_from = loaded.file;
 }
 
 // Requires disk_mutex_.
@@ -549,7 +568,7 @@ int64_t RuntimeCacheHandle::save_until(const std::string& path, CheckpointThread
     }
     std::this_thread::sleep_for(kDiskMutexPoll);
   }
-  return save_locked(to, waits, false).value_or(0);
+  return save_locked(place_of(to), waits, false).value_or(0);
 }
 
 int64_t RuntimeCacheHandle::save_within(std::chrono::nanoseconds timeout) {
@@ -590,7 +609,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     return {Found::kLater, {}};
   }
   try {
-    const bool is_new = save_locked(path_, waits, true).has_value();
+    const bool is_new = save_locked(place_of(path_), waits, true).has_value();
     reported_causes_.clear();
     return {is_new ? Found::kNew : Found::kNothing, waits.waited};
   } catch (const std::exception& error) {
@@ -624,13 +643,14 @@ void RuntimeCacheHandle::save_at_exit() noexcept {
 }
 
 RuntimeCacheHandle::Statistics RuntimeCacheHandle::statistics() const {
+  const Place place = place_of(path_);
   const std::lock_guard lock(state_mutex_);
   Statistics statistics = statistics_;
   if (const auto* pending = std::get_if<at::Tensor>(&contents_)) {
     statistics.size = pending->numel();
     return statistics;
   }
-  for (const auto& [file, lives] : lives_by_file(path_)) {
+  for (const auto& [file, lives] : lives_by_file(place)) {
     const at::Tensor bytes = merged_bytes(lives);
     statistics.size += lives.front()->is_without_kernels(view(bytes)) ? 0 : bytes.numel();
   }
@@ -655,7 +675,7 @@ void RuntimeCacheHandle::log_statistics() const noexcept try {
 }
 
 // Returns how many bytes were written, or nullopt if nothing was to be written. Requires disk_mutex_.
-std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint) {
+std::optional<int64_t> RuntimeCacheHandle::save_locked(const Place& place, LockWaits& waits, bool is_checkpoint) {
   RECORD_FUNCTION("RuntimeCache:save", c10::ArrayRef<const c10::IValue>{});
   LivesByFile by_file;
   bool is_live = false;
@@ -663,23 +683,27 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, 
     const std::lock_guard lock(state_mutex_);
     is_live = std::holds_alternative<Lives>(contents_);
     if (is_live) {
-      by_file = lives_by_file(path);
+      by_file = lives_by_file(place);
     }
   }
   if (!is_live) {
-    by_file[is_directory(path) && has_cache() ? file_in_or_fail(path) : path];
+    by_file[file_of_pending(place)];
   }
   std::optional<int64_t> written;
   std::exception_ptr failure;
   for (const auto& [file, lives] : by_file) {
     try {
       if (file.empty()) {
-        LOG_INFO("Kernels of devices of an unknown kind are not saved to '" << path << "'");
-      } else if (const auto more = save_file(path, file, lives, waits, is_checkpoint)) {
+        LOG_INFO("Kernels of another kind of machine, or of an unknown one, are not saved to '" << place.path << "'");
+      } else if (const auto more = save_file(place, file, lives, waits, is_checkpoint)) {
         written = written.value_or(0) + *more;
       }
-    } catch (...) {
-      failure = std::current_exception(); // once the others are saved
+    } catch (const std::exception& error) {
+      if (failure != nullptr) { // which is thrown once the others are saved
+        LOG_WARNING(message_of(error));
+      } else {
+        failure = std::current_exception();
+      }
     }
   }
   if (failure != nullptr) {
@@ -688,9 +712,37 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const std::string& path, 
   return written;
 }
 
-// Saves to the file that `path` means for `lives`, which are none for a pending handle. Otherwise as save_locked().
+// The file that the place has for a pending handle; empty if the bytes are those of other kinds there.
+std::string RuntimeCacheHandle::file_of_pending(const Place& place) const {
+  if (!place.is_directory || !has_cache()) {
+    return place.path;
+  }
+  std::string file;
+  try {
+    file = file_in(place.path, current_kind());
+  } catch (const Error& error) {
+    TORCHTRT_THROW_ERROR(unknown_kind("save", place.path, error.msg()));
+  }
+  return has_bytes_of_other_kinds(file) ? "" : file;
+}
+
+// Whether the bytes of a pending handle are from files beside `file`, and not from that.
+bool RuntimeCacheHandle::has_bytes_of_other_kinds(const std::string& file) const {
+  const std::lock_guard lock(state_mutex_);
+  bool is_of_others = false;
+  for (const auto& [known, store] : stores_) {
+    const bool is_known = store.contained || store.digest;
+    if (is_known && known == file) {
+      return false;
+    }
+    is_of_others |= is_known && fs::path(known).parent_path() == fs::path(file).parent_path();
+  }
+  return is_of_others;
+}
+
+// Saves to the file that the place has for `lives`, which are none for a pending handle. Otherwise as save_locked().
 std::optional<int64_t> RuntimeCacheHandle::save_file(
-    const std::string& path,
+    const Place& place,
     const std::string& file,
     const Lives& lives,
     LockWaits& waits,
@@ -719,8 +771,8 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
   if (is_checkpoint && !has_grown && !is_file_empty && store.changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
-  if (path.ends_with('/')) {
-    make_directory(path);
+  if (place.is_directory) {
+    make_directory(place.path);
   }
   const auto written = write(RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint);
   if (!written) {
@@ -866,73 +918,107 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
     return cache;
   }
   const auto live = std::make_shared<LiveRuntimeCache>(*config, device, kind, path_);
-  Lives siblings; // with the same file
-  bool is_live = false;
+  const Place place = place_of(path_);
+  if (place.is_directory && !kind) {
+    warn_of_unknown_kind(path_, "CUDA does not tell its GPU or driver");
+  }
+  std::optional<Lives> others;
   {
     const std::lock_guard lock(state_mutex_);
     if (const auto* lives = std::get_if<Lives>(&contents_)) {
-      is_live = true;
-      std::copy_if(lives->begin(), lives->end(), std::back_inserter(siblings), [&](const auto& other) {
-        return other->kind() == kind || !is_directory(path_);
-      });
+      others = *lives;
     }
   }
-  if (is_directory(path_) && !kind) {
-    warn_of_unknown_kind(path_, "CUDA does not tell its GPU or driver");
+  if (others) {
+    std::erase_if(*others, [&](const auto& other) { return place.is_directory && other->kind() != kind; });
+    add_live(place, live, *others);
+  } else {
+    go_live(place, live);
   }
-  int64_t loaded = 0;
-  if (!path_.empty() && siblings.empty() && (is_live || !has_cache())) {
-    try {
-      loaded = load_for(path_, kind, is_live ? Lives{live} : Lives{});
-    } catch (const Error& error) {
-      LOG_WARNING(error.msg() << ". Kernels will be compiled anew");
+  return live->cache();
+}
+
+// Makes a pending handle live. Requires disk_mutex_.
+void RuntimeCacheHandle::go_live(const Place& place, const std::shared_ptr<LiveRuntimeCache>& live) {
+  if (place.is_directory && live->kind() && has_bytes_of_other_kinds(file_in(place.path, *live->kind()))) {
+    at::Tensor old; // freed without the mutex
+    const std::lock_guard lock(state_mutex_);
+    old = take(nothing_, {});
+  }
+  if (!has_cache()) {
+    if (const auto loaded = read_or_warn(place, live->kind())) {
+      take_loaded(*loaded);
     }
   }
   at::Tensor bytes; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  if (is_live && siblings.empty()) {
-    size_at_load_ += loaded;
-    bytes = nothing_;
-  } else {
-    bytes = is_live ? merged_bytes(siblings) : bytes_locked();
-  }
-  const bool is_accepted = bytes.numel() == 0 || feed(*live, view(bytes), source_locked());
-  if (is_accepted) {
-    size_at_load_ = std::max(size_at_load_, bytes.numel());
-  }
-  if (auto* lives = std::get_if<Lives>(&contents_)) {
-    lives->push_back(live);
-  } else {
-    contents_ = Lives{live};
-    const auto self =
-        c10::weak_intrusive_ptr<RuntimeCacheHandle>(c10::intrusive_ptr<RuntimeCacheHandle>::reclaim_copy(this));
-    CheckpointThread::get().add(
-        this,
-        {.checkpoint =
-             [self](const std::stop_token& stop) {
-               const auto cache = self.lock();
-               return cache == nullptr ? CheckpointThread::Result{} : cache->checkpoint(stop);
-             },
-         .is_saved_at_exit =
-             [self] {
-               const auto cache = self.lock();
-               return cache != nullptr && cache->is_saved_at_exit();
-             },
-         .save_at_exit =
-             [self] {
-               if (const auto cache = self.lock()) {
-                 cache->save_at_exit();
-               }
-             }});
-    for (auto& [path, store] : stores_) {
-      // A copy only keeps away from its original's files. Now it can merge with them.
-      if (!is_accepted || !store.contained) {
-        store.contained.reset();
-        store.digest.reset();
-      }
+  bytes = bytes_locked();
+  const bool is_accepted = start_with(*live, bytes);
+  contents_ = Lives{live};
+  for (auto& [path, store] : stores_) {
+    // A copy only keeps away from its original's files. Now it can merge with them.
+    if (!is_accepted || !store.contained) {
+      store.contained.reset();
+      store.digest.reset();
     }
   }
-  return live->cache();
+  const auto self =
+      c10::weak_intrusive_ptr<RuntimeCacheHandle>(c10::intrusive_ptr<RuntimeCacheHandle>::reclaim_copy(this));
+  CheckpointThread::get().add(
+      this,
+      {.checkpoint =
+           [self](const std::stop_token& stop) {
+             const auto cache = self.lock();
+             return cache == nullptr ? CheckpointThread::Result{} : cache->checkpoint(stop);
+           },
+       .is_saved_at_exit =
+           [self] {
+             const auto cache = self.lock();
+             return cache != nullptr && cache->is_saved_at_exit();
+           },
+       .save_at_exit =
+           [self] {
+             if (const auto cache = self.lock()) {
+               cache->save_at_exit();
+             }
+           }});
+}
+
+// Adds a device to a live handle. `siblings` have the same file. Requires disk_mutex_.
+void RuntimeCacheHandle::add_live(
+    const Place& place,
+    const std::shared_ptr<LiveRuntimeCache>& live,
+    const Lives& siblings) {
+  const auto loaded = siblings.empty() ? read_or_warn(place, live->kind()) : std::nullopt;
+  const std::lock_guard lock(state_mutex_);
+  std::get<Lives>(contents_).push_back(live);
+  if (!siblings.empty()) {
+    start_with(*live, merged_bytes(siblings));
+  } else if (loaded && feed_all({live}, *loaded)) {
+    note_loaded(*loaded);
+    size_at_load_ += loaded->bytes.numel();
+  }
+}
+
+// Gives the bytes of the handle to a new live cache. Returns false if it rejects them. Requires state_mutex_.
+bool RuntimeCacheHandle::start_with(LiveRuntimeCache& live, const at::Tensor& bytes) {
+  if (bytes.numel() > 0 && !feed(live, view(bytes), source_locked())) {
+    return false;
+  }
+  size_at_load_ = std::max(size_at_load_, bytes.numel());
+  return true;
+}
+
+// As read(). Returns nullopt if the path is empty, or, with a warning, if it fails. Requires disk_mutex_.
+std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read_or_warn(
+    const Place& place,
+    const std::optional<RuntimeCacheKind>& kind) {
+  try {
+    return place.path.empty() ? std::nullopt : read(place, kind);
+  } catch (const Error& error) {
+    LOG_WARNING(error.msg() << ". Kernels will be compiled anew");
+    return std::nullopt;
+  }
 }
 
 // The file that the bytes are from, for messages; empty if there is none. Requires state_mutex_.
@@ -1037,6 +1123,15 @@ bool RuntimeCacheHandle::feed(LiveRuntimeCache& live, View bytes, const std::str
   }
   report_rejection(bytes.size(), source, "They are not used: kernels will be compiled anew");
   return false;
+}
+
+// Whether any of them accepts the bytes. Requires state_mutex_.
+bool RuntimeCacheHandle::feed_all(const Lives& lives, const Loaded& loaded) {
+  bool is_accepted = false;
+  for (const auto& live : lives) {
+    is_accepted |= feed(*live, view(loaded.bytes), loaded.file);
+  }
+  return is_accepted;
 }
 
 // Logs a warning once per file. Requires state_mutex_.

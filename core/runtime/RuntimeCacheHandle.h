@@ -203,6 +203,16 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
  private:
   using Lives = std::vector<std::shared_ptr<LiveRuntimeCache>>; // one per device
   using LivesByFile = std::map<std::string, Lives>;
+  struct Place {
+    std::string path;
+    bool is_directory;
+  };
+  struct Loaded {
+    std::string file;
+    std::string own; // the file that is saved to
+    at::Tensor bytes;
+    FileGeneration generation;
+  };
   // What is known of a file.
   struct Store {
     std::optional<FileGeneration> contained; // the generation whose kernels are all in our contents
@@ -227,18 +237,27 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   void save_at_exit() noexcept;
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
-  LivesByFile lives_by_file(const std::string& path) const;
-  int64_t load_locked(const std::string& path);
-  int64_t load_for(const std::string& path, const std::optional<RuntimeCacheKind>& kind, const Lives& lives);
-  std::optional<int64_t> load_file(const std::string& file, const std::string& own, const Lives& lives);
+  Place place_of(const std::string& path) const;
+  LivesByFile lives_by_file(const Place& place) const;
+  int64_t load_locked(const Place& place);
+  std::optional<Loaded> read(const Place& place, const std::optional<RuntimeCacheKind>& kind);
+  int64_t take_loaded(const Loaded& loaded);
+  void note_loaded(const Loaded& loaded);
+  std::string file_of_pending(const Place& place) const;
+  bool has_bytes_of_other_kinds(const std::string& file) const;
   std::optional<RuntimeCacheKind> current_kind_or_warn(const std::string& path);
   void warn_of_unknown_kind(const std::string& path, const std::string& reason);
   int64_t save_until(const std::string& path, CheckpointThread::Clock::time_point deadline);
-  std::optional<int64_t> save_locked(const std::string& path, LockWaits& waits, bool is_checkpoint);
+  std::optional<int64_t> save_locked(const Place& place, LockWaits& waits, bool is_checkpoint);
   std::optional<int64_t>
-  save_file(const std::string& path, const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint);
+  save_file(const Place& place, const std::string& file, const Lives& lives, LockWaits& waits, bool is_checkpoint);
   at::Tensor take(at::Tensor bytes, const std::vector<std::string>& files);
   bool feed(LiveRuntimeCache& live, RuntimeCacheFile::View bytes, const std::string& source);
+  bool feed_all(const Lives& lives, const Loaded& loaded);
+  void go_live(const Place& place, const std::shared_ptr<LiveRuntimeCache>& live);
+  void add_live(const Place& place, const std::shared_ptr<LiveRuntimeCache>& live, const Lives& siblings);
+  bool start_with(LiveRuntimeCache& live, const at::Tensor& bytes);
+  std::optional<Loaded> read_or_warn(const Place& place, const std::optional<RuntimeCacheKind>& kind);
   void forget_stores();
   bool may_replace_rejected(const std::string& file, size_t size);
   void warn_of_size(const std::string& file, int64_t size);
@@ -260,6 +279,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   std::atomic<bool> autosave_{true};
   std::atomic<bool> checkpoints_{true};
   std::atomic<bool> has_lazy_engines_{false};
+  mutable std::atomic<bool> was_directory_{false}; // path_, at some use
   std::atomic<std::chrono::milliseconds> lock_timeout_{util::FileLock::kDefaultTimeout};
   std::atomic<int> engines_{0};
 

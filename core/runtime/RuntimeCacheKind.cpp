@@ -134,12 +134,13 @@ std::vector<std::string> files_to_load(const std::string& directory, const Runti
       older.emplace(*minor, entry->path().string());
     }
   }
-  std::vector<std::string> files{file_in(directory, kind)};
+  std::vector<std::string> files;
   for (const auto& [minor, file] : older) {
     files.push_back(file);
   }
   files.push_back((fs::path(directory) / ("runtime_cache-" + kind.tensorrt_rtx + std::string(kSuffix))).string());
   std::erase_if(files, RuntimeCacheFile::is_empty);
+  files.insert(files.begin(), file_in(directory, kind)); // even if it is empty, so that its errors are not hidden
   return files;
 }
 

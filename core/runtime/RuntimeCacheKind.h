@@ -36,8 +36,8 @@ bool is_directory(const std::string& path);
 // The file of a kind in a directory, which is where it is saved.
 std::string file_in(const std::string& directory, const RuntimeCacheKind& kind);
 
-// The files that are not empty and that a start may load for `kind`, the best first: its own; those that differ in an
-// older driver of the same major version, newest first; the default cache from before it was a directory.
+// The files that a start may load for `kind`, the best first: its own; and, if they are not empty, those that differ in
+// an older driver of the same major version, newest first, and the default cache from before it was a directory.
 std::vector<std::string> files_to_load(const std::string& directory, const RuntimeCacheKind& kind);
 
 } // namespace torch_tensorrt::core::runtime

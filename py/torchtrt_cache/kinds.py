@@ -105,8 +105,8 @@ def file_in(directory: str, kind: RuntimeCacheKind) -> str:
 def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
     """The files in a directory that a kind can start with, the most wanted first.
 
-    They are its own, those of older drivers of the same major version with the newest first, and
-    the file that was the default cache before that was a directory. Empty files are left out.
+    They are its own, and, if they are not empty, those of older drivers of the same major version
+    with the newest first, and the file that was the default cache before that was a directory.
     """
     try:
         names = os.listdir(directory)
@@ -116,13 +116,13 @@ def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
     name = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
     drivers = {int(match[1]) for match in map(name.fullmatch, names) if match}
     older = sorted((driver for driver in drivers if driver < newest), reverse=True)
-    wanted = [
-        kind.file_name(),
+    others = [
         *(f"{_prefix(kind)}{driver}.bin" for driver in older),
         f"runtime_cache-{kind.tensorrt_rtx}.bin",
     ]
-    files = (os.path.join(directory, file) for file in wanted)
-    return [file for file in files if not is_empty(file)]
+    files = (os.path.join(directory, file) for file in others)
+    # Its own even if it is empty, so that its errors are not hidden.
+    return [file_in(directory, kind), *(f for f in files if not is_empty(f))]
 
 
 def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:

@@ -34,6 +34,7 @@ class RuntimeCacheKindTest : public ::testing::Test {
     std::ofstream(directory_.file(name)) << bytes;
   }
 
+  // Its own name is always the first.
   std::vector<std::string> names_to_load() const {
     std::vector<std::string> names;
     for (const std::string& file : files_to_load(directory_.path(), kL4)) {
@@ -70,7 +71,7 @@ TEST_F(RuntimeCacheKindTest, LoadsItsOwnFileThenThoseOfOlderDriversThenTheFormer
   EXPECT_EQ(names_to_load(), expected);
 }
 
-TEST_F(RuntimeCacheKindTest, LeavesWhatDoesNotFit) {
+TEST_F(RuntimeCacheKindTest, LeavesWhatDoesNotFitOrIsEmpty) {
   for (const char* const name :
        {"nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.10.bin", // a newer driver: 10 follows 9
         "nvidia-l4-sm89-rtx1.6.1.120-linux-driver12.9.bin",
@@ -86,11 +87,12 @@ TEST_F(RuntimeCacheKindTest, LeavesWhatDoesNotFit) {
   }
   put("nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.2.bin", "");
   put("nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.1.bin", "");
-  EXPECT_TRUE(names_to_load().empty()) << names_to_load().front();
+  EXPECT_EQ(names_to_load(), std::vector{kL4.file_name()});
 }
 
-TEST_F(RuntimeCacheKindTest, MissingDirectoryHasNoFiles) {
-  EXPECT_TRUE(files_to_load(directory_.file("missing/"), kL4).empty());
+TEST_F(RuntimeCacheKindTest, MissingDirectoryHasNoOtherFiles) {
+  const std::string missing = directory_.file("missing/");
+  EXPECT_EQ(files_to_load(missing, kL4), std::vector{file_in(missing, kL4)});
 }
 
 TEST_F(RuntimeCacheKindTest, PathIsDirectoryByItsEndOrByWhatIsThere) {

@@ -301,7 +301,7 @@ def test_a_live_cache_loads_the_file_of_its_kind(
         log.lines()
         assert ours.load(str(directory)) == 0
         assert log.lines() == [
-            f"INFO: There is no runtime cache for this kind of machine in '{directory}' yet"
+            f"INFO: There is no runtime cache at '{directory / NAME}' yet"
         ]
 
 
@@ -404,6 +404,15 @@ def test_one_directory_is_made_and_not_its_parents(
     ours = live(runtime, f"{tmp_path}/a/b/", "a")
     with pytest.raises(RuntimeError, match=f"Can't save the runtime cache '{tmp_path}"):
         ours.save()
+    assert names_in(tmp_path) == set()
+
+
+def test_no_directory_is_made_where_everybody_may_write(
+    runtime: str, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(RuntimeError, match="everybody may write it"):
+        live(runtime, f"{tmp_path}/new/", "a").save()
     assert names_in(tmp_path) == set()
 
 
@@ -552,6 +561,32 @@ def test_a_pending_handle_leaves_a_newer_file_alone(
     """
     output = with_a_gpu(code, runtime, directory, driver="13010")
     assert "WARNING" not in output
+
+
+@WITH_FAKE_DRIVER
+@pytest.mark.parametrize("how", ["load", "copy"])
+def test_bytes_of_one_kind_are_not_saved_for_another(
+    runtime: str, directory: Path, how: str
+) -> None:
+    save_as_other(runtime, directory / NAME, "a")
+    code = """
+    _, runtime, directory, how = sys.argv
+    device.set_environment()
+    os.environ["FAKE_CUDA_GPU"] = "Simulated RTX GPU"
+    pending = handle_of(runtime, directory)
+    assert pending.load() > 0
+    if how == "copy":
+        pending = copy_of(pending)
+    device.set_environment(gpu=OTHER_GPU)
+    os.environ["FAKE_CUDA_GPU"] = OTHER_GPU
+    save_as_other(runtime, Path(directory, OTHER_NAME), "b")
+    assert pending.save() == 0
+    assert kernels_on_disk(Path(directory, OTHER_NAME)) == ["b"]
+    Path(directory, OTHER_NAME).unlink()
+    assert pending.save() == 0
+    assert not Path(directory, OTHER_NAME).exists()
+    """
+    assert "WARNING" not in with_a_gpu(code, runtime, directory, how)
 
 
 @WITH_FAKE_DRIVER

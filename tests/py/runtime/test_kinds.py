@@ -108,7 +108,7 @@ def test_other_kinds_files_are_not_wanted(tmp_path: Path) -> None:
         replace(L4, os_family="windows", cuda_driver=13000),
         "runtime_cache-1.6.1.12.bin",
     )
-    assert files_to_load(str(tmp_path), L4) == []
+    assert files_to_load(str(tmp_path), L4) == [file_in(str(tmp_path), L4)]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +117,15 @@ def test_other_kinds_files_are_not_wanted(tmp_path: Path) -> None:
 )
 def test_a_name_that_nobody_writes_is_not_wanted(tmp_path: Path, driver: str) -> None:
     _put(tmp_path, f"nvidia-l4-sm89-rtx1.6.1.120-linux-driver{driver}.bin")
-    assert files_to_load(str(tmp_path), L4) == []
+    assert files_to_load(str(tmp_path), L4) == [file_in(str(tmp_path), L4)]
 
 
-def test_empty_files_are_not_wanted(tmp_path: Path) -> None:
+def test_other_files_that_are_empty_are_not_wanted(tmp_path: Path) -> None:
     old, older = (tmp_path / _with_driver(d).file_name() for d in (13090, 13080))
     old.touch()
     older.symlink_to("missing")
-    assert files_to_load(str(tmp_path), _with_driver(13100)) == []
+    own = _with_driver(13100)
+    assert files_to_load(str(tmp_path), own) == [file_in(str(tmp_path), own)]
 
 
 def test_names_of_other_encodings_are_passed_over(tmp_path: Path) -> None:
@@ -134,11 +135,11 @@ def test_names_of_other_encodings_are_passed_over(tmp_path: Path) -> None:
     assert files_to_load(str(tmp_path), L4) == own
 
 
-def test_what_cannot_be_listed_has_no_files(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    assert files_to_load(str(tmp_path / "missing"), L4) == []
-    assert files_to_load(str(file), L4) == []
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_what_cannot_be_listed_has_no_other_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    path = str(tmp_path / name)
+    assert files_to_load(path, L4) == [file_in(path, L4)]
 
 
 WITH_FAKE_DRIVER = pytest.mark.skipif(

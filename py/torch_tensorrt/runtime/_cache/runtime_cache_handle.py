@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ from torchtrt_cache.kinds import (
     is_directory,
     kind_of_device,
 )
+from torchtrt_cache.trust import NotTrustedError, resolve_trusted
 
 _LOGGER = unlocked_logger(__name__)
 
@@ -118,6 +119,7 @@ class RuntimeCacheHandle:
         self._autosave = True
         self._checkpoints = True
         self._has_lazy_engines = False  # also once there are none
+        self._was_directory = False  # the path, at some use
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[LiveRuntimeCache] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
@@ -217,11 +219,12 @@ class RuntimeCacheHandle:
     @property
     def state(self) -> State:
         """What makes a pending copy, by `from_state`."""
+        place = self._place_of(self._path)
         with self._locked_state():
             # What the copy must not overwrite as long as it is pending: no newer file, since this
             # cache can still merge with it.
             files = {path for path, store in self._stores.items() if store.is_known()}
-            files |= self._lives_by_file(self._path).keys() - {""}
+            files |= self._lives_by_file(place).keys() - {""}
             return self._path, self.serialize(), sorted(files)
 
     @classmethod
@@ -290,15 +293,16 @@ class RuntimeCacheHandle:
         source = self._path_or_default(path)
         waits = self._waits()
         with self._disk_work("load", waits):
-            return self._load(source, waits)
+            return self._load(self._place_of(source), waits)
 
-    def _load(self, path: str, waits: LockWaits) -> int:
+    def _load(self, place: _Place, waits: LockWaits) -> int:
         """Requires _disk_work."""
         with self._locked_state():
-            groups = list(self._lives_by_file(path).values())
+            groups = list(self._lives_by_file(place).values())
         if not groups:
-            return self._load_pending(path, waits)
-        read = [(lives, self._read(path, lives[0].kind, waits)) for lives in groups]
+            return self._load_pending(place, waits)
+        # All, so that an error leaves the handle as it was.
+        read = [(lives, self._read(place, lives[0].kind, waits)) for lives in groups]
         with self._locked_state():
             accepted = [
                 loaded
@@ -313,23 +317,23 @@ class RuntimeCacheHandle:
             self._size_at_load = max(self._size_at_load, size)
         return size
 
-    def _load_pending(self, path: str, waits: LockWaits) -> int:
+    def _load_pending(self, place: _Place, waits: LockWaits) -> int:
         """Requires _disk_work."""
         try:
-            kind = _current_kind() if is_directory(path) else None
+            kind = _current_kind() if place.is_directory else None
         except UnknownKindError as error:
-            self._warn_of_unknown_kind(path, str(error))
+            self._warn_of_unknown_kind(place.path, str(error))
             return 0
-        loaded = self._read(path, kind, waits)
+        loaded = self._read(place, kind, waits)
         if loaded is None:
             return 0
-        self._take_loaded(path, kind, loaded)
+        self._take_loaded(place, kind, loaded)
         return loaded.generation.size
 
     def _read(
-        self, path: str, kind: RuntimeCacheKind | None, waits: LockWaits
+        self, place: _Place, kind: RuntimeCacheKind | None, waits: LockWaits
     ) -> _Loaded | None:
-        """What `path` has for a kind; it is needed for a directory. Requires _disk_work."""
+        """What the place has for a kind, which a directory needs. Requires _disk_work."""
         data = _allocate(0)
 
         def allocate(size: int) -> memoryview:
@@ -337,27 +341,23 @@ class RuntimeCacheHandle:
             data = _allocate(size)
             return memory_of(data)
 
-        files = [path]
-        if is_directory(path):
-            files = [] if kind is None else files_to_load(path, kind)
+        files = [place.path]
+        if place.is_directory:
+            files = [] if kind is None else files_to_load(place.path, kind)
         with _RecordFunctionFast("RuntimeCache:load"):
             for file in files:
                 disk = RuntimeCacheFile(file, waits).read(allocate)
                 if disk is not None:
                     return _Loaded(file, data, disk.generation)
-        if is_directory(path):
-            _LOGGER.info(
-                "There is no runtime cache for this kind of machine in '%s' yet", path
-            )
         return None
 
     def _take_loaded(
-        self, path: str, kind: RuntimeCacheKind | None, loaded: _Loaded
+        self, place: _Place, kind: RuntimeCacheKind | None, loaded: _Loaded
     ) -> None:
         """Replaces the bytes of a pending handle by what `_read` returned."""
         with self._locked_state():
             # They are older than what the kind's own file may get meanwhile.
-            own = {file_in(path, kind)} if kind and is_directory(path) else set()
+            own = {file_in(place.path, kind)} if kind and place.is_directory else set()
             self._take(loaded.data, sorted({loaded.file} | own))
             self._note_loaded(loaded)
 
@@ -436,7 +436,7 @@ class RuntimeCacheHandle:
         """By the deadline all waits for locks end."""
         waits = self._waits(deadline)
         with self._disk_work("save", waits), _RecordFunctionFast("RuntimeCache:save"):
-            return self._save(target, waits) or 0
+            return self._save(self._place_of(target), waits) or 0
 
     def checkpoint(self, waits: LockWaits) -> Found:
         """Saves new kernels to the path, for the checkpoint thread. Raises nothing.
@@ -456,7 +456,9 @@ class RuntimeCacheHandle:
                     self._disk_work("save", waits),
                     _RecordFunctionFast("RuntimeCache:save"),
                 ):
-                    written = self._save(self._path, waits, is_checkpoint=True)
+                    written = self._save(
+                        self._place_of(self._path), waits, is_checkpoint=True
+                    )
             except Exception as error:
                 if waits.stop is not None and waits.stop.is_set():
                     return Found.LATER
@@ -481,37 +483,43 @@ class RuntimeCacheHandle:
         return RuntimeError(f"Can't save the runtime cache '{self._path}': {reason}")
 
     def statistics(self) -> RuntimeCacheStatistics:
+        place = self._place_of(self._path)
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 return replace(self._statistics, size=self._contents.numel())
             size = 0
-            for lives in self._lives_by_file(self._path).values():
+            for lives in self._lives_by_file(place).values():
                 data = self._merged_bytes(lives)
                 size += 0 if lives[0].is_without_kernels(data) else len(data)
             added = max(size - self._size_at_load, 0)
             return replace(self._statistics, size=size, size_added=added)
 
     def _save(
-        self, path: str, waits: LockWaits, *, is_checkpoint: bool = False
+        self, place: _Place, waits: LockWaits, *, is_checkpoint: bool = False
     ) -> int | None:
         """Returns how many bytes were written, or None if nothing was to be written.
 
         Requires _disk_work.
         """
         with self._locked_state():
-            groups = self._lives_by_file(path) or {self._file_of_pending(path): []}
+            groups = self._lives_by_file(place)
+        groups = groups or {self._file_of_pending(place): []}
         written = None
         failure = None
         for file, lives in groups.items():
             if not file:
                 _LOGGER.info(
-                    "Kernels of devices of an unknown kind are not saved to '%s'", path
+                    "Kernels of another kind of machine, or of an unknown one, are not saved to "
+                    "'%s'",
+                    place.path,
                 )
                 continue
             try:
-                more = self._save_file(path, file, lives, waits, is_checkpoint)
+                more = self._save_file(place, file, lives, waits, is_checkpoint)
             except RuntimeError as error:
-                failure = error
+                if failure is not None:  # which is raised once the others are saved
+                    _LOGGER.warning("%s", str(error))
+                failure = failure or error
                 continue
             if more is not None:
                 written = (written or 0) + more
@@ -521,13 +529,13 @@ class RuntimeCacheHandle:
 
     def _save_file(
         self,
-        path: str,
+        place: _Place,
         file: str,
         lives: Sequence[LiveRuntimeCache],
         waits: LockWaits,
         is_checkpoint: bool,
     ) -> int | None:
-        """Saves live caches, or a pending handle if there are none, to the file of `path` for them.
+        """Saves live caches, or a pending handle if there are none, to their file.
 
         Otherwise as `_save`.
         """
@@ -551,8 +559,8 @@ class RuntimeCacheHandle:
         has_settled = store.changes_without_growth >= _CHANGES_WITHOUT_GROWTH
         if is_checkpoint and has_settled and not has_grown:
             return None
-        if path.endswith("/"):
-            _make_directory(path)
+        if place.is_directory:
+            _make_directory(place.path)
         try:
             written = self._write(
                 RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint
@@ -740,26 +748,35 @@ class RuntimeCacheHandle:
                 raise RuntimeError(
                     f"TensorRT-RTX could not create a runtime cache for '{self._path}'"
                 )
-            in_directory = is_directory(self._path)
-            if in_directory and kind is None:
+            place = self._place_of(self._path)
+            if place.is_directory and kind is None:
                 self._warn_of_unknown_kind(
                     self._path, "CUDA does not tell its GPU or driver"
                 )
             with self._locked_state():
                 contents = self._contents
             if isinstance(contents, torch.Tensor):
-                self._go_live(live, waits)
+                self._go_live(place, live, waits)
             else:
-                siblings = [c for c in contents if not in_directory or c.kind == kind]
-                self._add_live(live, siblings, waits)
+                siblings = [
+                    c for c in contents if not place.is_directory or c.kind == kind
+                ]
+                self._add_live(place, live, siblings, waits)
             return live.cache
 
-    def _go_live(self, live: LiveRuntimeCache, waits: LockWaits) -> None:
+    def _go_live(self, place: _Place, live: LiveRuntimeCache, waits: LockWaits) -> None:
         """Makes a pending handle live. Requires _disk_work."""
+        with self._locked_state():
+            if (
+                place.is_directory
+                and live.kind is not None
+                and self._has_bytes_of_other_kinds(file_in(place.path, live.kind))
+            ):
+                self._take(_allocate(0), [])
         if not self.has_cache():
-            loaded = self._read_or_warn(live.kind, waits)
+            loaded = self._read_or_warn(place, live.kind, waits)
             if loaded is not None:
-                self._take_loaded(self._path, live.kind, loaded)
+                self._take_loaded(place, live.kind, loaded)
         with self._locked_state():
             is_accepted = self._start_with(live, memory_of(self.serialize()))
             self._contents = [live]
@@ -770,12 +787,13 @@ class RuntimeCacheHandle:
 
     def _add_live(
         self,
+        place: _Place,
         live: LiveRuntimeCache,
         siblings: Sequence[LiveRuntimeCache],
         waits: LockWaits,
     ) -> None:
         """Adds a device to a live handle; `siblings` have the same file. Requires _disk_work."""
-        loaded = None if siblings else self._read_or_warn(live.kind, waits)
+        loaded = None if siblings else self._read_or_warn(place, live.kind, waits)
         with self._locked_state():
             assert not isinstance(self._contents, torch.Tensor)
             self._contents.append(live)
@@ -800,13 +818,13 @@ class RuntimeCacheHandle:
         return True
 
     def _read_or_warn(
-        self, kind: RuntimeCacheKind | None, waits: LockWaits
+        self, place: _Place, kind: RuntimeCacheKind | None, waits: LockWaits
     ) -> _Loaded | None:
-        """As `_read` of the handle's own path, if it has one. Requires _disk_work."""
-        if not self._path:
+        """As `_read`; None if the path is empty, or, with a warning, if it fails."""
+        if not place.path:
             return None
         try:
-            return self._read(self._path, kind, waits)
+            return self._read(place, kind, waits)
         except RuntimeError as error:
             _LOGGER.warning("%s. Kernels will be compiled anew", str(error))
             return None
@@ -872,30 +890,58 @@ class RuntimeCacheHandle:
         with deferred_calls(), self._state_lock:
             yield
 
-    def _lives_by_file(self, path: str) -> dict[str, list[LiveRuntimeCache]]:
-        """The live caches by the file that `path` means for them; none of a pending handle.
+    def _place_of(self, path: str) -> _Place:
+        """What a path means.
 
-        Those without a file, because `path` is empty or their kind is unknown, are under "".
+        One that was a directory at an earlier use stays one, so that nobody who removes it makes a
+        file of it that all kinds share.
+        """
+        is_one = is_directory(path)
+        if path != self._path:
+            return _Place(path, is_one)
+        self._was_directory |= is_one
+        return _Place(path, self._was_directory)
+
+    def _lives_by_file(self, place: _Place) -> dict[str, list[LiveRuntimeCache]]:
+        """The live caches by the file that the place has for them; none of a pending handle.
+
+        Those without a file, because the path is empty or their kind is unknown, are under "".
         Requires _state_lock.
         """
         if isinstance(self._contents, torch.Tensor):
             return {}
-        if not is_directory(path):
-            return {path: list(self._contents)}
+        if not place.is_directory:
+            return {place.path: list(self._contents)}
         lives: dict[str, list[LiveRuntimeCache]] = {}
         for live in self._contents:
-            file = "" if live.kind is None else file_in(path, live.kind)
+            file = "" if live.kind is None else file_in(place.path, live.kind)
             lives.setdefault(file, []).append(live)
         return lives
 
-    def _file_of_pending(self, path: str) -> str:
-        """The file that `path` means for a pending handle. Requires _state_lock."""
-        if not is_directory(path) or not self.has_cache():
-            return path
+    def _file_of_pending(self, place: _Place) -> str:
+        """The file that the place has for a pending handle.
+
+        It is empty if the bytes are those of other kinds there.
+        """
+        if not place.is_directory or not self.has_cache():
+            return place.path
         try:
-            return file_in(path, _current_kind())
+            file = file_in(place.path, _current_kind())
         except UnknownKindError as error:
-            raise RuntimeError(_unknown_kind("save", path, str(error))) from error
+            raise RuntimeError(_unknown_kind("save", place.path, str(error))) from error
+        with self._locked_state():
+            return "" if self._has_bytes_of_other_kinds(file) else file
+
+    def _has_bytes_of_other_kinds(self, file: str) -> bool:
+        """Whether the bytes of a pending handle are from files beside `file`, and not from that.
+
+        Requires _state_lock.
+        """
+        known = [
+            Path(known) for known, store in self._stores.items() if store.is_known()
+        ]
+        is_beside = any(other.parent == Path(file).parent for other in known)
+        return is_beside and Path(file) not in known
 
     def _store(self, path: str) -> _Store:
         """Requires _state_lock."""
@@ -1020,6 +1066,11 @@ class _Store:
         return self.contained is not None or self.digest is not None
 
 
+class _Place(NamedTuple):
+    path: str
+    is_directory: bool
+
+
 class _Loaded(NamedTuple):
     file: str
     data: torch.Tensor
@@ -1027,14 +1078,20 @@ class _Loaded(NamedTuple):
 
 
 def _make_directory(path: str) -> None:
+    """Makes the last directory of the path if it is missing and the others are trusted."""
+    if Path(path).is_dir():
+        return
     try:
-        Path(path).mkdir(0o775)
-    except FileExistsError:
-        pass
+        resolve_trusted(path.rstrip("/"))
+        with suppress(FileExistsError):
+            Path(path).mkdir(0o775)
+    except NotTrustedError as error:
+        reason = str(error)
     except OSError as error:
-        raise RuntimeError(
-            f"Can't save the runtime cache '{path}': create '{path}': {error.strerror}"
-        ) from error
+        reason = f"create '{path}': {error.strerror}"
+    else:
+        return
+    raise RuntimeError(f"Can't save the runtime cache '{path}': {reason}")
 
 
 def _current_kind() -> RuntimeCacheKind:
@@ -1057,12 +1114,11 @@ def _unknown_kind(operation: str, path: str, reason: str) -> str:
 
 def has_file(path: str) -> bool:
     """Whether the path has kernels for the current CUDA device; True if that is unknown."""
-    if not is_directory(path):
-        return not RuntimeCacheFile.is_empty(path)
     try:
-        return len(files_to_load(path, _current_kind())) > 0
+        files = files_to_load(path, _current_kind()) if is_directory(path) else [path]
     except UnknownKindError:
         return True
+    return not all(map(RuntimeCacheFile.is_empty, files))
 
 
 def _accept(offers: Sequence[str]) -> None:
