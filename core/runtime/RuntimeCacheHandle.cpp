@@ -129,8 +129,15 @@ at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
 
 // The kind of the current CUDA device.
 RuntimeCacheKind current_kind() {
-  return RuntimeCacheKind::of(
-      at::hasCUDA() ? c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice().index() : 0);
+  int ordinal = 0;
+  try {
+    if (at::hasCUDA()) {
+      ordinal = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice().index();
+    }
+  } catch (const c10::Error& error) { // as in a child of a process that used CUDA before it forked
+    TORCHTRT_THROW_ERROR(error.what_without_backtrace());
+  }
+  return RuntimeCacheKind::of(ordinal);
 }
 
 std::string unknown_kind(const char* operation, const std::string& path, const std::string& reason) {
@@ -314,7 +321,9 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
   }
   if (std::holds_alternative<Lives>(contents_)) {
     for (const auto& [file, lives] : lives_by_file(place)) {
-      files.push_back(file);
+      if (!file.empty()) {
+        files.push_back(file);
+      }
     }
   }
   return {path_, serialize_locked(), std::move(files), autosave_, checkpoints_, is_path_cache};
@@ -340,6 +349,7 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
   // Whoever had them is not here.
   std::construct_at(&disk_mutex_);
   std::construct_at(&reported_causes_);
+  has_warned_of_unknown_kind_ = false;
 }
 
 void RuntimeCacheHandle::set_autosave(bool autosave) {
@@ -877,31 +887,33 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   return written;
 }
 
-// Whether to write over bytes that TensorRT-RTX rejects. Warns the first time that it is not.
+// Whether to write over bytes that TensorRT-RTX rejects. If not, logs a warning, the first time.
 bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t size) {
   const std::lock_guard lock(state_mutex_);
   Store& store = stores_[file];
   const bool is_replaced = std::exchange(store.has_been_saved, false);
   store.replacements_by_others += is_replaced ? 1 : 0;
-  if (is_replaced && store.replacements_by_others == kReplacementsByOthers) {
-    LOG_WARNING(
+  const bool may_replace = store.replacements_by_others < kReplacementsByOthers;
+  if (!may_replace) {
+    const bool is_news = is_replaced && store.replacements_by_others == kReplacementsByOthers;
+    ++statistics_.rejections;
+    TORCHTRT_LOG(
+        is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO,
         "The runtime cache '"
-        << file << "' was replaced again by " << size
-        << " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of"
-           " machine (GPU, driver or TensorRT-RTX version) share the path. A directory as the path"
-           " would serve both");
+            << file << "' was replaced again by " << size
+            << " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of"
+               " machine (GPU, driver or TensorRT-RTX version) share the path. A directory as the path"
+               " would serve both");
   }
-  return store.replacements_by_others < kReplacementsByOthers;
+  return may_replace;
 }
 
 // Once per file. Requires state_mutex_.
 void RuntimeCacheHandle::warn_of_size(const std::string& file, int64_t size) {
   if (size > kLargeFile && !std::exchange(stores_[file].has_warned_of_size, true)) {
     LOG_WARNING(
-        "The runtime cache '"
-        << file << "' has grown to " << size
-        << " bytes. TensorRT-RTX never removes kernels from it; `torchtrt-cache prune` or removing"
-           " the file starts it anew");
+        "The runtime cache '" << file << "' has grown to " << size
+                              << " bytes. TensorRT-RTX never removes kernels; remove the file to start anew");
   }
 }
 

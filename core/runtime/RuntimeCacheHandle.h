@@ -42,8 +42,8 @@ class Handles;
 //
 // A save never makes a file lose what other processes saved there, with two exceptions, each with a warning: bytes that
 // the caller gave to a pending handle (deserialize) replace the file, and so do a live cache's kernels where
-// TensorRT-RTX can't merge the two. The latter stops where it would go on for ever: from the second time on that
-// what this handle saved was replaced by bytes that TensorRT-RTX rejects, saves leave those alone, with one warning.
+// TensorRT-RTX can't merge the two. If TensorRT-RTX rejects what replaced this handle's own save, the next
+// save writes over it. The second time, the handle logs a warning and no longer overwrites such bytes in that file.
 //
 // While its process runs, a live cache that saves itself is saved by a background thread (CheckpointThread) after calls
 // that may have compiled. Such a checkpoint is a save() that writes no file in place. The environment variable
@@ -157,8 +157,9 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   // Takes over the bytes of the file at `path`, or at path() if that is empty, as deserialize() does, and returns their
   // number. Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects it. Of a
-  // directory, loads the first of files_to_load() with bytes. If the kind of machine is unknown, logs a warning and
-  // returns 0.
+  // directory, loads the first of files_to_load() with bytes. If the kind of machine is unknown, logs a warning once
+  // and returns 0. Before a cache is live, this asks the CUDA driver for the current GPU, which counts as a use of CUDA
+  // in a process that forks later; save() does so, too.
   int64_t load(const std::string& path = "");
 
   // Writes the bytes to `path`, or to path() if that is empty, and returns how many bytes were written: 0 if there are
@@ -191,8 +192,8 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // Makes the handle live on `device`, once, with a cache that `config` creates, and returns that cache, the same to
   // everyone. It must outlive the last use of each config that it is attached to, and of each context made with such a
   // config. A handle without bytes loads path() first. If that fails, it logs a warning and starts with an empty cache.
-  // A further device starts with what the others have. Throws if TensorRT-RTX can't create a cache; the handle is as it
-  // was then.
+  // A further device starts with what the others have, or, if it is of another kind and the path is a directory, with
+  // its kind's file. Throws if TensorRT-RTX can't create a cache; the handle is as it was then.
   //
   // `kind` is the device's, nullopt if it is unknown: then a path that is a directory is neither loaded nor saved.
   std::shared_ptr<nvinfer1::IRuntimeCache> ensure_materialized(

@@ -5,9 +5,9 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// What TensorRT-RTX compares before it accepts a runtime cache (NvInferRuntime.h, IRuntimeCache::deserialize): a cache
-// fits machines that have all of this in common, but for the driver. That may also be newer, of the same major version.
-// CUDA in graphics counts too, but torch's contexts never have it.
+// What TensorRT-RTX compares before it accepts a runtime cache (NvInferRuntime.h, IRuntimeCache::deserialize). A cache
+// fits a machine if all fields are equal. The machine's driver may also be newer, with the same major version.
+// TensorRT-RTX also compares CUDA in graphics, which torch's contexts never have.
 //
 // A path that is a directory holds one cache file for each kind, with a name that spells the kind out.
 // docs/cache-file-contract.md has the scheme. The twin of torchtrt_cache/kinds.py.

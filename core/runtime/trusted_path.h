@@ -7,9 +7,9 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// Whose kernels may be loaded, and where kernels may be saved. Kernels are code, so a path is trusted only if nobody
-// could have put a file there but this process's user, root, and the members of groups of this process. All ids are
-// effective ones. Root is the owner of "/", whose number differs in a user namespace.
+// Whose kernels may be loaded, and where kernels may be saved. Kernels are code, so a path is trusted only if
+// no one else could have put a file there than the process's user, root and members of the process's groups. All ids
+// are effective ones. Root is the owner of "/", whose number differs in a user namespace.
 //
 // - Everything on the way (directories, symbolic links, the file) belongs to the user or root, or to a group of ours.
 // - Directories without the sticky bit, and the file, are writable neither by everybody nor by a group that is not

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 _LONGEST_SLUG = 128  # so that the names of locks and temporary files fit, too
 _LONGEST_DEVICE_NAME = 256  # bytes
-_VERSION = r"[0-9A-Za-z.+!]{1,32}"
+_VERSION = "[0-9.]{1,32}"
 _FILE_NAME = re.compile(
     rf"([a-z0-9-]+)-sm([0-9]{{1,4}})-rtx({_VERSION})-([a-z0-9]{{1,16}})"
     r"-driver([0-9]{1,3})\.([0-9]{1,2})\.bin"
@@ -25,7 +25,7 @@ _CAPABILITY_MINOR = 76
 
 
 class UnknownKindError(Exception):
-    """The kind of a device can't be told. The text is the reason."""
+    """The kind of a device is unknown. The text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class _Driver:
         return RuntimeCacheKind(
             gpu=name.value.decode("utf-8", "replace"),
             compute_capability=10 * major + minor,
-            tensorrt_rtx=tensorrt_rtx,
+            # Four numbers, as the library has it, without what a package appends.
+            tensorrt_rtx=".".join(re.findall("[0-9]+", tensorrt_rtx)[:4]),
             os_family=sys.platform,
             cuda_driver=version.value,
         )

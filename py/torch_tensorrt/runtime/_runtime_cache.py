@@ -169,6 +169,11 @@ class RuntimeCache:
     new and the file is missing. Of a directory, the kind of machine there must be known, and have
     no file.
 
+    Where a path is a directory, or ends in a separator, the cache is the file in it for this kind
+    of machine: GPU, TensorRT-RTX version, operating system and CUDA driver. To load or save it
+    before an engine uses it, and to unpickle it, asks the CUDA driver for the current GPU. A
+    process that forks must do so before, as for any use of CUDA.
+
     A process may fork at any moment. The child starts without any cache for a path. A cache that it
     has from its parent is empty there if an engine has used it, and does not save itself.
 
@@ -261,7 +266,7 @@ class RuntimeCache:
         return self._handle.has_cache()
 
     def load(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Takes over the file's kernels and answers its size in bytes.
+        """Takes over the file's kernels and returns its size in bytes.
 
         0, and all stays as it is, if there is no such file, or an empty one, or TensorRT-RTX
         rejects it, which is a warning: it is damaged, or of another version, GPU or driver.
@@ -276,15 +281,16 @@ class RuntimeCache:
         return self._handle.load(_path_or_default(path))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Writes the kernels, with those that others saved, and answers how many bytes that is.
+        """Writes the kernels, with those that others saved, and returns how many bytes that is.
 
         0 if nothing was to be written: no kernels, or the file has them. A cache that no engine has
         used yet can't add to what others saved: it leaves their file alone if its bytes were
         loaded from it, and else replaces it, with a warning. A path that ends in a separator is
         made a directory, if the one above it is there.
 
-        A file is left alone from the second time on that TensorRT-RTX rejects what others wrote
-        over what this cache had saved there, with one warning: two kinds of machine share the path.
+        If TensorRT-RTX rejects what others wrote over an earlier save of this cache, the save
+        writes over it. The second time, two kinds of machine share the path: the cache logs a
+        warning and leaves the file alone.
 
         Args:
             path: Another file or directory than the cache's own.
@@ -312,7 +318,7 @@ class RuntimeCache:
         return RuntimeCacheStatistics(*[*others, last_save_time or None])
 
     def load_from_stream(self, stream: Reader) -> int:
-        """Takes over what a binary stream has, to its end, and answers the number of bytes read.
+        """Takes over what a binary stream has, to its end, and returns the number of bytes read.
 
         If that is 0, all stays as it is. Bytes that TensorRT-RTX rejects are a warning.
 
@@ -326,7 +332,7 @@ class RuntimeCache:
         return len(data)
 
     def save_to_stream(self, stream: Writer) -> int:
-        """Writes the bytes to a binary stream and answers their number.
+        """Writes the bytes to a binary stream and returns their number.
 
         It neither flushes nor closes the stream.
 

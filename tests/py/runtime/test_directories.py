@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -366,6 +367,23 @@ def test_one_file_that_can_not_be_saved_costs_the_other_nothing(
         del ours
 
 
+def test_each_file_that_can_not_be_saved_is_told(
+    device: Any, runtime: str, directory: Path, log: Log
+) -> None:
+    ours = live(runtime, directory, "a")
+    with installed_device(is_second=True) as second:
+        second.set_environment(gpu=OTHER_GPU)
+        compile_into(runtime, ours, "b")
+        for name in (NAME, OTHER_NAME):
+            os.mkfifo(directory / name)
+        with pytest.raises(RuntimeError) as failure:
+            ours.save()
+        (warning,) = log.warnings()
+        told = sorted([str(failure.value), warning], key=lambda text: NAME in text)
+        assert OTHER_NAME in told[0] and NAME in told[1]
+        del ours
+
+
 def test_devices_of_one_kind_share_a_file(
     device: Any, runtime: str, directory: Path, log: Log
 ) -> None:
@@ -405,6 +423,15 @@ def test_one_directory_is_made_and_not_its_parents(
     with pytest.raises(RuntimeError, match=f"Can't save the runtime cache '{tmp_path}"):
         ours.save()
     assert names_in(tmp_path) == set()
+
+
+def test_a_directory_that_is_removed_is_made_again(
+    runtime: str, directory: Path
+) -> None:
+    ours = live(runtime, directory, "a")
+    shutil.rmtree(directory)
+    assert ours.save() > 0
+    assert kernels_on_disk(directory / NAME) == ["a"]
 
 
 def test_no_directory_is_made_where_everybody_may_write(
@@ -590,6 +617,24 @@ def test_bytes_of_one_kind_are_not_saved_for_another(
 
 
 @WITH_FAKE_DRIVER
+def test_an_engine_on_another_gpu_than_the_current_starts_with_its_own_kernels(
+    device: Any, runtime: str, directory: Path
+) -> None:
+    save_as_other(runtime, directory / NAME, "a")
+    device.set_environment(gpu=OTHER_GPU)
+    save_as_other(runtime, directory / OTHER_NAME, "b")
+    code = """
+    _, runtime, directory = sys.argv
+    pending = handle_of(runtime, directory)
+    assert pending.load() > 0
+    assert kernels_in(pending.serialize()) == ["b"]
+    device.set_environment()
+    assert kernels_in(compile_into(runtime, pending, "").serialize()) == ["a"]
+    """
+    assert "WARNING" not in with_a_gpu(code, runtime, directory)
+
+
+@WITH_FAKE_DRIVER
 def test_a_driver_without_a_gpu_is_a_warning(runtime: str, directory: Path) -> None:
     code = """
     _, runtime, directory = sys.argv
@@ -711,5 +756,5 @@ def test_a_large_file_is_one_warning(runtime: str, path: Path, log: Log) -> None
         assert pending.load() == GIBIBYTE + 1
     assert log.warnings() == [
         f"WARNING: The runtime cache '{path}' has grown to {GIBIBYTE + 1} bytes. TensorRT-RTX "
-        "never removes kernels from it; `torchtrt-cache prune` or removing the file starts it anew"
+        "never removes kernels; remove the file to start anew"
     ]

@@ -92,9 +92,9 @@ class RuntimeCacheHandle:
 
     A save never makes a file lose what other processes saved there, with two exceptions, each with
     a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the file, and
-    so do a live cache's kernels where TensorRT-RTX can't merge the two. From the second time on
-    that what this handle saved was replaced by bytes that TensorRT-RTX rejects, saves leave those
-    alone, with one warning. Otherwise two kinds of machine would replace each other's for ever.
+    so do a live cache's kernels where TensorRT-RTX can't merge the two. If TensorRT-RTX rejects
+    what replaced this handle's own save, the next save writes over it. The second time, the handle
+    logs a warning and no longer overwrites such bytes in that file.
 
     Errors are RuntimeErrors; those of the disk name path, operation and reason. A load or save that
     raises leaves the handle as it was. Bytes that TensorRT-RTX rejects, because they are damaged or
@@ -378,8 +378,8 @@ class RuntimeCacheHandle:
         if size > _LARGE_FILE and not store.has_warned_of_size:
             store.has_warned_of_size = True
             _LOGGER.warning(
-                "The runtime cache '%s' has grown to %d bytes. TensorRT-RTX never removes kernels "
-                "from it; `torchtrt-cache prune` or removing the file starts it anew",
+                "The runtime cache '%s' has grown to %d bytes. TensorRT-RTX never removes kernels; "
+                "remove the file to start anew",
                 file,
                 size,
             )
@@ -516,7 +516,7 @@ class RuntimeCacheHandle:
                 continue
             try:
                 more = self._save_file(place, file, lives, waits, is_checkpoint)
-            except RuntimeError as error:
+            except Exception as error:
                 if failure is not None:  # which is raised once the others are saved
                     _LOGGER.warning("%s", str(error))
                 failure = failure or error
@@ -697,23 +697,27 @@ class RuntimeCacheHandle:
     def _may_replace_rejected(self, file: str, size: int) -> bool:
         """Whether to write over bytes that TensorRT-RTX rejects.
 
-        Logs a warning the first time that it is not. Requires _disk_work.
+        If not, logs a warning, the first time. Requires _disk_work.
         """
         with self._locked_state():
             store = self._store(file)
-            if store.has_been_saved:
-                store.has_been_saved = False
-                store.replacements_by_others += 1
-                if store.replacements_by_others == _REPLACEMENTS_BY_OTHERS:
-                    _LOGGER.warning(
-                        "The runtime cache '%s' was replaced again by %d bytes that TensorRT-RTX "
-                        "rejects, so this process no longer overwrites it: two kinds of machine "
-                        "(GPU, driver or TensorRT-RTX version) share the path. A directory as the "
-                        "path would serve both",
-                        file,
-                        size,
-                    )
-            return store.replacements_by_others < _REPLACEMENTS_BY_OTHERS
+            is_replaced, store.has_been_saved = store.has_been_saved, False
+            store.replacements_by_others += is_replaced
+            may_replace = store.replacements_by_others < _REPLACEMENTS_BY_OTHERS
+            if not may_replace:
+                limit = _REPLACEMENTS_BY_OTHERS
+                is_news = is_replaced and store.replacements_by_others == limit
+                self._count("rejections")
+                _LOGGER.log(
+                    logging.WARNING if is_news else logging.INFO,
+                    "The runtime cache '%s' was replaced again by %d bytes that TensorRT-RTX "
+                    "rejects, so this process no longer overwrites it: two kinds of machine (GPU, "
+                    "driver or TensorRT-RTX version) share the path. A directory as the path would "
+                    "serve both",
+                    file,
+                    size,
+                )
+            return may_replace
 
     def ensure_materialized(
         self, config: Any, device: torch.device, kind: RuntimeCacheKind | None
