@@ -535,6 +535,7 @@ int64_t RuntimeCacheHandle::take_loaded(const Loaded& loaded) {
 void RuntimeCacheHandle::note_loaded(const Loaded& loaded) {
   warn_of_size(loaded.file, loaded.bytes.numel());
   stores_[loaded.file].contained = loaded.generation;
+  stores_[loaded.file].size = loaded.generation.size;
   statistics_.bytes_loaded += loaded.bytes.numel();
   statistics_.loaded_from = loaded.file;
 }
@@ -766,9 +767,13 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
     store = stores_[file];
   }
   const size_t digest = hash(view(ours));
+  std::error_code error;
+  const auto file_size = fs::file_size(file, error);
+  const bool is_file_empty = error || file_size == 0;
+  // Merges only make a file grow. A smaller one was removed and made anew, without our kernels.
+  const bool is_reset = is_file_empty || (live != nullptr && file_size < store.size);
   // Not even the lock is taken, which a read-only directory would refuse.
-  const bool is_file_empty = RuntimeCacheFile::is_empty(file);
-  if (digest == store.digest && !is_file_empty) {
+  if (digest == store.digest && !is_reset) {
     LOG_INFO("There are no new kernels for the runtime cache '" << file << "'");
     return std::nullopt;
   }
@@ -778,7 +783,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
     return std::nullopt;
   }
   const bool has_grown = ours.nbytes() > store.largest;
-  if (is_checkpoint && !has_grown && !is_file_empty && store.changes_without_growth >= kChangesWithoutGrowth) {
+  if (is_checkpoint && !has_grown && !is_reset && store.changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
   if (place.is_directory) {
@@ -850,6 +855,8 @@ std::optional<int64_t> RuntimeCacheHandle::write(
       }
       if (merged.adds_nothing) {
         accept(merged.offers);
+        const std::lock_guard lock(state_mutex_);
+        stores_[path].size = others;
         LOG_INFO("The runtime cache '" << path << "' has all kernels already");
         return 0;
       }
@@ -859,6 +866,7 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   const std::lock_guard lock(state_mutex_);
   Store& store = stores_[path];
   store.has_been_saved = true;
+  store.size = replaced->generation.size;
   warn_of_size(path, static_cast<int64_t>(replaced->generation.size));
   // The others' kernels are on disk and not in us.
   store.contained = merged.bytes.defined() ? std::nullopt : std::optional(replaced->generation);
@@ -1098,8 +1106,15 @@ at::Tensor RuntimeCacheHandle::serialize_locked() const {
 
 // The bytes, those of all devices merged. Nobody may write to them. Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::bytes_locked() const {
-  const auto* pending = std::get_if<at::Tensor>(&contents_);
-  return pending != nullptr ? *pending : merged_bytes(std::get<Lives>(contents_));
+  if (const auto* pending = std::get_if<at::Tensor>(&contents_)) {
+    return *pending;
+  }
+  Lives lives = std::get<Lives>(contents_);
+  if (was_directory_) {
+    const std::optional<RuntimeCacheKind> kind = lives.front()->kind();
+    std::erase_if(lives, [&kind](const auto& live) { return live->kind() != kind; });
+  }
+  return merged_bytes(lives);
 }
 
 // The bytes of live caches, merged. Nobody may write to them. Requires state_mutex_.

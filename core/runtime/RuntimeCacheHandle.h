@@ -144,7 +144,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   // The bytes as a uint8 tensor [size in bytes] on the CPU, empty if there are none. A pending handle's tensor shares
   // its memory until somebody writes to it, which makes it a copy. A live handle serializes anew, and merges the
-  // kernels of its devices.
+  // kernels of its devices; of a directory, those of the first device's kind.
   at::Tensor serialize() const;
 
   // Takes over a copy of `bytes`, a uint8 tensor [size in bytes] on the CPU; throws for any other tensor. They replace
@@ -218,6 +218,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   struct Store {
     std::optional<FileGeneration> contained; // the generation whose kernels are all in our contents
     std::optional<size_t> digest;            // that of contents of ours which the file has
+    uint64_t size = 0;                       // bytes of the file when it last had all of ours
     bool has_been_saved = false;             // by this handle, since others last replaced it
     int replacements_by_others = 0;          // by bytes that TensorRT-RTX rejects
     bool has_warned_of_rejection = false;

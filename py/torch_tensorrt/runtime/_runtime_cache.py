@@ -147,7 +147,8 @@ class RuntimeCache:
     share one path. After an upgrade of the driver a start loads the file of the newest older driver
     with the same major version. The kind is that of the devices of the engines; before the first of
     them has run, it is that of the current CUDA device. Where it is unknown, as without a GPU,
-    nothing is loaded, with one warning, and a save of bytes raises.
+    nothing is loaded, with one warning, and a save of bytes raises. Asking for the current device
+    is a use of CUDA, so a process must fork before that.
 
     A `RuntimeCache` that is constructed is an object of its own, whatever other caches have its
     path. Where a path is given in the place of a cache (`RuntimeSettings`, the default of `load`
@@ -168,11 +169,6 @@ class RuntimeCache:
     becomes the cache that the process there has for the path; its bytes are used only if that is
     new and the file is missing. Of a directory, the kind of machine there must be known, and have
     no file.
-
-    Where a path is a directory, or ends in a separator, the cache is the file in it for this kind
-    of machine: GPU, TensorRT-RTX version, operating system and CUDA driver. To load or save it
-    before an engine uses it, and to unpickle it, asks the CUDA driver for the current GPU. A
-    process that forks must do so before, as for any use of CUDA.
 
     A process may fork at any moment. The child starts without any cache for a path. A cache that it
     has from its parent is empty there if an engine has used it, and does not save itself.

@@ -316,6 +316,7 @@ def test_devices_of_two_kinds_have_a_file_each(
     with installed_device(is_second=True) as second:
         second.set_environment(gpu=OTHER_GPU)
         compile_into(runtime, ours, "b")
+        assert kernels_in(ours.serialize()) == ["a"]
         sizes = statistics_of(ours).size
         written = ours.save()
         assert written == sizes == statistics_of(ours).size_added

@@ -75,6 +75,19 @@ def test_stays_pending_if_there_can_be_no_cache(
     assert kernels_in(handle.serialize()) == ["a"]
 
 
+def test_a_file_that_was_removed_and_made_anew_gets_the_kernels_again(
+    runtime: str, path: Path, log: Log
+) -> None:
+    ours = live(runtime, path, "a", "b")
+    ours.save()
+    path.unlink()
+    save_as_other(runtime, path, "a")
+    assert ours.save() > 0
+    assert kernels_on_disk(path) == ["a", "b"]
+    assert ours.save() == 0
+    assert log.warnings() == []
+
+
 def test_a_cache_that_can_not_be_loaded_is_a_warning_and_cold(
     runtime: str, path: Path, log: Log
 ) -> None:
@@ -168,7 +181,7 @@ def test_tells_which_deserialize_it_met(
         ours.save()
         assert told() == ["INFO: TensorRT-RTX's deserialize adds to a runtime cache"]
         device.set_deserialize_mode("replaces")
-        save_as_other(runtime, path, "c")
+        save_as_other(runtime, path, "c", "e")
         log.lines()
         ours.save()  # it has no new kernels
         assert told() == []

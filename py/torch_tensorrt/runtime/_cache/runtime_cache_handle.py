@@ -238,12 +238,16 @@ class RuntimeCacheHandle:
         """The bytes, uint8 [size in bytes] on the CPU, empty if there are none.
 
         A pending handle's tensor shares its memory until somebody writes to it, which makes it a
-        copy. A live handle serializes anew, and merges the kernels of its devices.
+        copy. A live handle serializes anew, and merges the kernels of its devices; of a directory,
+        those of the first device's kind.
         """
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 return _lazy_clone(self._contents)
-            return tensor_of(self._merged_bytes(self._contents))
+            lives = self._contents
+            if self._was_directory:
+                lives = [live for live in lives if live.kind == lives[0].kind]
+            return tensor_of(self._merged_bytes(lives))
 
     def deserialize(self, data: torch.Tensor) -> None:
         """Takes over a copy of `data`.
@@ -365,6 +369,7 @@ class RuntimeCacheHandle:
         """Requires _state_lock."""
         size = loaded.generation.size
         self._store(loaded.file).contained = loaded.generation
+        self._store(loaded.file).size = size
         self._warn_of_size(loaded.file, size)
         self._statistics = replace(
             self._statistics,
@@ -546,16 +551,22 @@ class RuntimeCacheHandle:
                 return None
             ours = self._merged_bytes(lives) if lives else memory_of(self.serialize())
         digest = digest_of(ours)
-        is_file_empty = RuntimeCacheFile.is_empty(file)
+        try:
+            file_size = Path(file).stat().st_size
+        except OSError:
+            file_size = 0
+        # Merges only make a file grow. A smaller one was removed and made anew, without our
+        # kernels.
+        is_reset = file_size == 0 or (live is not None and file_size < store.size)
         # Not even the lock is taken, which a read-only directory would refuse.
-        if digest == store.digest and not is_file_empty:
+        if digest == store.digest and not is_reset:
             _LOGGER.info("There are no new kernels for the runtime cache '%s'", file)
             return None
         # Writing it would at best create a file without kernels, and at worst overwrite one with.
         if len(ours) == 0 or (live is not None and live.is_without_kernels(ours)):
             _LOGGER.info("There are no kernels for the runtime cache '%s'", file)
             return None
-        has_grown = len(ours) > store.largest_saved or is_file_empty
+        has_grown = len(ours) > store.largest_saved or is_reset
         has_settled = store.changes_without_growth >= _CHANGES_WITHOUT_GROWTH
         if is_checkpoint and has_settled and not has_grown:
             return None
@@ -639,6 +650,8 @@ class RuntimeCacheHandle:
                     ):
                         return None
                     if merged.adds_nothing:
+                        with self._locked_state():
+                            self._store(target).size = others
                         _accept(merged.offers)
                         _LOGGER.info(
                             "The runtime cache '%s' has all kernels already", target
@@ -656,6 +669,7 @@ class RuntimeCacheHandle:
             # The others' kernels are on disk and not in us.
             store.contained = replaced.generation if merged.data is None else None
             store.has_been_saved = True
+            store.size = replaced.generation.size
             self._warn_of_size(target, replaced.generation.size)
             if not replaced.is_written:
                 return 0
@@ -1055,6 +1069,7 @@ class _Store:
     # The generation whose kernels are all in our contents.
     contained: FileGeneration | None = None
     digest: bytes | None = None  # that of contents of ours which the file has
+    size: int = 0  # bytes of the file when it last had all of ours
     has_been_saved: bool = False  # by this handle
     replacements_by_others: int = 0  # of that, by bytes that TensorRT-RTX rejects
     has_warned_of_rejection: bool = False
