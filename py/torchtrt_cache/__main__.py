@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from torchtrt_cache import info, prune
@@ -12,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints, and returns the exit status; None stands for the process's arguments."""
     parser = argparse.ArgumentParser(
         prog="torchtrt-cache",
-        description="Tells about runtime caches, or removes them.",
+        description="Shows or removes runtime caches.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, module in (("info", info), ("prune", prune)):
@@ -28,7 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
-    status: int = options.run(options)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `torchtrt-cache info DIR | head -1`
+        # The flush at the exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return status
 
 

@@ -1,4 +1,4 @@
-"""Cache files and what lies beside them, looked at without opening anything or taking a lock."""
+"""The status of cache files and of the files beside them. Opens nothing and takes no lock."""
 
 # A path is used as written, which pathlib would change.
 
@@ -29,13 +29,14 @@ class SeenFile:
 
 
 def look_at(path: str) -> SeenFile:
-    """What is at the path itself: a symbolic link is not followed."""
+    """What is at the path itself: a symbolic link is not followed.
+
+    Raises OSError if that is unknown.
+    """
     try:
         status = os.lstat(path)
     except FileNotFoundError:
         return SeenFile(path, None, None)
-    except OSError as error:
-        return SeenFile(path, None, error.strerror)
     if stat.S_ISLNK(status.st_mode):
         return SeenFile(path, None, "it is a symbolic link")
     if not stat.S_ISREG(status.st_mode):

@@ -131,26 +131,28 @@ def _call_deferred() -> None:
 
 
 def create_lock_file(path: str, cache: os.stat_result | None) -> None:
-    """Creates the lock file of a cache where it is missing; never fails.
+    """Creates the lock file of a cache.
 
     It has the cache's mode less everything for others, because whoever can read it can hold it. Its
     owner may read and write it in any case. Its owner and group are those of the cache if the
-    system allows it. `file_lock`, which opens it next, has the error of whatever fails here.
+    system allows it.
 
     Args:
         path: of the lock file.
         cache: The cache's status; None if it is still to be written.
+
+    Raises:
+        OSError: FileExistsError if something is there.
     """
     mode = 0o660 if cache is None else cache.st_mode & 0o770 | 0o600
-    with suppress(OSError):
-        file = _open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
-            if cache is not None:
-                with suppress(OSError):
-                    take_over_owner(file, cache)
-                os.fchmod(file, mode)
-        finally:
-            os.close(file)
+    file = _open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        if cache is not None:
+            with suppress(OSError):
+                take_over_owner(file, cache)
+            os.fchmod(file, mode)
+    finally:
+        os.close(file)
 
 
 def take_over_owner(file: int, old: os.stat_result) -> None:
@@ -169,7 +171,7 @@ def hold(file: int) -> None:
 
 
 def is_held(file: int) -> bool:
-    """Whether somebody else holds an open file, or that can't be told."""
+    """Returns False only if nobody else holds an open file."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

@@ -1,10 +1,11 @@
-"""Tells about runtime cache files, without taking their locks or changing anything.
+"""Shows runtime cache files, without taking their locks or changing anything.
 
     torchtrt-cache info [--json] PATH...
 
-A PATH is a cache file, or a directory with a file for each kind of machine. The kinds that this
-machine would use are marked. Exit status: 0; 1 if a PATH has no cache file, or one that can't be
-looked at; 2 for wrong arguments. --json prints a list with an object for each PATH. That of a file:
+A PATH is a cache file, or a directory with a file for each kind of machine. The kinds of this
+machine are marked, and so is what a start on it would load in place of a missing file. Exit status:
+0; 1 if a PATH has no cache file, or one that can't be looked at; 2 for wrong arguments. --json
+prints a list with an object for each PATH. That of a file:
 
     path             PATH
     target           the file that it leads to, after symbolic links
@@ -19,8 +20,8 @@ looked at; 2 for wrong arguments. --json prints a list with an object for each P
         holders      a list of processes, each an object with pid, command and mode, which is
                      "shared" or "exclusive"; the command is null where the system does not tell it
         note         what can't be seen of the lock; null if nothing
-    temporary_files  what saves write before they rename it to the target; null if its folder
-                     can't be listed, else a list of objects:
+    temporary_files  what saves write beside the target; null if its folder can't be listed, else a
+                     list of objects:
         path, size, modified, age_seconds
         state        "writing": a save is at it; "left" by a process that died, to be removed by the
                      next save; "unknown"
@@ -38,7 +39,8 @@ That of a directory:
                      runtime_cache-VERSION.bin, the default cache of earlier versions
         last_used    when a process last read or wrote the file, as far as the times of it and its
                      lock file tell; null without a file
-        is_of_this_machine  whether this machine would use the file; it is listed even if missing
+        is_of_this_machine  whether this machine saves to the file; it is listed even if missing
+        is_loaded_here      whether this machine would load the file now
 """
 
 # A path is used as written, which pathlib would change.
@@ -56,17 +58,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from torchtrt_cache.cache_files import (
-    SeenFile,
-    last_use_ns,
-    look_at,
-    temporaries_among,
-)
+from torchtrt_cache import cache_files
+from torchtrt_cache.cache_files import SeenFile, last_use_ns, temporaries_among
 from torchtrt_cache.file_lock import lock_path_of
 from torchtrt_cache.kinds import (
     RuntimeCacheKind,
+    files_to_load,
     is_cache_name,
     is_directory,
+    is_empty,
     kind_named,
     kinds_of_machine,
 )
@@ -137,6 +137,7 @@ class KindInfo(CacheInfo):
     kind: RuntimeCacheKind | None
     last_used: str | None
     is_of_this_machine: bool
+    is_loaded_here: bool
 
 
 @dataclass
@@ -161,7 +162,12 @@ def _inspect_directory(path: str) -> DirectoryInfo:
         names = {name for name in os.listdir(path) if is_cache_name(name)}
     except OSError as error:
         return DirectoryInfo(path, error.strerror, [])
-    of_this_machine = {kind.file_name() for kind in kinds_of_machine()}
+    kinds_here = kinds_of_machine()
+    of_this_machine = {kind.file_name() for kind in kinds_here}
+    loaded_here = {
+        next((file for file in files_to_load(path, kind) if not is_empty(file)), None)
+        for kind in kinds_here
+    }
     temporaries_in = functools.cache(_temporaries_in)
     files_of = {
         name: _Files(os.path.join(path, name), temporaries_in)
@@ -176,6 +182,7 @@ def _inspect_directory(path: str) -> DirectoryInfo:
             kind=kind_named(name),
             last_used=files.last_used(),
             is_of_this_machine=name in of_this_machine,
+            is_loaded_here=os.path.join(path, name) in loaded_here,
         )
         for name, files in sorted(files_of.items())
     ]
@@ -192,7 +199,7 @@ def _temporaries_in(directory: str) -> dict[str, list[str]] | None:
         names = os.listdir(directory)
     except OSError:
         return None
-    return temporaries_among(name for name in names if name.endswith(".tmp"))
+    return temporaries_among(names)
 
 
 class _Files:
@@ -204,14 +211,14 @@ class _Files:
         temporaries_in: Callable[[str], dict[str, list[str]] | None],
     ) -> None:
         self._path = path
-        self._file = look_at(os.path.realpath(path))
-        self._lock = look_at(lock_path_of(path))
+        self._file = _look_at(os.path.realpath(path))
+        self._lock = _look_at(lock_path_of(path))
         directory, name = os.path.split(self._file.path)
         temporaries = temporaries_in(directory)
         self._temporaries = None
         if temporaries is not None:
             paths = (os.path.join(directory, t) for t in temporaries.get(name, []))
-            self._temporaries = [look_at(path) for path in paths]
+            self._temporaries = [_look_at(path) for path in paths]
 
     def ids(self) -> set[FileId]:
         """Of those that somebody could hold."""
@@ -245,6 +252,13 @@ class _Files:
                 ]
             ),
         )
+
+
+def _look_at(path: str) -> SeenFile:
+    try:
+        return cache_files.look_at(path)
+    except OSError as error:
+        return SeenFile(path, None, error.strerror)
 
 
 def _id_of(status: os.stat_result) -> FileId:
@@ -351,12 +365,18 @@ def _print_directory(info: DirectoryInfo) -> None:
         print(f"  {'  '.join(cells)}".rstrip())
     if any(kind.is_of_this_machine for kind in info.kinds):
         print("  * is what this machine would use")
+        if any(map(_is_loaded_instead, info.kinds)):
+            print("  + is what it would load now, without changing it")
     else:
         print("  (the kind of this machine is unknown: it lacks CUDA or TensorRT-RTX)")
 
 
+def _is_loaded_instead(kind: KindInfo) -> bool:
+    return kind.is_loaded_here and not kind.is_of_this_machine
+
+
 def _row(kind: KindInfo) -> tuple[str, str, str, str, str, str]:
-    mark = "*" if kind.is_of_this_machine else ""
+    mark = "*" if kind.is_of_this_machine else "+" * _is_loaded_instead(kind)
     lock = _LOCK_TEXT[kind.lock.state]
     if kind.size is None or kind.modified is None or kind.last_used is None:
         return mark, kind.name, str(kind.error), "", "", lock

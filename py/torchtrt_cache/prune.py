@@ -6,12 +6,16 @@ Whole kinds go, the least recently used first: with --older-than those whose las
 than AGE, with --keep-newest all but the N that were used last, with --max-size until the others
 take at most SIZE. A kind's size is that of its file and of what killed saves left beside it.
 
-Nothing is removed that is in use: what a process has locked, or was used within the last 24 hours.
-Lock files stay, and so does everything in DIR that is no kind's file. A process that has loaded a
-cache keeps its kernels when the file is removed, and its next save writes them again.
+A kind is in use if a process has its lock, or if it was used in the last 24 hours. Kinds in use
+stay. A load by a user who may not write the kind's lock file does not count as a use. Lock files
+stay, and so does everything in DIR that is no kind's file. A process that has loaded a cache keeps
+its kernels when the file is removed, and its next save writes them again.
 
-Prints a line for each kind that is removed, and for each that would be but is in use. Exit status:
-0; 1 if a kind that should go could not be removed, or DIR can't be examined; 2 for wrong arguments.
+A kind of which a killed first save left files, but no cache, goes before all others.
+
+Prints a line for each kind that is removed, and for each that stays because it is in use. Exit
+status: 0; 1 if a kind that should go could not be removed, or DIR can't be examined; 2 for wrong
+arguments.
 """
 
 # A path is used as written, which pathlib would change.
@@ -22,14 +26,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import stat
+import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
-from torchtrt_cache.cache_files import last_use_ns, temporaries_among
+from torchtrt_cache.cache_files import last_use_ns, look_at, temporaries_among
 from torchtrt_cache.file_lock import (
     FileLockError,
     LockIsHeldError,
@@ -46,18 +50,8 @@ _IN_USE_FOR = 24 * 3600 * 10**9  # ns after the last use
 
 _CHANGED = "it was used, replaced or removed meanwhile"
 
-_DURATIONS = {"h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}  # seconds
-_SIZES = {
-    "": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
+_DURATIONS = {"d": 24 * 3600, "w": 7 * 24 * 3600}  # seconds
+_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class _InUseError(Exception):
@@ -69,8 +63,8 @@ class _Kind:
     """A kind as it was when the directory was listed."""
 
     path: str
-    status: os.stat_result
-    lock_time: int | None  # when its lock file was touched, in ns; None: it is missing
+    status: os.stat_result | None  # of the cache; None if only leftovers are there
+    has_lock_file: bool
     last_use: int  # ns
     size: int  # bytes, those of the leftovers too
     leftovers: list[str]  # temporary files and offers
@@ -80,47 +74,46 @@ class _Kind:
         return os.path.basename(self.path).removesuffix(".bin")
 
     @property
+    def generation(self) -> tuple[int, ...] | None:
+        s = self.status
+        return s and (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
+
+    @property
     def unused_for(self) -> int:
         return time.time_ns() - self.last_use
 
 
 def _kinds_in(directory: str) -> list[_Kind]:
-    """The least recently used first."""
+    """Those without a cache first, then the least recently used first."""
     names = os.listdir(directory)
     temporaries = temporaries_among(names)
     kinds = []
-    for name in filter(is_cache_name, names):
+    for name in set(filter(is_cache_name, [*names, *temporaries])):
         leftovers = [os.path.join(directory, t) for t in temporaries.get(name, [])]
         kind = _look_at(os.path.join(directory, name), leftovers)
         if kind is not None:
             kinds.append(kind)
-    return sorted(kinds, key=lambda kind: (kind.last_use, kind.path))
+    return sorted(kinds, key=lambda k: (k.status is not None, k.last_use, k.path))
 
 
 def _look_at(path: str, leftovers: list[str]) -> _Kind | None:
-    """None if there is no regular file, as where a stranger put something else."""
-    status = _status(path)
-    if status is None:
+    """None if nothing is there, or, as where a stranger put it, no regular file."""
+    cache = look_at(path)
+    lock = look_at(lock_path_of(path))
+    left = {p: s for p in leftovers if (s := look_at(p).status)}
+    if cache.error or not (cache.status or left):
         return None
-    lock = _status(lock_path_of(path))
-    left = [status.st_size for status in map(_status, leftovers) if status]
     return _Kind(
         path=path,
-        status=status,
-        lock_time=lock.st_mtime_ns if lock else None,
-        last_use=last_use_ns(status, lock),
-        size=status.st_size + sum(left),
-        leftovers=leftovers,
+        status=cache.status,
+        has_lock_file=lock.status is not None or lock.error is not None,
+        last_use=max(
+            last_use_ns(status, lock.status)
+            for status in ([cache.status] if cache.status else left.values())
+        ),
+        size=sum(s.st_size for s in (cache.status, *left.values()) if s),
+        leftovers=list(left),
     )
-
-
-def _status(path: str) -> os.stat_result | None:
-    """Of a regular file; None if there is something else or nothing."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _remove(kind: _Kind, dry_run: bool) -> None:
@@ -132,52 +125,53 @@ def _remove(kind: _Kind, dry_run: bool) -> None:
     """
     if kind.unused_for < _IN_USE_FOR:
         raise _InUseError(f"last used {_last_use(kind)}")
+    # Before the lock is taken, since a killed prune may have left another name of the lock file.
+    for leftover in kind.leftovers:
+        _check_is_left(leftover)
     lock_path = lock_path_of(kind.path)
-    with ExitStack() as lock:
-        if kind.lock_time is None and not dry_run:
-            if _status(lock_path) is not None:
+    if not kind.has_lock_file and not dry_run:
+        _create_lock_file(lock_path, kind)
+    is_to_lock = kind.has_lock_file or not dry_run
+    waits = LockWaits(timeout=0)
+    try:
+        with file_lock(lock_path, waits) if is_to_lock else nullcontext():
+            now = _look_at(kind.path, kind.leftovers)
+            if now is None or (now.generation, now.last_use) != (
+                kind.generation,
+                kind.last_use,
+            ):
                 raise _InUseError(_CHANGED)
-            create_lock_file(lock_path, kind.status)
-        if kind.lock_time is not None or not dry_run:
-            try:
-                lock.enter_context(file_lock(lock_path, LockWaits(timeout=0)))
-            except LockIsHeldError as error:
-                raise _InUseError("a process has its lock") from error
-        now = _look_at(kind.path, kind.leftovers)
-        if now is None or not _is_unchanged(kind, now):
-            raise _InUseError(_CHANGED)
-        if kind.lock_time is None and not dry_run:
-            # Otherwise a kind that can't be removed would look used.
-            times = (kind.last_use, kind.last_use)
-            os.utime(lock_path, ns=times, follow_symlinks=False)
-        for leftover in kind.leftovers:
-            _remove_leftover(leftover, dry_run)
-        if not dry_run:
-            os.unlink(kind.path)
+            if not dry_run:
+                for path in now.leftovers + ([kind.path] if kind.status else []):
+                    os.unlink(path)
+    except LockIsHeldError as error:
+        raise _InUseError("a process has its lock") from error
 
 
-def _is_unchanged(before: _Kind, now: _Kind) -> bool:
-    """Whether nobody has used the kind; a lock file that was missing may be our own now."""
-    return _generation(before.status) == _generation(now.status) and (
-        before.lock_time in (None, now.lock_time)
-    )
+def _create_lock_file(path: str, kind: _Kind) -> None:
+    """With the time of the kind's last use from the start, so that any later use changes it."""
+    temporary = f"{kind.path}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+    create_lock_file(temporary, kind.status)
+    try:
+        os.utime(temporary, ns=(kind.last_use, kind.last_use))
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise _InUseError(_CHANGED) from error
+    finally:
+        os.unlink(temporary)
 
 
-def _generation(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _remove_leftover(path: str, dry_run: bool) -> None:
+def _check_is_left(path: str) -> None:
+    """Raises _InUseError if the writer of a temporary file or an offer lives."""
     # O_NONBLOCK: a FIFO with such a name would block.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    if _status(path) is None:
-        return  # gone meanwhile, or not a save's
-    file = os.open(path, flags)
+    try:
+        file = os.open(path, flags)
+    except FileNotFoundError:
+        return
     try:
         if is_held(file):
             raise _InUseError(f"a save is at '{printable(path)}'")
-        if not dry_run:
-            os.unlink(path)
     finally:
         os.close(file)
 
@@ -187,15 +181,12 @@ def _last_use(kind: _Kind) -> str:
 
 
 def _duration(text: str) -> float:
-    expected = "a number with h, d or w, such as 90d"
+    expected = "a number with d or w, such as 90d"
     return _number_with_unit(text, _DURATIONS, expected)
 
 
 def _size(text: str) -> float:
-    *units, last = filter(None, _SIZES)
-    expected = (
-        f"a number of bytes, or one with {', '.join(units)} or {last}, such as 2GiB"
-    )
+    expected = "a number of bytes, or one with KiB, MiB, GiB or TiB, such as 2GiB"
     return _number_with_unit(text, _SIZES, expected)
 
 
@@ -220,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", metavar="DIR", help="a runtime cache's directory")
     rule = parser.add_mutually_exclusive_group(required=True)
     rule.add_argument(
-        "--older-than", type=_duration, metavar="AGE", help="such as 12h, 90d or 8w"
+        "--older-than", type=_duration, metavar="AGE", help="such as 90d or 8w"
     )
     rule.add_argument("--keep-newest", type=_count, metavar="N", help="such as 3")
     rule.add_argument("--max-size", type=_size, metavar="SIZE", help="such as 2GiB")
@@ -230,10 +221,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rule(options: argparse.Namespace) -> Callable[[_Kind, int, int], bool]:
-    """Whether a kind is to go, by the number of kinds used later and the bytes of all those left.
-
-    If it is not, then no kind that was used later is.
-    """
+    """Whether a kind is to go, by the number of kinds after it and the bytes of all those left."""
     if options.keep_newest is not None:
         return lambda _, newer, left: newer >= options.keep_newest
     if options.max_size is not None:
@@ -255,7 +243,7 @@ def run(options: argparse.Namespace) -> int:
     verb = "would remove" if options.dry_run else "removed"
     for index, kind in enumerate(kinds):
         if not is_to_go(kind, len(kinds) - index - 1, left):
-            break
+            continue
         size = size_text(kind.size)
         try:
             _remove(kind, options.dry_run)

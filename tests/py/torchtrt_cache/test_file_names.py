@@ -15,7 +15,7 @@ import pytest
 
 from tests.py.torchtrt_cache.caches import DAY, Snapshot, set_age, snapshot
 from torchtrt_cache.__main__ import main
-from torchtrt_cache.kinds import files_to_load, kind_named
+from torchtrt_cache.kinds import files_to_load, is_cache_name, kind_named
 
 NAMES = 10_000
 GPUS = ["nvidia-l4", "nvidia-rtx-a6000", "x" * 128, "4", "4090-laptop", "a-sm89-rtx1"]
@@ -159,8 +159,19 @@ def is_file(state: tuple[object, ...] | None) -> bool:
     return state is not None and stat.S_ISREG(int(str(state[0])))
 
 
+def temporaries_of(name: str, tree: Snapshot) -> set[str]:
+    return {t for suffix in TEMPORARY if is_file(tree.get(t := name + suffix))}
+
+
+def kinds_without_a_cache(tree: Snapshot) -> set[str]:
+    names = {n.removesuffix(suffix) for n in tree for suffix in TEMPORARY}
+    kinds = {name for name in names - tree.keys() if is_cache_name(name)}
+    return {name for name in kinds if temporaries_of(name, tree)}
+
+
 def last_use(name: str, tree: Snapshot) -> int:
-    files = (tree.get(name), tree.get(f"{name}.lock"))
+    names = {name} if name in tree else temporaries_of(name, tree)
+    files = map(tree.get, {*names, f"{name}.lock"})
     return max(int(str(state[3])) for state in files if state and is_file(state))
 
 
@@ -169,15 +180,17 @@ def after_prune(
 ) -> set[str]:
     """The names that are left, and those of new lock files."""
     left = set(tree)
-    for newer, name in enumerate(
-        sorted(caches, key=lambda name: (last_use(name, tree), name), reverse=True)
-    ):
+    kinds = sorted(
+        caches | kinds_without_a_cache(tree),
+        key=lambda name: (name in caches, last_use(name, tree), name),
+        reverse=True,
+    )
+    for newer, name in enumerate(kinds):
         lock = f"{name}.lock"
         age = time.time_ns() - last_use(name, tree)
         has_usable_lock = lock not in tree or is_file(tree[lock])
         if to_go(newer, age) and age > DAY * 10**9 and has_usable_lock:
-            temporaries = {name + suffix for suffix in TEMPORARY}
-            left -= {name, *(t for t in temporaries if is_file(tree.get(t)))}
+            left -= {name, *temporaries_of(name, tree)}
             left.add(lock)
     return left
 

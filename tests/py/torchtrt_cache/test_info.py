@@ -212,7 +212,8 @@ def test_a_directory_has_a_row_for_each_kind_most_recently_used_first(
     assert old["kind"] is None
     assert old["lock"]["holders"][0]["pid"] == child.pid
     assert len(l4["temporary_files"]) == 1
-    assert [k["is_of_this_machine"] for k in info["kinds"]] == [False, True, False]
+    for key in ("is_of_this_machine", "is_loaded_here"):
+        assert [k[key] for k in info["kinds"]] == [False, True, False]
 
     assert path == str(directory)
     assert header.split() == ["kind", "size", "last", "use", "modified", "lock"]
@@ -234,6 +235,22 @@ def test_the_kind_of_this_machine_is_listed_before_it_has_a_file(
     row = rf"\* +{L4_FILE[:-4]} +there is no such file"
     assert re.search(row, text_of(directory, capsys))
     assert main(["info", str(directory)]) == 0
+
+
+def test_what_a_start_loads_from_another_driver_is_marked(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = L4_FILE.replace("13.0", "12.8")  # of another major version
+    (directory / L4_FILE).write_bytes(b"")
+    old_default = f"runtime_cache-{L4_FILE.split('rtx')[1].split('-')[0]}.bin"
+    for name in (older, old_default):
+        (directory / name).write_bytes(b"kernels")
+    kinds = info_of(directory, capsys)["kinds"]
+    (loaded,) = (kind for kind in kinds if kind["is_loaded_here"])
+    assert (loaded["name"], loaded["is_of_this_machine"]) == (old_default[:-4], False)
+    text = text_of(directory, capsys)
+    assert re.search(rf"\+ +{re.escape(old_default[:-4])} ", text)
+    assert text.splitlines()[-1].startswith("  + is what it would load now")
 
 
 def test_an_unknown_kind_of_this_machine_is_said(
@@ -497,7 +514,7 @@ def test_the_keys_of_the_json_of_a_directory_are_the_documented_ones(
     of_file = set(info_of(path, capsys))
     info = info_of(directory, capsys)
     kind = info["kinds"][0]
-    added = {"name", "kind", "last_used", "is_of_this_machine"}
+    added = {"name", "kind", "last_used", "is_of_this_machine", "is_loaded_here"}
     fields = {"gpu", "compute_capability", "tensorrt_rtx", "os_family", "cuda_driver"}
     assert set(info) == {"path", "error", "kinds"}
     assert set(kind) == of_file | added

@@ -43,13 +43,13 @@ def caches_in(directory: Path) -> set[str]:
     [
         (["--older-than", "99d"], {B, C, D}),
         (["--older-than", "5w"], {C, D}),
-        (["--older-than", "721h"], {C, D}),
+        (["--older-than", "30.01d"], {C, D}),
         (["--older-than", "101d"], {A, B, C, D}),
-        (["--older-than", "0h"], {D}),
+        (["--older-than", "0d"], {D}),
         (["--keep-newest", "4"], {A, B, C, D}),
         (["--keep-newest", "2"], {C, D}),
         (["--keep-newest", "0"], {D}),
-        (["--max-size", "4kB"], {A, B, C, D}),
+        (["--max-size", "4000"], {A, B, C, D}),
         (["--max-size", "3999"], {B, C, D}),
         (["--max-size", "1.9KiB"], {D}),
         (["--max-size", "0"], {D}),
@@ -120,6 +120,29 @@ def test_leftovers_of_killed_saves_go_with_the_kind_and_count(
     assert len(list(directory.glob(f"{D}*"))) == 4
 
 
+def test_leftovers_of_a_kind_without_a_cache_go_first(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, newer = (kind_file(driver) for driver in ("11.0", "11.1"))
+    for name, days in ((first, 35.0), (newer, 0.5)):
+        for suffix in ("tmp", "merge"):
+            path = directory / f"{name}.12-0123456789abcdef.{suffix}"
+            put(path, days, size=300, has_lock=False)
+    (directory / f"{first}.lock").touch()
+    set_age(directory / f"{first}.lock", 34)
+    assert prune(directory, "--max-size", "5199") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"removed {first[:-4]}: 600 bytes, last used 34 days ago",
+        "removed 1 of 6 kinds: 600 bytes; 4,600 bytes are left",
+    ]
+    assert {path.name for path in directory.glob(f"{first}*")} == {f"{first}.lock"}
+    assert caches_in(directory) == {A, B, C, D}
+    assert prune(directory, "--keep-newest", "4") == 0
+    reason = "in use: last used 12 hours ago"
+    assert f"kept {newer[:-4]}: 600 bytes, {reason}" in capsys.readouterr().out
+    assert len(list(directory.glob(f"{newer}*"))) == 2
+
+
 def test_a_cache_without_a_lock_file_gets_one_and_goes(directory: Path) -> None:
     lock = directory / f"{A}.lock"
     lock.unlink()
@@ -183,7 +206,7 @@ def test_what_a_process_is_saving_is_kept(
 
 def test_max_size_takes_the_next_for_one_in_use(directory: Path) -> None:
     with holder("shared", directory / f"{A}.lock"):
-        assert prune(directory, "--max-size", "3kB") == 0
+        assert prune(directory, "--max-size", "3000") == 0
     assert caches_in(directory) == {A, C, D}
 
 
@@ -270,15 +293,15 @@ sys.exit(main(["prune", *sys.argv[1:]]))
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        (["--older-than", "90"], "'90', expected a number with h, d or w, such as 90d"),
-        (["--older-than=-1d"], "'-1d', expected a number with h, d or w"),
-        (["--older-than", "1m"], "'1m', expected a number with h, d or w"),
-        (["--older-than", "\u0661d"], "'\u0661d', expected a number with h, d or w"),
+        (["--older-than", "90"], "'90', expected a number with d or w, such as 90d"),
+        (["--older-than=-1d"], "'-1d', expected a number with d or w"),
+        (["--older-than", "1m"], "'1m', expected a number with d or w"),
+        (["--older-than", "\u0661d"], "'\u0661d', expected a number with d or w"),
         (["--keep-newest", "1.5"], "'1.5', expected how many, such as 3"),
         (["--keep-newest", "-1"], "'-1', expected how many, such as 3"),
         (
             ["--max-size", "2gb"],
-            "'2gb', expected a number of bytes, or one with kB, MB",
+            "'2gb', expected a number of bytes, or one with KiB, MiB, GiB or TiB, such",
         ),
         (["--max-size", "\x1b[2J"], "'\\x1b[2J', expected a number of bytes"),
         ([], "one of the arguments --older-than --keep-newest --max-size is required"),
@@ -315,6 +338,23 @@ def test_runs_as_a_program(directory: Path) -> None:
     result = subprocess.run([*command, "--max-size", "1"], capture_output=True)
     assert (result.returncode, result.stderr) == (0, b"")
     assert caches_in(directory) == {D}
+
+
+@pytest.mark.parametrize("command", [["info"], ["prune", "--older-than", "1d"]])
+def test_ends_quietly_if_nobody_reads_the_output(
+    command: list[str], directory: Path
+) -> None:
+    for i in range(500):  # more than a pipe's buffer
+        put(directory / kind_file("13.0", f"gpu-{i}"), 3)
+    with subprocess.Popen(
+        [sys.executable, "-m", "torchtrt_cache", *command, str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 # Loads and saves a cache as engines do, until the file of its second argument is there. What it

@@ -119,6 +119,7 @@ TORCHTRT_OBSERVED(
     path,
     times,
     flags)
+TORCHTRT_OBSERVED(link, "link", (const char* from, const char* to) noexcept, from, to)
 TORCHTRT_OBSERVED(unlink, "unlink", (const char* path) noexcept, path)
 TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
 

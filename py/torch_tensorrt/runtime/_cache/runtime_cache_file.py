@@ -241,7 +241,8 @@ class RuntimeCacheFile:
         self, path: str, cache: os.stat_result | None, *, shared: bool = False
     ) -> Iterator[None]:
         lock_path = lock_path_of(path)
-        create_lock_file(lock_path, cache)
+        with suppress(OSError):  # it is there, or `file_lock` has the error
+            create_lock_file(lock_path, cache)
         with file_lock(lock_path, self._waits, shared=shared):
             # The time of the last use of the cache, whose own time is part of its generation. Only
             # who may write the lock file can set it.
