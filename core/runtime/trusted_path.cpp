@@ -10,6 +10,7 @@
 #include <climits>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <iomanip>
 #include <sstream>
 #include <system_error>
@@ -28,7 +29,27 @@ constexpr size_t kNameBuffer = 16 * 1024; // bytes; an entry that needs more is 
   throw std::system_error(code, std::generic_category(), "stat '" + path + "'");
 }
 
+// What a user namespace shows for every id that has no number in it.
+unsigned read_overflow_id(const char* path) {
+  constexpr unsigned kUsual = 65534;
+  unsigned id = 0;
+  return std::ifstream{path} >> id ? id : kUsual;
+}
+
+uid_t overflow_uid() {
+  static const uid_t id = read_overflow_id("/proc/sys/kernel/overflowuid");
+  return id;
+}
+
+gid_t overflow_gid() {
+  static const gid_t id = read_overflow_id("/proc/sys/kernel/overflowgid");
+  return id;
+}
+
 bool is_our_group(gid_t group) {
+  if (group == overflow_gid()) {
+    return false;
+  }
   if (group == ::getegid()) {
     return true;
   }
@@ -59,13 +80,13 @@ std::string group(gid_t id) {
 }
 
 // Returns why `path` can't be trusted, and what to do about it; empty if it can.
-std::string refusal(const std::string& path, const struct stat& status, uid_t root) {
+std::string refusal(const std::string& path, const struct stat& status, const std::vector<uid_t>& users) {
   const bool is_sticky = S_ISDIR(status.st_mode) && (status.st_mode & S_ISVTX) != 0;
   const bool does_mode_count = S_ISREG(status.st_mode) || (S_ISDIR(status.st_mode) && !is_sticky);
   const mode_t writers = does_mode_count ? status.st_mode & (S_IWGRP | S_IWOTH) : 0;
   std::string problem;
   std::string remedy;
-  if (status.st_uid != ::geteuid() && status.st_uid != root && !is_our_group(status.st_gid)) {
+  if (std::ranges::find(users, status.st_uid) == users.end() && !is_our_group(status.st_gid)) {
     problem = "it belongs to " + user(status.st_uid) + ", who shares no group with this user";
     remedy = "chown -h " + std::to_string(::geteuid());
   } else if ((writers & S_IWOTH) != 0) {
@@ -87,8 +108,8 @@ std::string refusal(const std::string& path, const struct stat& status, uid_t ro
 struct Walk {
   std::string path;                  // absolute and without links
   std::optional<struct stat> status; // none if nothing is there
-  uid_t root;
-  std::string refusal; // of the first thing on the way that can't be trusted; empty if all can
+  std::vector<uid_t> users;          // who may own a file there
+  std::string refusal;               // of the first thing on the way that can't be trusted; empty if all can
 };
 
 std::string read_link(const std::string& link, const std::string& path) {
@@ -114,8 +135,11 @@ std::optional<Walk> walk(const std::string& path) {
     return status;
   };
   struct stat status = status_of("/");
-  Walk way{.path = "/", .status = std::nullopt, .root = status.st_uid, .refusal = ""};
-  way.refusal = refusal("/", status, way.root);
+  const std::vector<uid_t> users{::geteuid(), status.st_uid};
+  Walk way{.path = "/", .status = std::nullopt, .users = users, .refusal = refusal("/", status, users)};
+  if (status.st_uid == overflow_uid()) {
+    std::erase(way.users, overflow_uid());
+  }
 
   std::string rest; // of the path; never ends in "/", so that it is empty after its last name
   const auto go_first = [&rest](const std::string& before) {
@@ -158,7 +182,9 @@ std::optional<Walk> walk(const std::string& path) {
       return way;
     }
     if (way.refusal.empty()) {
-      way.refusal = refusal(entry, found, way.root);
+      const bool is_on_the_way = S_ISDIR(found.st_mode) || S_ISLNK(found.st_mode);
+      const bool may_be_roots = is_on_the_way && (status.st_mode & S_ISVTX) == 0;
+      way.refusal = refusal(entry, found, may_be_roots ? users : way.users);
     }
     if (!S_ISLNK(found.st_mode)) {
       way.path = entry;
@@ -211,14 +237,15 @@ std::optional<TrustedPath> resolve_trusted(const std::string& path) {
   if (is_checked && !way->refusal.empty()) {
     TORCHTRT_THROW_ERROR(way->refusal);
   }
-  return TrustedPath{.path = std::move(way->path), .status = way->status, .is_listed = !is_checked, .root = way->root};
+  return TrustedPath{
+      .path = std::move(way->path), .status = way->status, .is_listed = !is_checked, .users = std::move(way->users)};
 }
 
 void check_trusted(const TrustedPath& path, const struct stat& opened) {
   if (path.is_listed) {
     return;
   }
-  const std::string reason = refusal(path.path, opened, path.root);
+  const std::string reason = refusal(path.path, opened, path.users);
   if (!reason.empty()) {
     TORCHTRT_THROW_ERROR(reason);
   }

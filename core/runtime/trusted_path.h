@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace torch_tensorrt::core::runtime {
 
@@ -14,6 +15,11 @@ namespace torch_tensorrt::core::runtime {
 // - Everything on the way (directories, symbolic links, the file) belongs to the user or root, or to a group of ours.
 // - Directories without the sticky bit, and the file, are writable neither by everybody nor by a group that is not
 // ours.
+//
+// A user namespace shows one number, the overflow id, for everybody without a number in it. That may be root and any
+// stranger. If the owner of "/" has it, others who have it count as root only as owners of directories and symbolic
+// links that are in no sticky directory. So a stranger's directory counts as root's there, but no stranger's file as
+// anybody's. The overflow id of groups is no group of this process, even if it is its real one.
 //
 // The environment variable TORCHTRT_TRUSTED_PATHS lists absolute paths, separated by ":". What lies at or below one of
 // them is trusted without a check; links are followed on both sides.
@@ -28,7 +34,7 @@ struct TrustedPath {
   std::string path;                  // absolute and without links
   std::optional<struct stat> status; // none if nothing is there
   bool is_listed;                    // in TORCHTRT_TRUSTED_PATHS
-  uid_t root;
+  std::vector<uid_t> users;          // who may own a file there
 };
 
 // Returns where `path` leads, or nullopt if a directory on the way is missing. Throws torch_tensorrt::Error, which says

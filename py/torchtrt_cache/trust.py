@@ -11,12 +11,26 @@ import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 _LINKS_FOLLOWED = 40  # as Linux does
 
-# Why what is at a path can't be trusted, by its status and the id of root; empty if it can.
-Refuse = Callable[[str, os.stat_result, int], str]
+# Why what is at a path can't be trusted, by its status and the users that may own it; empty if it
+# can.
+Refuse = Callable[[str, os.stat_result, frozenset[int]], str]
+
+
+def _overflow_id(kind: str) -> int:
+    """What a user namespace shows for every id that has no number in it."""
+    try:
+        return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
+    except (OSError, ValueError):
+        return 65534
+
+
+_OVERFLOW_UID = _overflow_id("uid")
+_OVERFLOW_GID = _overflow_id("gid")
 
 
 class NotTrustedError(Exception):
@@ -27,11 +41,11 @@ class TrustedPath(NamedTuple):
     path: str  # absolute and without links
     status: os.stat_result | None  # None if nothing is there
     is_listed: bool  # in TORCHTRT_TRUSTED_PATHS
-    root: int
+    users: frozenset[int]  # who may own a file there
 
     def check(self, opened: os.stat_result) -> None:
         """Raises NotTrustedError if the open file with the status `opened` is not trusted."""
-        if not self.is_listed and (reason := _refusal(self.path, opened, self.root)):
+        if not self.is_listed and (reason := _refusal(self.path, opened, self.users)):
             raise NotTrustedError(reason)
 
 
@@ -43,18 +57,20 @@ def resolve_trusted(path: str) -> TrustedPath | None:
 
     Raises:
         NotTrustedError: it is not trusted.
-        OSError: that can't be told.
+        OSError: The system's error.
     """
     if sys.platform == "win32":
         status = os.stat(path) if os.path.exists(path) else None
-        return TrustedPath(os.path.realpath(path), status, is_listed=True, root=0)
+        return TrustedPath(
+            os.path.realpath(path), status, is_listed=True, users=frozenset()
+        )
     place = walk(path, _refusal)
     if place is None:
         return None
     is_listed = _is_listed(place.path)
     if place.refusal and not is_listed:
         raise NotTrustedError(place.refusal)
-    return TrustedPath(place.path, place.status, is_listed, place.root)
+    return TrustedPath(place.path, place.status, is_listed, place.users)
 
 
 class Place(NamedTuple):
@@ -62,7 +78,7 @@ class Place(NamedTuple):
 
     path: str  # absolute and without links
     status: os.stat_result | None  # None if nothing is there
-    root: int  # who owns "/", also where a user namespace shows another number
+    users: frozenset[int]  # who may own a file there
     refusal: (
         str  # of the first thing on the way that can't be trusted; empty if all can
     )
@@ -82,8 +98,11 @@ def walk(path: str, refuse: Refuse) -> Place | None:
 
 def _walk(path: str, refuse: Refuse) -> Place | None:
     here, status = "/", os.lstat("/")
-    root = status.st_uid
-    refusal = refuse("/", status, root)
+    users = frozenset((os.geteuid(), status.st_uid))
+    file_users = users
+    if status.st_uid == _OVERFLOW_UID:
+        file_users -= {_OVERFLOW_UID}
+    refusal = refuse("/", status, users)
     names = path.split("/")[::-1]  # still to be followed, the last one first
     if not path.startswith("/"):
         names += reversed(os.getcwd().split("/"))
@@ -102,8 +121,10 @@ def _walk(path: str, refuse: Refuse) -> Place | None:
         try:
             found = os.lstat(entry)
         except FileNotFoundError:
-            return Place(entry, None, root, refusal) if not names else None
-        refusal = refusal or refuse(entry, found, root)
+            return Place(entry, None, file_users, refusal) if not names else None
+        is_on_the_way = stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)
+        may_be_roots = is_on_the_way and not status.st_mode & stat.S_ISVTX
+        refusal = refusal or refuse(entry, found, users if may_be_roots else file_users)
         if not stat.S_ISLNK(found.st_mode):
             here, status = entry, found
             continue
@@ -114,7 +135,7 @@ def _walk(path: str, refuse: Refuse) -> Place | None:
         names += reversed(target.split("/"))
         if target.startswith("/"):
             here, status = "/", os.lstat("/")
-    return Place(here, status, root, refusal)
+    return Place(here, status, file_users, refusal)
 
 
 def _is_listed(path: str) -> bool:
@@ -127,12 +148,12 @@ def _is_listed(path: str) -> bool:
     return False
 
 
-def _refusal(path: str, status: os.stat_result, root: int) -> str:
+def _refusal(path: str, status: os.stat_result, users: frozenset[int]) -> str:
     is_sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     has_mode = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
     writers = status.st_mode if has_mode and not is_sticky else 0
     owner = status.st_uid
-    if owner not in (os.geteuid(), root) and not _is_our_group(status.st_gid):
+    if owner not in users and not _is_our_group(status.st_gid):
         problem = f"it belongs to {user(owner)}, who shares no group with this user"
         remedy = f"chown -h {os.geteuid()}"
     elif writers & stat.S_IWOTH:
@@ -151,7 +172,7 @@ def _refusal(path: str, status: os.stat_result, root: int) -> str:
 
 
 def _is_our_group(group: int) -> bool:
-    return group == os.getegid() or group in os.getgroups()
+    return group != _OVERFLOW_GID and group in (os.getegid(), *os.getgroups())
 
 
 def user(uid: int) -> str:

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from tests.py.runtime.runtime_cache_testing import Log, names_in
 from tests.py.runtime.stores import Store, write
-from tests.py.runtime.unprivileged import Child
+from tests.py.runtime.unprivileged import Child, enter_user_namespace
 from tests.util.processes.observed_calls import observed
 from torch_tensorrt.logging import info
 from torch_tensorrt.runtime._cache.runtime_cache_file import read_offer
@@ -335,15 +335,19 @@ def public() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def become_stranger() -> None:
+def import_what_root_may_reach() -> None:
     directory = Path(tempfile.mkdtemp())
-    for runtime in ("cpp", "python"):  # imports what only root may reach
+    for runtime in ("cpp", "python"):
         store = Store(runtime, directory / runtime)
         write(store, b"ours")
         assert read(store) == b"ours"
         (directory / runtime).chmod(0o666)
         refusal_of(runtime, directory / runtime, directory)
     shutil.rmtree(directory)
+
+
+def become_stranger() -> None:
+    import_what_root_may_reach()
     os.setgroups([OTHER])
     os.setegid(STRANGER)
     os.seteuid(STRANGER)
@@ -386,6 +390,101 @@ def test_trusts_root_and_supplementary_groups(
     assert as_stranger(refusal_of, runtime, path, public) == described(
         problem, path, 4711, 0o644, f"chown -h {STRANGER}"
     )
+
+
+def become_stranger_in_a_user_namespace() -> None:
+    import_what_root_may_reach()
+    os.setgroups([OTHER])
+    os.setgid(STRANGER)
+    os.setuid(STRANGER)
+    # Only a process with one thread may enter a user namespace, and libraries have started some.
+    child = os.fork()
+    if child != 0:
+        os.waitpid(child, 0)
+        os._exit(0)
+    enter_user_namespace(0, 0)
+
+
+@pytest.fixture(scope="module")
+def namespace_child() -> Iterator[Child]:
+    child = Child(become_stranger_in_a_user_namespace)
+    yield child
+    child.close()
+
+
+@pytest.fixture
+def in_user_namespace(namespace_child: Child) -> Run:
+    """Runs a function as the user STRANGER, where everybody else has the overflow id."""
+    try:
+        assert namespace_child(os.stat, "/").st_uid == overflow_uid()
+    except OSError as error:
+        pytest.skip(f"this user can't enter a user namespace as another one: {error}")
+    return namespace_child
+
+
+def overflow_uid() -> int:
+    return int(Path("/proc/sys/kernel/overflowuid").read_text())
+
+
+def save_and_load(runtime: str, path: Path) -> bytes:
+    store = Store(runtime, path)
+    contents = store.read()
+    assert store.replace(b"ours", contents[1] if contents else None) is not None
+    return read(store)
+
+
+def test_a_user_without_a_number_is_not_root(
+    in_user_namespace: Run, runtime: str, public: Path
+) -> None:
+    ours = public / "ours"
+    roots = ours / "roots"
+    roots.mkdir(parents=True)
+    for directory in (public, ours):
+        give(directory, STRANGER, STRANGER)
+    public.chmod(0o1777)
+    roots.chmod(0o755)
+    for path in (ours / "cache.bin", roots / "cache.bin"):
+        path.write_bytes(b"theirs")
+        give(path, STRANGER, STRANGER)
+        assert in_user_namespace(contents_at, runtime, path) == b"theirs"
+    assert in_user_namespace(save_and_load, runtime, ours / "cache.bin") == b"ours"
+
+    file, of_group, directory, link = (public / name for name in "abcd")
+    file.write_bytes(b"theirs")
+    give(file, 4711, 4711)
+    of_group.write_bytes(b"theirs")
+    give(of_group, 4711, OTHER)
+    directory.mkdir()
+    give(directory, 4711, 4711)
+    link.symlink_to("ours/cache.bin")
+    give(link, 4711, 4711)
+    give(roots / "cache.bin", 0, 0)
+    problem = (
+        f"it belongs to {user(overflow_uid())}, who shares no group with this user"
+    )
+    for path, refused in (
+        (file, file),
+        (of_group, of_group),
+        (directory / "cache.bin", directory),
+        (link, link),
+        (roots / "cache.bin", roots / "cache.bin"),
+    ):
+        mode = refused.lstat().st_mode & 0o7777
+        assert in_user_namespace(refusal_of, runtime, path, public) == described(
+            problem, refused, overflow_uid(), mode, "chown -h 0"
+        )
+
+
+def test_a_group_without_a_number_is_not_ours(
+    in_user_namespace: Run, runtime: str, public: Path
+) -> None:
+    path = public / "cache.bin"
+    path.write_bytes(b"theirs")
+    for entry in (public, path):
+        give(entry, STRANGER, OTHER)
+    path.chmod(0o664)
+    reason = in_user_namespace(refusal_of, runtime, path, public)
+    assert "may write it, and this user is no member" in reason
 
 
 def test_others_may_read_the_cache_and_not_hold_its_lock(

@@ -18,6 +18,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWUSER = 0x10000000
+_PR_SET_DUMPABLE = 4
 MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
 
 Run = Callable[..., Any]
@@ -52,16 +53,26 @@ def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -
     )
 
 
+def enter_user_namespace(user: int, group: int, flags: int = 0) -> None:
+    """This process's user and group have these numbers there, and nobody else has one.
+
+    Raises PermissionError if this user may have no namespace.
+    """
+    users, groups = f"{user} {os.geteuid()} 1", f"{group} {os.getegid()} 1"
+    _check(_LIBC.unshare(_CLONE_NEWUSER | flags), "unshare")
+    # Who has changed the user may not write to their own /proc/self otherwise.
+    _check(_LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
+    # Without a number in the new namespace this user could create no file there. A group may have
+    # one only where setgroups is given up.
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(users)
+    Path("/proc/self/gid_map").write_text(groups)
+
+
 def enter_mount_namespace() -> None:
     """Raises PermissionError if this user may have none here. No mount in it is seen outside."""
-    user, group = os.geteuid(), os.getegid()
     if _LIBC.unshare(_CLONE_NEWNS) != 0:
-        _check(_LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare")
-        # Without a name in the new namespace this user could create no file there. A group may be
-        # named only where setgroups is given up.
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        enter_user_namespace(os.geteuid(), os.getegid(), _CLONE_NEWNS)
     mount("none", Path("/"), "none", MS_REC | MS_PRIVATE)
 
 

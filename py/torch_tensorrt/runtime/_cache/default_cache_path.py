@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -23,7 +24,8 @@ def default_runtime_cache_path() -> str | None:
     """The path of the user's own runtime cache, a directory with a file for each kind of machine.
 
     It is `$XDG_CACHE_HOME/torch_tensorrt/`, by default `~/.cache/torch_tensorrt/`, on Linux. What
-    is missing of it is made, with mode 0700.
+    is missing of it is made, with mode 0700. If nobody else may enter the directory, caches and
+    lock files in it lose their write bits for others.
 
     Kernels are code that runs with the user's rights, so the directory is refused if anybody but
     the user and root could put a file there: the directory, or a cache or lock file in it, belongs
@@ -88,11 +90,13 @@ def _check_file(path: Path) -> None:
     if place.status is None:
         return
     _check_owner(place.path, place.status)
-    # Where nobody else may enter the directory, as in one that we made, the file's bits grant
-    # nothing; and they are there whenever the user's umask is lax.
-    directory = Path(place.path).parent.stat()
-    if place.status.st_mode & _WRITABLE_BY_OTHERS and directory.st_mode & _FOR_OTHERS:
-        raise NotTrustedError(_describe_mode(place.path, place.status))
+    if place.status.st_mode & _WRITABLE_BY_OTHERS:
+        if Path(place.path).parent.stat().st_mode & _FOR_OTHERS:
+            raise NotTrustedError(_describe_mode(place.path, place.status))
+        # Nobody else could reach the file. A lax umask left the bits, for which it is not loaded.
+        mode = stat.S_IMODE(place.status.st_mode) & ~_WRITABLE_BY_OTHERS
+        with suppress(FileNotFoundError):  # a prune removed it
+            Path(place.path).chmod(mode)
 
 
 def _follow(path: Path) -> Place:
@@ -105,9 +109,9 @@ def _follow(path: Path) -> Place:
     return place
 
 
-def _refusal(path: str, status: os.stat_result, root: int) -> str:
+def _refusal(path: str, status: os.stat_result, users: frozenset[int]) -> str:
     # In a directory like /tmp anybody may have made it, and then may also replace it.
-    if status.st_uid not in (os.geteuid(), root):
+    if status.st_uid not in users:
         return f"'{path}' belongs to user {user(status.st_uid)}"
     # With the sticky bit, as in /tmp, only owners rename what is in it.
     is_directory = stat.S_ISDIR(status.st_mode)
