@@ -13,6 +13,7 @@ import platformdirs
 import pytest
 
 from torch_tensorrt.runtime import default_runtime_cache_path
+from torchtrt_cache.trust import NotTrustedError, resolve_trusted
 
 SOMEBODY_ELSE = 54321
 
@@ -132,6 +133,20 @@ def test_is_given_where_nobody_else_can_write(
     arrange(directory)
     assert default_runtime_cache_path() == f"{directory}/"
     assert caplog.records == []
+
+
+def test_takes_the_write_bits_of_a_lax_umask_away(directory: Path) -> None:
+    """Or the rule for all paths would refuse the file."""
+    lax_umask(directory)
+    (directory / "README").touch()
+    (directory / "README").chmod(0o666)
+    with pytest.raises(NotTrustedError):
+        resolve_trusted(str(directory / NAME))
+    assert default_runtime_cache_path() is not None
+    for name in (NAME, f"{NAME}.lock"):
+        assert mode_of(directory / name) == 0o644
+    assert resolve_trusted(str(directory / NAME)) is not None
+    assert mode_of(directory / "README") == 0o666
 
 
 # Each makes the path one to be refused, and returns what the warning must say of it.
