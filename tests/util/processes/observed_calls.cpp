@@ -120,11 +120,23 @@ TORCHTRT_OBSERVED(
     times,
     flags)
 TORCHTRT_OBSERVED(link, "link", (const char* from, const char* to) noexcept, from, to)
+TORCHTRT_OBSERVED(mkdir, "mkdir", (const char* path, mode_t mode) noexcept, path, mode)
 TORCHTRT_OBSERVED(unlink, "unlink", (const char* path) noexcept, path)
 TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
 
 DIR* opendir(const char* path) {
   return fails(ask("opendir")) ? nullptr : real<DIR*(const char*)>("opendir")(path);
+}
+
+// What C++'s library opens directories by.
+int openat(int directory, const char* path, int flags, ...) {
+  va_list arguments;
+  va_start(arguments, flags);
+  const mode_t mode = (flags & O_CREAT) != 0 ? va_arg(arguments, mode_t) : 0;
+  va_end(arguments);
+  return fails(ask((flags & O_DIRECTORY) != 0 ? "opendir" : "open"))
+      ? -1
+      : real<int(int, const char*, int, ...)>("openat")(directory, path, flags, mode);
 }
 
 dirent* readdir(DIR* directory) {
