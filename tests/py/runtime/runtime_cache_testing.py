@@ -12,6 +12,9 @@ import torch
 
 import torch_tensorrt  # noqa: F401  registers the C++ handle
 from torch_tensorrt.runtime._cache.runtime_cache_handle import RuntimeCacheHandle
+from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
+    RuntimeCacheStatistics,
+)
 
 # Their handles have one contract.
 RUNTIMES = ("cpp", "python")
@@ -30,6 +33,13 @@ def copy_of(handle: Any) -> Any:
     if isinstance(handle, RuntimeCacheHandle):
         return RuntimeCacheHandle.from_state(handle.state)
     return copy.deepcopy(handle)
+
+
+def statistics_of(handle: Any) -> RuntimeCacheStatistics:
+    values = handle.statistics()
+    if isinstance(values, RuntimeCacheStatistics):
+        return values
+    return RuntimeCacheStatistics(*values)
 
 
 def to_tensor(data: bytes) -> torch.Tensor:

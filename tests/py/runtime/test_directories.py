@@ -30,6 +30,7 @@ from tests.py.runtime.runtime_cache_testing import (
     copy_of,
     handle_of,
     names_in,
+    statistics_of,
     to_tensor,
 )
 from tests.py.runtime.runtime_testing import (
@@ -45,9 +46,6 @@ from tests.util.simulation.simulated_device import installed_device
 from torch_tensorrt.logging import info
 from torch_tensorrt.runtime import _runtime_cache as implementation
 from torch_tensorrt.runtime import default_runtime_cache_path, runtime_cache
-from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
-    RuntimeCacheStatistics,
-)
 
 pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
 
@@ -84,13 +82,6 @@ def save_with_driver(
     path = directory / f"{GPU}-driver{driver // 1000}.{driver % 1000 // 10}.bin"
     save_as_other(runtime, path, name)
     return path
-
-
-def statistics_of(handle: Any) -> RuntimeCacheStatistics:
-    values = handle.statistics()
-    if isinstance(values, RuntimeCacheStatistics):
-        return values
-    return RuntimeCacheStatistics(*values)
 
 
 # Everywhere that a path is taken.

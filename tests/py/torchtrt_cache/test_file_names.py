@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -12,7 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.py.runtime.runtime_cache_testing import (
+    RUNTIMES,
+    Log,
+    handle_of,
+    statistics_of,
+)
 from tests.py.torchtrt_cache.caches import DAY, Snapshot, set_age, snapshot
 from torchtrt_cache.__main__ import main
 from torchtrt_cache.kinds import files_to_load, is_cache_name, kind_named
@@ -153,6 +161,54 @@ def test_files_to_load(stranger: Stranger) -> None:
             assert file in before
             assert file.startswith(name.partition(".")[0]) or "runtime_cache" in file
     assert snapshot(stranger.directory) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+)
+def test_both_runtimes_load_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
+    log = Log(capfd, caplog)
+
+    def load(runtime: str) -> tuple[int, str, list[str]]:
+        """What is loaded, from where, and what is said."""
+        pending = handle_of(runtime, tmp_path)
+        try:
+            loaded = pending.load()
+        except RuntimeError as error:
+            message = str(error).rpartition("Can't load ")[2]
+            return 0, "", [message, *log.warnings()]
+        return loaded, statistics_of(pending).loaded_from, log.warnings()
+
+    Stranger(tmp_path)
+    before = snapshot(tmp_path)
+    kinds = [kind for name in sorted(before) if (kind := kind_named(name))]
+    kinds = [kind for kind in kinds if kind.tensorrt_rtx == "1.6.1.120"]
+    results = set()
+    locks = set()
+    for kind in kinds[::10]:
+        monkeypatch.setenv("FAKE_CUDA_GPU", kind.gpu)
+        major, minor = divmod(kind.compute_capability, 10)
+        monkeypatch.setenv("FAKE_CUDA_CAPABILITY", f"{major}.{minor}")
+        for driver in (kind.cuda_driver, kind.cuda_driver + 10):
+            monkeypatch.setenv("FAKE_CUDA_DRIVER", str(driver))
+            by_cpp, by_python = map(load, RUNTIMES)
+            assert by_cpp == by_python, kind
+            loaded, source, said = by_cpp
+            results.add((loaded, bool(said)))
+            if source:
+                locks.add(f"{Path(source).name}.lock")
+    after = snapshot(tmp_path)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert before.keys() <= after.keys()
+    assert changed == locks
+    assert results == {(0, False), (0, True), (1, False), (1000, False)}
 
 
 def is_file(state: tuple[object, ...] | None) -> bool:
