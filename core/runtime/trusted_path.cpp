@@ -206,7 +206,7 @@ std::optional<Walk> walk(const std::string& path) {
 }
 
 bool is_listed(const std::string& path) {
-  const char* list = std::getenv("TORCHTRT_TRUSTED_PATHS");
+  const char* list = ::secure_getenv("TORCHTRT_TRUSTED_PATHS");
   if (list == nullptr) {
     return false;
   }
