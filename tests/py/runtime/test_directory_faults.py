@@ -192,11 +192,7 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
     use: type[Use],
     error: int,
     log: Log,
-    request: pytest.FixtureRequest,
 ) -> None:
-    if runtime == "python" and issubclass(use, Save):
-        reason = "The Python runtime raises OSError if stat() of the directory fails."
-        request.applymarker(pytest.mark.xfail(raises=OSError, reason=reason))
     fill(directory, older)
     use(device, runtime, directory)()  # what a first use imports or remembers
     failed = set()

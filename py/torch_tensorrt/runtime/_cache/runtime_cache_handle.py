@@ -1098,7 +1098,7 @@ class _Loaded(NamedTuple):
 
 def _make_directory(path: str) -> None:
     """Makes the last directory of the path if it is missing and the others are trusted."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  whatever fails, what follows tells
         return
     try:
         resolve_trusted(path.rstrip("/"))
