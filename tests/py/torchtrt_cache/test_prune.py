@@ -151,7 +151,7 @@ def test_a_cache_without_a_lock_file_gets_one_and_goes(directory: Path) -> None:
     assert lock.stat().st_mode & 0o007 == 0
 
 
-def test_a_lock_file_that_prune_made_is_no_use(directory: Path) -> None:
+def test_a_kind_that_stays_gets_no_lock_file(directory: Path) -> None:
     lock = directory / f"{A}.lock"
     lock.unlink()
     offer = directory / f"{A}.12-0123456789abcdef.merge"
@@ -159,7 +159,7 @@ def test_a_lock_file_that_prune_made_is_no_use(directory: Path) -> None:
     with holder("exclusive", offer):
         assert prune(directory, "--keep-newest", "3") == 0
     assert caches_in(directory) == {A, B, C, D}
-    assert lock.exists()
+    assert not lock.exists()
     assert prune(directory, "--keep-newest", "3") == 0
     assert caches_in(directory) == {B, C, D}
 

@@ -19,7 +19,6 @@ from tests.py.torchtrt_cache.caches import (
     Snapshot,
     kind_file,
     put,
-    set_age,
     snapshot,
 )
 from tests.util.processes.observed_calls import Faults, observed
@@ -95,7 +94,6 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
         if not faults.failed:
             break
         failed.add(faults.failed)
-        fill_ages(directory)
         assert prune(directory) == 0
         assert set(snapshot(directory)) == DONE
         capsys.readouterr()
@@ -113,13 +111,6 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
         "unlink",
         "utimensat",
     }
-
-
-def fill_ages(directory: Path) -> None:
-    """Lets a lock file that a failed prune made be old, as it is a day later."""
-    lock = directory / f"{OLDER}.lock"
-    if lock.exists():
-        set_age(lock, 60)
 
 
 class AtCall:
@@ -152,7 +143,6 @@ def test_a_prune_that_is_killed_leaves_whole_kinds(directory: Path) -> None:
             assert os.WEXITSTATUS(status) == 0
             break
         kills += 1
-        fill_ages(directory)
         assert prune(directory) == 0
         assert set(snapshot(directory)) == DONE
     assert kills > 30
