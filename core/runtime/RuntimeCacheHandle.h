@@ -42,8 +42,8 @@ class Handles;
 //
 // A save never makes a file lose what other processes saved there, with two exceptions, each with a warning: bytes that
 // the caller gave to a pending handle (deserialize) replace the file, and so do a live cache's kernels where
-// TensorRT-RTX can't merge the two. If TensorRT-RTX rejects what replaced this handle's own save, the next
-// save writes over it. The second time, the handle logs a warning and no longer overwrites such bytes in that file.
+// TensorRT-RTX can't merge the two. If TensorRT-RTX rejects what replaced this handle's own save, the next save writes
+// over it. The second time, the handle logs a warning and no longer overwrites such bytes in that file.
 //
 // While its process runs, a live cache that saves itself is saved by a background thread (CheckpointThread) after calls
 // that may have compiled. Such a checkpoint is a save() that writes no file in place. The environment variable
