@@ -66,7 +66,7 @@ def _slug(text: str) -> str:
 
 
 def kind_named(file_name: str) -> RuntimeCacheKind | None:
-    """The kind that has files of that name, with its GPU as in the name; None if there is none."""
+    """Returns the kind that a file name spells out, or None. Its GPU is written as in the name."""
     match = _FILE_NAME.fullmatch(file_name)
     if match is None:
         return None
@@ -77,7 +77,7 @@ def kind_named(file_name: str) -> RuntimeCacheKind | None:
 
 
 def is_cache_name(file_name: str) -> bool:
-    """Whether a file of that name in a directory is a kind's, or was the default cache before."""
+    """Whether this is the name of a kind's file, or the former name of the default cache."""
     return (
         kind_named(file_name) is not None
         or _NAME_OF_OLD_DEFAULT.fullmatch(file_name) is not None

@@ -17,6 +17,7 @@ from torch_tensorrt.runtime._cache.runtime_cache_file import (
     Turn,
 )
 from torchtrt_cache.file_lock import LockWaits
+from torchtrt_cache.kinds import is_empty
 
 
 class Store:
@@ -36,7 +37,7 @@ class Store:
 
     def is_empty(self) -> bool:
         if self._is_python:
-            return RuntimeCacheFile.is_empty(self._path)
+            return is_empty(self._path)
         return bool(self._file.is_empty())
 
     def read(self) -> tuple[bytes, FileGeneration] | None:

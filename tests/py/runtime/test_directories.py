@@ -513,7 +513,7 @@ def test_without_a_gpu_no_bytes_are_saved(runtime: str, directory: Path) -> None
 def with_a_gpu(
     code: str, *arguments: object, gpu: str | None = OTHER_GPU, driver: str = "13000"
 ) -> str:
-    """Runs the code in a process whose CUDA driver knows of that GPU."""
+    """Runs the code in a process whose CUDA driver reports that GPU."""
     program = f"""
 from tests.py.runtime.test_directories import *
 with installed_device() as device:

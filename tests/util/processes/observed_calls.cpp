@@ -77,7 +77,7 @@ void observe_calls(Observer next) {
   observer = next;
 }
 
-// Makes every later call of that name hang, in any thread.
+// From now on, calls of that name never return, in any thread.
 void hang_calls(const char* name) {
   hanging = ::strdup(name);
 }

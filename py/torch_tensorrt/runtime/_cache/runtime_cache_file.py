@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
+from torchtrt_cache.cache_files import temporaries_among
 from torchtrt_cache.file_lock import (
     FileLockError,
     LockWaits,
@@ -25,7 +25,6 @@ from torchtrt_cache.file_lock import (
     lock_path_of,
     take_over_owner,
 )
-from torchtrt_cache.kinds import is_empty
 from torchtrt_cache.trust import NotTrustedError, TrustedPath, resolve_trusted
 
 _LOGGER = unlocked_logger(__name__)
@@ -109,8 +108,6 @@ class RuntimeCacheFile:
             )
         self._path = path
         self._waits = waits
-
-    is_empty = staticmethod(is_empty)  # takes no lock
 
     def read(self, allocate: Allocate = bytearray) -> Contents | None:
         """Reads the whole file under the shared lock.
@@ -429,13 +426,11 @@ def _temporaries_of(target: str, suffix: str) -> list[str]:
     Those of a directory that can't be listed are left out.
     """
     directory, name = os.path.split(target)
-    temporary = re.compile(
-        re.escape(name) + r"\.[0-9]+-[0-9a-f]{16}" + re.escape(suffix)
-    )
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(directory or ".")
-    return [os.path.join(directory, n) for n in names if temporary.fullmatch(n)]
+    found = temporaries_among(names).get(name, [])
+    return [os.path.join(directory, n) for n in found if n.endswith(suffix)]
 
 
 def _remove_stale_temporaries(target: str) -> None:

@@ -45,6 +45,7 @@ from torchtrt_cache.kinds import (
     file_in,
     files_to_load,
     is_directory,
+    is_empty,
     kind_of_device,
 )
 from torchtrt_cache.trust import NotTrustedError, resolve_trusted
@@ -1137,7 +1138,7 @@ def has_file(path: str) -> bool:
         files = files_to_load(path, _current_kind()) if is_directory(path) else [path]
     except UnknownKindError:
         return True
-    return not all(map(RuntimeCacheFile.is_empty, files))
+    return not all(map(is_empty, files))
 
 
 def _accept(offers: Sequence[str]) -> None:
