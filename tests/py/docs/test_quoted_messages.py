@@ -27,7 +27,7 @@ from torch_tensorrt.runtime import (
     RuntimeSettings,
     default_runtime_cache_path,
 )
-from torch_tensorrt.runtime._cache.runtime_cache_file import accept_offer
+from torchtrt_cache.runtime_cache_file import accept_offer
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
 CACHE = Path("cache.bin")

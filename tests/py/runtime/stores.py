@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 import torch_tensorrt  # noqa: F401  loads the library that registers the C++ store
-from torch_tensorrt.runtime._cache.runtime_cache_file import (
+from torchtrt_cache.file_lock import LockWaits
+from torchtrt_cache.kinds import is_empty
+from torchtrt_cache.runtime_cache_file import (
     FileGeneration,
     Replaced,
     RuntimeCacheFile,
     Turn,
 )
-from torchtrt_cache.file_lock import LockWaits
-from torchtrt_cache.kinds import is_empty
 
 
 class Store:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from tests.py.runtime.runtime_cache_testing import Log, names_in
 from tests.py.runtime.stores import Store, write
 from torch_tensorrt.logging import info
-from torch_tensorrt.runtime._cache.runtime_cache_file import (
+from torchtrt_cache.runtime_cache_file import (
     Turn,
     accept_offer,
     read_offer,

@@ -28,7 +28,7 @@ from tests.py.runtime.unprivileged import (
     stderr_of,
 )
 from torch_tensorrt.logging import info
-from torch_tensorrt.runtime._cache.runtime_cache_file import Replaced
+from torchtrt_cache.runtime_cache_file import Replaced
 
 Run = Callable[..., Any]
 Operation = Callable[[str, Path], Any]

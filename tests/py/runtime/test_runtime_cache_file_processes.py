@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.py.runtime.runtime_cache_testing import RUNTIMES, names_in
 from tests.py.runtime.runtime_testing import children, fork_server
 from tests.py.runtime.stores import Store
-from torch_tensorrt.runtime._cache.runtime_cache_file import accept_offer, read_offer
+from torchtrt_cache.runtime_cache_file import accept_offer, read_offer
 
 SIZE = 4096  # of a record
 WRITERS = 2  # of each language, that are not killed

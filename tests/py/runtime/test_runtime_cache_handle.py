@@ -274,7 +274,7 @@ def test_a_log_handler_may_save(path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_what_is_logged_says_where(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The Python runtime's records wait for the lock; see _cache/unlocked_logger.py."""
+    """The Python runtime's records wait for the lock; see torchtrt_cache/unlocked_logger.py."""
     handle = handle_of("python", path)
     handle.deserialize(to_tensor(b"kernels"))
     with caplog.at_level(logging.INFO, "torch_tensorrt.runtime"):

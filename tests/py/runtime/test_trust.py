@@ -25,7 +25,7 @@ from tests.py.runtime.stores import Store, write
 from tests.py.runtime.unprivileged import Child, enter_user_namespace
 from tests.util.processes.observed_calls import observed
 from torch_tensorrt.logging import info
-from torch_tensorrt.runtime._cache.runtime_cache_file import read_offer
+from torchtrt_cache.runtime_cache_file import read_offer
 
 STRANGER = 54321  # no user here, and no group
 OTHER = 54322

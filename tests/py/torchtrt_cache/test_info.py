@@ -410,7 +410,7 @@ def test_tells_of_a_save_and_of_what_it_leaves_when_killed(
     code = """
 import os, sys
 from torchtrt_cache.file_lock import LockWaits
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
+from torchtrt_cache.runtime_cache_file import RuntimeCacheFile
 
 def fsync(descriptor):
     print("written", flush=True)

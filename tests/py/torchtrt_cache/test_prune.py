@@ -362,7 +362,7 @@ def test_ends_quietly_if_nobody_reads_the_output(
 USER = """
 import sys, time
 from pathlib import Path
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
+from torchtrt_cache.runtime_cache_file import RuntimeCacheFile
 from torchtrt_cache.file_lock import LockWaits, file_lock
 path = Path(sys.argv[1])
 lock = f"{path}.lock"

@@ -22,9 +22,9 @@ from tests.py.torchtrt_cache.caches import (
     snapshot,
 )
 from tests.util.processes.observed_calls import Faults, observed
-from torch_tensorrt.runtime._cache.runtime_cache_file import RuntimeCacheFile
 from torchtrt_cache.__main__ import main
 from torchtrt_cache.file_lock import FileLockError, LockWaits, file_lock
+from torchtrt_cache.runtime_cache_file import RuntimeCacheFile
 
 OLD, OLDER, IN_USE = (kind_file(driver) for driver in ("13.0", "12.9", "13.1"))
 LEFTOVERS = {f"{OLD}.1-0123456789abcdef.tmp", f"{OLD}.1-0123456789abcdef.merge"}

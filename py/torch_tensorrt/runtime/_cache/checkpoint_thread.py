@@ -19,10 +19,10 @@ from typing import Any, Protocol, TypeVar
 from torch_tensorrt.runtime._cache.checkpoint_schedule import CheckpointSchedule, Found
 from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
-from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.file_lock import LockWaits, deferred_calls
+from torchtrt_cache.unlocked_logger import unlocked_logger
 
-_LOGGER = unlocked_logger(__name__)
+_LOGGER = unlocked_logger("checkpoint_thread")
 
 _PAUSE_PER_WORK = 100
 _LOG_PATIENCE = 0.1  # seconds

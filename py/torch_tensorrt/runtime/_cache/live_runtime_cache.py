@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch._C._profiler import _RecordFunctionFast
 
-from torch_tensorrt.runtime._cache.runtime_cache_file import read_offer
-from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.kinds import RuntimeCacheKind
+from torchtrt_cache.runtime_cache_file import read_offer
+from torchtrt_cache.unlocked_logger import unlocked_logger
 
-_LOGGER = unlocked_logger(__name__)
+_LOGGER = unlocked_logger("live_runtime_cache")
 
 
 @dataclass(frozen=True)

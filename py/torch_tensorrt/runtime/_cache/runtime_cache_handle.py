@@ -27,17 +27,10 @@ from torch_tensorrt.runtime._cache.live_runtime_cache import (
     Merged,
     digest_of,
 )
-from torch_tensorrt.runtime._cache.runtime_cache_file import (
-    FileGeneration,
-    OnlyInPlaceError,
-    RuntimeCacheFile,
-    accept_offer,
-)
 from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
-from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.file_lock import LockWaits, deferred_calls
 from torchtrt_cache.kinds import (
     RuntimeCacheKind,
@@ -48,9 +41,16 @@ from torchtrt_cache.kinds import (
     is_empty,
     kind_of_device,
 )
+from torchtrt_cache.runtime_cache_file import (
+    FileGeneration,
+    OnlyInPlaceError,
+    RuntimeCacheFile,
+    accept_offer,
+)
 from torchtrt_cache.trust import NotTrustedError, resolve_trusted
+from torchtrt_cache.unlocked_logger import unlocked_logger
 
-_LOGGER = unlocked_logger(__name__)
+_LOGGER = unlocked_logger("runtime_cache_handle")
 
 # How often a save merges again because others saved meanwhile.
 _MAX_MERGES = 8

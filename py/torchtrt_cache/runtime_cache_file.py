@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from torch_tensorrt.runtime._cache.unlocked_logger import unlocked_logger
 from torchtrt_cache.cache_files import temporaries_among
 from torchtrt_cache.file_lock import (
     FileLockError,
@@ -26,8 +25,9 @@ from torchtrt_cache.file_lock import (
     take_over_owner,
 )
 from torchtrt_cache.trust import NotTrustedError, TrustedPath, resolve_trusted
+from torchtrt_cache.unlocked_logger import unlocked_logger
 
-_LOGGER = unlocked_logger(__name__)
+_LOGGER = unlocked_logger("runtime_cache_file")
 
 _READS_OF_A_CHANGING_FILE = 3
 _FIRST_MODE = 0o664  # less the umask; of a cache that is not there yet

@@ -23,7 +23,10 @@ class _WaitForUnlock(logging.Filter):
 
 
 def unlocked_logger(name: str) -> logging.Logger:
-    """The logger of that name, whose records reach no handler under a file's lock."""
-    logger = logging.getLogger(name)
+    """The logger `torch_tensorrt.runtime.<name>`, whose records reach no handler under a file's lock.
+
+    Users set the level of "torch_tensorrt", whichever package a module is in.
+    """
+    logger = logging.getLogger(f"torch_tensorrt.runtime.{name}")
     logger.addFilter(_WaitForUnlock())
     return logger
