@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _LONGEST_SLUG = 128  # so that the names of locks and temporary files fit, too
@@ -105,24 +105,36 @@ def file_in(directory: str, kind: RuntimeCacheKind) -> str:
 def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
     """The files in a directory that a kind can start with, the most wanted first.
 
-    They are its own, and, if they are not empty, those of older drivers of the same major version
-    with the newest first, and the file that was the default cache before that was a directory.
+    They are those of `names_to_load`; all but its own only if they are not empty.
     """
     try:
         names = os.listdir(directory)
     except OSError:
         names = []
-    newest = kind.cuda_driver % 1000 // 10
-    name = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
-    drivers = {int(match[1]) for match in map(name.fullmatch, names) if match}
-    older = sorted((driver for driver in drivers if driver < newest), reverse=True)
-    others = [
-        *(f"{_prefix(kind)}{driver}.bin" for driver in older),
-        f"runtime_cache-{kind.tensorrt_rtx}.bin",
-    ]
-    files = (os.path.join(directory, file) for file in others)
+    own, *others = (os.path.join(directory, n) for n in names_to_load(names, kind))
     # Its own even if it is empty, so that its errors are not hidden.
-    return [file_in(directory, kind), *(f for f in files if not is_empty(f))]
+    return [own, *(file for file in others if not is_empty(file))]
+
+
+def names_to_load(names: Iterable[str], kind: RuntimeCacheKind) -> list[str]:
+    """The names of files or objects that a kind can start with, the most wanted first.
+
+    They are its own, whether it is among `names` or not; then, among them, those of older drivers
+    of the same major version with the newest first; and last the name of the file that was the
+    default cache before that was a directory.
+    """
+    newest = kind.cuda_driver % 1000 // 10
+    pattern = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
+    old_default = f"runtime_cache-{kind.tensorrt_rtx}.bin"
+    drivers = set()
+    has_old_default = False
+    for name in names:
+        has_old_default |= name == old_default
+        if match := pattern.fullmatch(name):
+            drivers.add(int(match[1]))
+    older = sorted((driver for driver in drivers if driver < newest), reverse=True)
+    found = [kind.file_name(), *(f"{_prefix(kind)}{driver}.bin" for driver in older)]
+    return [*found, old_default] if has_old_default else found
 
 
 def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:

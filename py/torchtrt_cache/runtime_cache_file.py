@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from torchtrt_cache.cache_files import temporaries_among
@@ -53,6 +54,15 @@ class FileGeneration(NamedTuple):
     inode: int
     size: int  # bytes
     mtime_ns: int
+
+
+def generation_at(path: str) -> FileGeneration | None:
+    """The file's, without its lock; None if it is missing or empty, or its status is unknown."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return _generation_of(status) if status.st_size > 0 else None
 
 
 class Contents(NamedTuple):

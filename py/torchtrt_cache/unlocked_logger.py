@@ -23,7 +23,7 @@ class _WaitForUnlock(logging.Filter):
 
 
 def unlocked_logger(name: str) -> logging.Logger:
-    """The logger `torch_tensorrt.runtime.<name>`, whose records reach no handler under a file's lock.
+    """The logger `torch_tensorrt.runtime.<name>`. Its records reach no handler under a file's lock.
 
     Users set the level of "torch_tensorrt", whichever package a module is in.
     """
