@@ -1,0 +1,367 @@
+"""An object store that is used by a process of its own.
+
+    python -m torchtrt_cache.store_process URL
+
+is that process. Its standard input is a socket for packets of JSON, which are requests and replies.
+It ends when the other end is closed. A body comes beside a packet, as the descriptor of a memfd.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from torchtrt_cache.objects import ObjectContents, ObjectGeneration, ObjectStoreError
+
+if TYPE_CHECKING:
+    from torchtrt_cache.object_store import ObjectStore
+
+# Modules are found where this process finds them. "-m" would look into the current directory first.
+_PROGRAM = (
+    "import sys; url, *sys.path = sys.argv[1:]; "
+    "from torchtrt_cache.store_process import serve; serve(url)"
+)
+_LONGEST_PACKET = 1 << 16  # bytes
+_LONGEST_STDERR = 1 << 12  # bytes at its end that are looked at
+_LONGEST_EXIT = 1.0  # seconds from the end of the socket to that of the process
+_CHECK_INTERVAL = 5.0  # seconds
+
+Packet = dict[str, Any]
+
+
+def check_library() -> None:
+    """Raises ImportError if the library for object stores is missing."""
+    # Not by an import, after which the library would hang in a child of fork.
+    if importlib.util.find_spec("obstore") is None:
+        raise ImportError(
+            "Runtime caches on object stores need obstore: "
+            "pip install 'torch-tensorrt-rtx-runtime[fleet]'"
+        )
+
+
+class StoreProcess:
+    """The objects under a URL, by a helper process that the first request starts.
+
+    The helper can be killed at a deadline, and a fork of this process does not harm it. It ends
+    after this process, whatever ended that, when an upload under way is complete.
+
+    Requests raise ObjectStoreError: for the store's reason, because the helper ended, or with "no
+    answer within N ms" past the deadline (by time.monotonic()). In the latter cases the helper is
+    dead, and the next request starts another. A replacement may have happened nevertheless.
+
+    Thread safety: any method, any thread. Requests wait for each other.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._turn = threading.Lock()  # of one request
+        self._helper: _Helper | None = None
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def generation(
+        self, name: str, *, deadline: float = math.inf
+    ) -> ObjectGeneration | None:
+        """Returns None if there is no such object."""
+        value, _ = self._request({"call": "generation", "name": name}, deadline)
+        return _generation(value)
+
+    def read(
+        self,
+        name: str,
+        *,
+        on_first_byte: Callable[[], None] = lambda: None,
+        deadline: float = math.inf,
+    ) -> ObjectContents | None:
+        """Returns None if there is no such object.
+
+        Args:
+            on_first_byte: Called when the first byte has arrived, in this thread. An empty object
+                has none.
+        """
+        request = {"call": "read", "name": name}
+        value, body = self._request(request, deadline, on_first_byte=on_first_byte)
+        generation = _generation(value)
+        return None if generation is None else ObjectContents(body, generation)
+
+    def replace(
+        self,
+        name: str,
+        data: memoryview,
+        expected: ObjectGeneration | None,
+        *,
+        deadline: float = math.inf,
+    ) -> ObjectGeneration | None:
+        """Writes an object unless somebody else did; see ObjectStore.replace."""
+        request = {"call": "replace", "name": name, "expected": expected}
+        with _memory_file() as body:
+            body.write(data)
+            value, _ = self._request(request, deadline, body)
+        return _generation(value)
+
+    def names(self, *, deadline: float = math.inf) -> list[str]:
+        """The objects right under the URL."""
+        _, body = self._request({"call": "names"}, deadline)
+        names: list[str] = json.loads(bytes(body))
+        return names
+
+    def close(self) -> None:
+        """Kills the helper. A request under way fails, and a later one starts another helper."""
+        helper = self._helper
+        if helper is not None:
+            helper.kill()
+        if self._turn.acquire(blocking=False):
+            self._drop_dead_helper()
+            self._turn.release()
+
+    def abandon(self) -> None:
+        """In a child of fork: leaves the helper to the parent. A request starts another."""
+        self._turn = threading.Lock()
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            helper.abandon()
+
+    def _request(
+        self,
+        request: Packet,
+        deadline: float,
+        body: IO[bytes] | None = None,
+        on_first_byte: Callable[[], None] = lambda: None,
+    ) -> tuple[Any, memoryview]:
+        """Returns the value of the reply, and its body."""
+        timeout = max(0.0, deadline - time.monotonic())
+        late = f"no answer within {timeout * 1000:.0f} ms"
+        if not self._turn.acquire(timeout=-1 if timeout == math.inf else timeout):
+            raise ObjectStoreError(late)
+        try:
+            helper = self._running_helper()
+            try:
+                helper.channel.send(request, body)
+                reply, contents = helper.channel.receive(deadline)
+                while "first_byte" in reply:
+                    on_first_byte()
+                    reply, contents = helper.channel.receive(deadline)
+            except TimeoutError:
+                helper.kill()
+                raise ObjectStoreError(late) from None
+            except (EOFError, ConnectionError):
+                raise ObjectStoreError(helper.cause_of_death()) from None
+            except BaseException:  # as of on_first_byte; the reply is still to come
+                helper.kill()
+                raise
+        finally:
+            self._drop_dead_helper()
+            self._turn.release()
+        if "error" in reply:
+            raise ObjectStoreError(reply["error"])
+        return reply["value"], contents
+
+    def _running_helper(self) -> _Helper:
+        """Requires the turn, as the other."""
+        self._drop_dead_helper()  # somebody may have killed it meanwhile
+        if self._helper is None:
+            self._helper = _Helper(self._url)
+        return self._helper
+
+    def _drop_dead_helper(self) -> None:
+        if self._helper is not None and self._helper.has_ended():
+            self._helper.close()
+            self._helper = None
+
+
+class _Helper:
+    """A process that runs `serve`.
+
+    Thread safety: any thread may call `has_ended` and `kill`.
+    """
+
+    def __init__(self, url: str) -> None:
+        # The package may have come from elsewhere than sys.path.
+        path = [*sys.path, str(Path(__file__).parent.parent)]
+        self._watch = (
+            threading.Lock()
+        )  # so that the process id is not another's by a kill
+        self._stderr = _memory_file()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel = _Channel(ours)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-c", _PROGRAM, url, *path],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.close()
+            raise ObjectStoreError(
+                f"can't start '{sys.executable}': {error.strerror}"
+            ) from error
+        finally:
+            theirs.close()
+
+    def has_ended(self) -> bool:
+        with self._watch:
+            return self._process.poll() is not None
+
+    def kill(self) -> None:
+        with self._watch:
+            self._process.kill()
+            self._process.wait()
+
+    def cause_of_death(self) -> str:
+        """Of a process that closed its end of the socket, or was killed."""
+        with self._watch, suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LONGEST_EXIT)
+        self.kill()
+        status = self._process.returncode
+        if status < 0:
+            return f"the helper process was killed by signal {-status}"
+        return f"the helper process ended with status {status}: {self._last_line()}"
+
+    def close(self) -> None:
+        """Closes the descriptors."""
+        self.channel.close()
+        self._stderr.close()
+
+    def abandon(self) -> None:
+        """In a child of fork, whose parent has the process."""
+        self.close()
+        self._process.returncode = 0  # else its destructor warns that it still runs
+
+    def _last_line(self) -> str:
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - _LONGEST_STDERR))
+        lines = self._stderr.read().decode(errors="replace").splitlines()
+        return lines[-1].strip() if lines else "it said nothing"
+
+
+class _Channel:
+    """One end of a socket for packets, each with the contents of at most one file beside it.
+
+    Raises ConnectionError if the other end is closed.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def send(self, packet: Packet, body: IO[bytes] | None = None) -> None:
+        self._socket.settimeout(None)
+        files = []
+        if body is not None:
+            body.flush()
+            files = [body.fileno()]
+        socket.send_fds(self._socket, [json.dumps(packet).encode()], files)
+
+    def receive(self, deadline: float) -> tuple[Packet, memoryview]:
+        """Returns a packet and the contents beside it, which may be written to.
+
+        Raises TimeoutError, or EOFError if the other end is closed.
+        """
+        left = max(1e-6, deadline - time.monotonic())  # 0 would say something else
+        self._socket.settimeout(None if left == math.inf else left)
+        data, files, _, _ = socket.recv_fds(
+            self._socket, _LONGEST_PACKET, 1, socket.MSG_CMSG_CLOEXEC
+        )
+        if not data:
+            raise EOFError
+        packet: Packet = json.loads(data)
+        contents = memoryview(bytearray())
+        for file in files:
+            size = os.fstat(file).st_size
+            if size > 0:  # else it can't be mapped
+                contents = memoryview(mmap.mmap(file, size, access=mmap.ACCESS_COPY))
+            os.close(file)
+        return packet, contents
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _memory_file() -> IO[bytes]:
+    return os.fdopen(os.memfd_create("torchtrt-cache"), "w+b")
+
+
+def _generation(value: list[str | None] | None) -> ObjectGeneration | None:
+    return None if value is None else ObjectGeneration(*value)
+
+
+def serve(url: str) -> None:
+    """The helper: obeys the requests at the standard input until its end."""
+    # Else it would miss what its parent does at these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server = _Server(url, _Channel(socket.socket(fileno=sys.stdin.fileno())))
+    with suppress(EOFError, ConnectionError):
+        while True:
+            server.obey()
+
+
+class _Server:
+    def __init__(self, url: str, channel: _Channel) -> None:
+        self._url = url
+        self._channel = channel
+        self._parent = os.getppid()
+        self._store: ObjectStore | None = None
+
+    def obey(self) -> None:
+        """Replies to one request. Raises EOFError or ConnectionError if nobody is there for it."""
+        try:
+            request, data = self._channel.receive(time.monotonic() + _CHECK_INTERVAL)
+        except TimeoutError:
+            self._check_parent()
+            return
+        with _memory_file() as body:
+            try:
+                reply = {"value": self._value(request, data, body)}
+            except ObjectStoreError as error:
+                reply = {"error": str(error)}
+            self._channel.send(reply, body)
+
+    def _value(self, request: Packet, data: memoryview, body: IO[bytes]) -> Any:
+        """Of the reply to a request with that data; writes its body."""
+        from torchtrt_cache.object_store import ObjectStore
+
+        if self._store is None:
+            self._store = ObjectStore(self._url)
+        call = request["call"]
+        if call == "generation":
+            return self._store.generation(request["name"])
+        if call == "read":
+            return self._store.read(request["name"], partial(self._take, body))
+        if call == "replace":
+            expected = _generation(request["expected"])
+            return self._store.replace(request["name"], data, expected)
+        body.write(json.dumps(self._store.names()).encode())
+        return None
+
+    def _take(self, body: IO[bytes], chunk: bytes) -> None:
+        if body.tell() == 0:
+            self._channel.send({"first_byte": True})
+        body.write(chunk)
+        self._check_parent()
+
+    def _check_parent(self) -> None:
+        """Raises EOFError if the parent ended, though a child of it has its end of the socket."""
+        if os.getppid() != self._parent:
+            raise EOFError
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
