@@ -96,8 +96,8 @@ class ObjectStore:
             expected: What is replaced; None if there must be no such object.
 
         Returns:
-            The new generation. None if the object has another one than `expected`. That may be ours:
-            after an error of the server the library tries again, and meets what it wrote.
+            The new generation. None if the object has another one than `expected`. That may be
+            ours, if the response to a put was lost.
         """
         seconds = _UPLOAD_TIMEOUT + len(data) / _SLOWEST_UPLOAD
         # The library's limit for reading includes the time that the body takes.
@@ -110,7 +110,7 @@ class ObjectStore:
         try:
             result = obstore.put(store, name, data, mode=mode, use_multipart=False)
         except _ERRORS as error:
-            if _is_conflict(error):
+            if _is_conflict(error) or self._is_changed(name, expected, error):
                 return None
             raise _failure(error, seconds) from error
         return ObjectGeneration(result["e_tag"], result["version"])
@@ -123,6 +123,18 @@ class ObjectStore:
             raise _failure(error) from error
         # The empty name is that of an object that stands for the prefix.
         return [meta["path"] for meta in listed["objects"] if meta["path"]]
+
+    def _is_changed(
+        self, name: str, expected: ObjectGeneration | None, error: Exception
+    ) -> bool:
+        """Whether a put without a response met, or left, another generation."""
+        # A server may refuse a put and close the connection before it has read the body.
+        if _status(error) is not None:
+            return False
+        try:
+            return self.generation(name) != expected
+        except ObjectStoreError:
+            return False
 
     def _connect(
         self, read_timeout: float, timeout: float
