@@ -20,6 +20,7 @@
 #include "tests/util/simulation/SimulatedDevice.h"
 #include "tests/util/simulation/SimulatedPlan.h"
 #include "tests/util/simulation/SimulatedRuntime.h"
+#include "tests/util/simulation/byte_stream.h"
 #include "tests/util/temporary_directory.h"
 
 namespace torch_tensorrt::tests {
@@ -204,6 +205,30 @@ TEST(SimulatedEngineTest, SerializesToItsPlan) {
   const Loaded loaded = load(std::make_shared<SimulatedDevice>(), dynamic_plan());
   const std::unique_ptr<nvinfer1::IHostMemory> memory(loaded.engine->serialize());
   EXPECT_EQ(std::string(static_cast<const char*>(memory->data()), memory->size()), bytes);
+}
+
+// The least that TensorRT-RTX's builder might write.
+std::string real_plan() {
+  ByteWriter writer;
+  for (const uint64_t number : {0x74727476U, 2U, 32U, 0U}) {
+    writer.number(number);
+  }
+  return writer.take();
+}
+
+TEST(SimulatedPlanTest, ARealOneHasNoTensorsAndNoKernels) {
+  const SimulatedPlan plan = parse_plan(real_plan());
+  EXPECT_TRUE(plan.inputs.empty());
+  EXPECT_TRUE(plan.outputs.empty());
+  EXPECT_TRUE(plan.kernels.empty());
+}
+
+TEST(SimulatedPlanTest, RefusesWhatHasNotTheSizeOfARealOne) {
+  const std::string bytes = real_plan();
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    EXPECT_THROW(parse_plan(bytes.substr(0, size)), Error) << size;
+  }
+  EXPECT_THROW(parse_plan(bytes + "x"), Error);
 }
 
 TEST(SimulatedEngineTest, GarbageIsNoPlan) {

@@ -49,7 +49,8 @@ struct SimulatedPlan {
 // (uint64), per_shape (uint8). Throws torch_tensorrt::Error naming what in `plan` is inconsistent.
 std::string make_plan(const SimulatedPlan& plan);
 
-// The inverse; throws torch_tensorrt::Error on bytes that make_plan() would not write.
+// The inverse. A real plan of TensorRT-RTX is one without tensors and kernels. Throws torch_tensorrt::Error on other
+// bytes that make_plan() would not write.
 SimulatedPlan parse_plan(std::string_view bytes);
 
 // `count` kernels of `size` bytes named `prefix`0, `prefix`1, ...

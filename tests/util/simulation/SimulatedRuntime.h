@@ -9,7 +9,7 @@
 namespace torch_tensorrt::tests {
 
 // createInferRuntime() of the simulated device; the caller owns the runtime, nullptr where the call is to fail. Its
-// engines come from make_plan()'s plans (SimulatedPlan.h), have one optimization profile, and run synchronously on host
+// engines come from what parse_plan() takes (SimulatedPlan.h), have one optimization profile, and run synchronously on host
 // memory at the addresses given to setTensorAddress(), whatever the stream. `logger`, when given, hears of every error
 // and must outlive all that comes of the runtime.
 //

@@ -14,7 +14,7 @@ nvinfer1::ILogger& log_forwarder();
 
 core::runtime::RuntimeCacheKind kind_of(const SimulatedDevice& device);
 
-// Loads make_plan()'s plans on `device`; its engines want their tensors on the CPU. Each engine has a runtime of its
+// Loads what parse_plan() takes on `device`; its engines want their tensors on the CPU. Each engine has a runtime of its
 // own, as with the default loader. The device's errors go to the log as TensorRT-RTX's do.
 core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device);
 
