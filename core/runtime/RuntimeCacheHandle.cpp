@@ -100,7 +100,8 @@ size_t hash(View bytes) {
   return std::hash<std::string_view>()({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-at::Tensor copy(const at::Tensor& bytes) {
+// The bytes in one piece, uncopied where they are so already. Throws unless they are a tensor of bytes.
+at::Tensor contiguous_bytes(const at::Tensor& bytes) {
   if (!bytes.defined()) {
     TORCHTRT_THROW_ERROR("The bytes of a runtime cache are an undefined tensor");
   }
@@ -110,7 +111,11 @@ at::Tensor copy(const at::Tensor& bytes) {
         "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the CPU, got one of "
         << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", " << bytes.layout());
   }
-  const at::Tensor contiguous = bytes.contiguous();
+  return bytes.contiguous();
+}
+
+at::Tensor copy(const at::Tensor& bytes) {
+  const at::Tensor contiguous = contiguous_bytes(bytes);
   const at::Tensor copied = allocate(contiguous.numel());
   if (!view(contiguous).empty()) {
     std::memcpy(copied.mutable_data_ptr(), contiguous.const_data_ptr(), contiguous.nbytes());
@@ -428,6 +433,24 @@ void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
       TORCHTRT_THROW_ERROR("TensorRT-RTX could not clear the runtime cache '" << path_ << "'");
     }
   }
+}
+
+at::Tensor RuntimeCacheHandle::merged(const at::Tensor& theirs, const at::Tensor& ours, const std::string& file_name)
+    const {
+  const at::Tensor first = contiguous_bytes(theirs);
+  const at::Tensor second = contiguous_bytes(ours);
+  const auto live = live_of_kind(file_name);
+  if (live == nullptr) {
+    TORCHTRT_THROW_ERROR(
+        "The runtime cache '" << path_ << "' is not in use on a device of the kind '" << file_name << "'");
+  }
+  const auto merged = live->merge(view(first), view(second));
+  if (!merged.bytes.defined()) {
+    TORCHTRT_THROW_ERROR(
+        "Can't merge runtime caches of " << first.numel() << " and " << second.numel() << " bytes of the kind '"
+                                         << file_name << "': " << merged.reason_against);
+  }
+  return merged.bytes;
 }
 
 bool RuntimeCacheHandle::has_cache() const {
@@ -1062,6 +1085,19 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
     for (const auto& live : *lives) {
       if (live->device() == device) {
         return live->cache();
+      }
+    }
+  }
+  return nullptr;
+}
+
+// Null if the handle is live on no device of that kind.
+std::shared_ptr<LiveRuntimeCache> RuntimeCacheHandle::live_of_kind(const std::string& file_name) const {
+  const std::lock_guard lock(state_mutex_);
+  if (const auto* lives = std::get_if<Lives>(&contents_)) {
+    for (const auto& live : *lives) {
+      if (live->kind() && live->kind()->file_name() == file_name) {
+        return live;
       }
     }
   }

@@ -152,6 +152,12 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   // document it. An empty tensor clears either.
   void deserialize(const at::Tensor& bytes);
 
+  // Merges two serialized caches of the kind of machine whose RuntimeCacheKind::file_name() is `file_name`, and returns
+  // the kernels of both: bytes of the size of `theirs` if that has them all. Each is a uint8 tensor [size in bytes] on
+  // the CPU. What the handle has does not count and does not change. Throws if the handle is not live on a device of
+  // that kind, or if the two can't be merged. Waits for no lock of a file, nor for a load or save.
+  at::Tensor merged(const at::Tensor& theirs, const at::Tensor& ours, const std::string& file_name) const;
+
   // Whether there are bytes, or a live cache.
   bool has_cache() const;
 
@@ -239,6 +245,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   void save_at_exit() noexcept;
   const std::string& path_or_default(const std::string& path) const;
   std::shared_ptr<nvinfer1::IRuntimeCache> live_cache(c10::Device device) const;
+  std::shared_ptr<LiveRuntimeCache> live_of_kind(const std::string& file_name) const;
   Place place_of(const std::string& path) const;
   LivesByFile lives_by_file(const Place& place) const;
   int64_t load_locked(const Place& place);

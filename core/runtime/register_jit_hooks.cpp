@@ -134,6 +134,7 @@ TORCH_LIBRARY(tensorrt, m) {
       .def("detach", [](const c10::intrusive_ptr<RuntimeCacheHandle>& self) { return self->detach(); })
       .def("serialize", &RuntimeCacheHandle::serialize)
       .def("deserialize", &RuntimeCacheHandle::deserialize)
+      .def("merged", &RuntimeCacheHandle::merged)
       .def("has_cache", &RuntimeCacheHandle::has_cache)
       .def("load", &RuntimeCacheHandle::load, "", {torch::arg("path") = ""})
       .def("save", &RuntimeCacheHandle::save, "", {torch::arg("path") = ""})

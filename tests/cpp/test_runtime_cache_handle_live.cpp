@@ -108,6 +108,42 @@ TEST_F(LiveRuntimeCacheHandleTest, BytesItHandedOutOutliveIt) {
   EXPECT_THAT(kernels_in(bytes), ElementsAre("a"));
 }
 
+TEST_F(LiveRuntimeCacheHandleTest, MergesWithoutBeingLocked) {
+  const auto cache = live_cache({"a"});
+  const std::string kind = kind_of(*device_).file_name();
+  const at::Tensor theirs = live_cache({"b"})->serialize();
+  const at::Tensor ours = live_cache({"c"})->serialize();
+  int uses = 0;
+  device_->before("IRuntimeCache::reset", [&] {
+    std::thread([&] { EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a")); }).join();
+    ++uses;
+  });
+  EXPECT_THAT(kernels_in(cache->merged(theirs, ours, kind)), ElementsAre("b", "c"));
+  EXPECT_GT(uses, 0);
+  device_->before("IRuntimeCache::reset", {});
+  EXPECT_THAT([&] { cache->merged(theirs, {}, kind); }, ThrowsMessage<Error>(HasSubstr("undefined tensor")));
+}
+
+TEST_F(LiveRuntimeCacheHandleTest, MergesFromSeveralThreadsWhileKernelsCompile) {
+  const auto cache = live_cache({"a"});
+  const std::string kind = kind_of(*device_).file_name();
+  const at::Tensor theirs = live_cache({"b"})->serialize();
+  const at::Tensor ours = live_cache({"c"})->serialize();
+  std::vector<std::thread> merging(3);
+  for (std::thread& thread : merging) {
+    thread = std::thread([&] {
+      for (int i = 0; i < 20; ++i) {
+        EXPECT_THAT(kernels_in(cache->merged(theirs, ours, kind)), ElementsAre("b", "c"));
+      }
+    });
+  }
+  compile(cache, {"d", "e", "f"});
+  for (std::thread& thread : merging) {
+    thread.join();
+  }
+  EXPECT_THAT(kernels_in(cache->serialize()), ElementsAre("a", "d", "e", "f"));
+}
+
 TEST_F(LiveRuntimeCacheHandleTest, ThreadsUseItWhileKernelsCompile) {
   const auto cache = live_cache({"a"});
   std::atomic<bool> done{false};

@@ -9,9 +9,9 @@
 namespace torch_tensorrt::tests {
 
 // createInferRuntime() of the simulated device; the caller owns the runtime, nullptr where the call is to fail. Its
-// engines come from what parse_plan() takes (SimulatedPlan.h), have one optimization profile, and run synchronously on host
-// memory at the addresses given to setTensorAddress(), whatever the stream. `logger`, when given, hears of every error
-// and must outlive all that comes of the runtime.
+// engines come from what parse_plan() takes (SimulatedPlan.h), have one optimization profile, and run synchronously on
+// host memory at the addresses given to setTensorAddress(), whatever the stream. `logger`, when given, hears of every
+// error and must outlive all that comes of the runtime.
 //
 // Kernels without per_shape compile when an execution context is created. The others compile at the first enqueueV3
 // with new input shapes: before it runs (kEAGER), in a thread of the context's own after it (kLAZY, the default), or

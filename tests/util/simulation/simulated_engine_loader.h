@@ -14,8 +14,8 @@ nvinfer1::ILogger& log_forwarder();
 
 core::runtime::RuntimeCacheKind kind_of(const SimulatedDevice& device);
 
-// Loads what parse_plan() takes on `device`; its engines want their tensors on the CPU. Each engine has a runtime of its
-// own, as with the default loader. The device's errors go to the log as TensorRT-RTX's do.
+// Loads what parse_plan() takes on `device`; its engines want their tensors on the CPU. Each engine has a runtime of
+// its own, as with the default loader. The device's errors go to the log as TensorRT-RTX's do.
 core::runtime::EngineLoader simulated_engine_loader(std::shared_ptr<SimulatedDevice> device);
 
 // Every plan of this process is loaded on `device` as long as this lives. Not thread-safe: one at a time, or nested.

@@ -14,12 +14,14 @@ from typing import Any
 import tensorrt_rtx as trt
 import torch
 
+from torch_tensorrt.runtime._cache.tensor_memory import tensor_of
+
 Dims = tuple[int, ...]
 
 
 def _tensor(buffer: Any) -> torch.Tensor:
     """A copy of the bytes; the C++ interface takes tensors."""
-    return torch.frombuffer(bytearray(buffer), dtype=torch.uint8)
+    return tensor_of(bytearray(buffer))
 
 
 def _host_memory(tensor: torch.Tensor | None) -> Any:

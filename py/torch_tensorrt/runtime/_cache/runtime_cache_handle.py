@@ -279,6 +279,48 @@ class RuntimeCacheHandle:
                         f"TensorRT-RTX could not clear the runtime cache '{self._path}'"
                     )
 
+    def merged(
+        self, theirs: torch.Tensor, ours: torch.Tensor, file_name: str
+    ) -> torch.Tensor:
+        """Merges two serialized caches of one kind of machine, and returns the kernels of both.
+
+        The result is of the size of `theirs` if that has them all. What the handle has does not
+        count and does not change. Waits for no lock of a file, nor for a load or save.
+
+        Args:
+            theirs: uint8 [size in bytes] on the CPU.
+            ours: Likewise.
+            file_name: `RuntimeCacheKind.file_name()` of the kind.
+
+        Raises:
+            RuntimeError: The handle is not live on a device of that kind, or the two can't be
+                merged, or one is another tensor.
+        """
+        first, second = _contiguous_bytes(theirs), _contiguous_bytes(ours)
+        live = self._live_of_kind(file_name)
+        if live is None:
+            raise RuntimeError(
+                f"The runtime cache '{self._path}' is not in use on a device of the kind "
+                f"'{file_name}'"
+            )
+        merged = live.merge(memory_of(first), memory_of(second))
+        if merged.data is None:
+            raise RuntimeError(
+                f"Can't merge runtime caches of {first.numel()} and {second.numel()} bytes of the "
+                f"kind '{file_name}': {merged.reason_against}"
+            )
+        return tensor_of(merged.data)
+
+    def _live_of_kind(self, file_name: str) -> LiveRuntimeCache | None:
+        """None if the handle is live on no device of that kind."""
+        with self._locked_state():
+            if isinstance(self._contents, torch.Tensor):
+                return None
+            for live in self._contents:
+                if live.kind is not None and live.kind.file_name() == file_name:
+                    return live
+            return None
+
     def has_cache(self) -> bool:
         """Whether there are bytes, or a live cache."""
         with self._locked_state():
@@ -1155,7 +1197,12 @@ def _lazy_clone(data: torch.Tensor) -> torch.Tensor:
     return clone
 
 
-def _copy(data: torch.Tensor) -> torch.Tensor:
+def _contiguous_bytes(data: torch.Tensor) -> torch.Tensor:
+    """The bytes in one piece, uncopied where they are so already.
+
+    Raises:
+        RuntimeError: They are no tensor of bytes.
+    """
     wanted = (
         "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the "
         "CPU, got "
@@ -1168,4 +1215,8 @@ def _copy(data: torch.Tensor) -> torch.Tensor:
             f"{wanted}one of {data.dtype} and shape {list(data.shape)} on {data.device}, "
             f"{data.layout}"
         )
-    return data.detach().clone(memory_format=torch.contiguous_format)
+    return data.detach().contiguous()
+
+
+def _copy(data: torch.Tensor) -> torch.Tensor:
+    return _contiguous_bytes(data).clone()
