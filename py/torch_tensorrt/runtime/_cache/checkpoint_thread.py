@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import queue
 import threading
 import time
@@ -19,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from torch_tensorrt.runtime._cache.checkpoint_schedule import CheckpointSchedule, Found
 from torch_tensorrt.runtime._cache.exit_deadline import exit_deadline
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
+from torch_tensorrt.runtime._cache.stream_capture import relaxed_stream_capture
 from torchtrt_cache.file_lock import LockWaits, deferred_calls
 from torchtrt_cache.unlocked_logger import unlocked_logger
 
@@ -26,7 +25,6 @@ _LOGGER = unlocked_logger("checkpoint_thread")
 
 _PAUSE_PER_WORK = 100
 _LOG_PATIENCE = 0.1  # seconds
-_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 _Result = TypeVar("_Result")
 
@@ -170,11 +168,11 @@ class CheckpointThread:
             try:
                 message = self._messages.get(timeout=self._pause())
             except queue.Empty:
-                self._checkpoint_all()
-            else:
+                message = self._checkpoint_all
+            with relaxed_stream_capture():
                 message()
-            while self._jobs:
-                self._run_job()
+                while self._jobs:
+                    self._run_job()
 
     def _pause(self) -> float | None:
         dues = [s.due() for s in self._schedules.values()]
@@ -203,7 +201,6 @@ class CheckpointThread:
         work, future = self._jobs.popleft()
         if not future.set_running_or_notify_cancel():
             return
-        _relax_stream_capture()
         with self._logging_afterwards():
             try:
                 future.set_result(work())
@@ -220,7 +217,6 @@ class CheckpointThread:
 
     def _checkpoint_all(self) -> None:
         """Saves every cache that is due."""
-        _relax_stream_capture()
         now = time.monotonic()
         work = 0.0
         for reference, schedule in self._schedules.items():
@@ -247,11 +243,3 @@ checkpoint_thread = CheckpointThread()
 
 def _wake() -> None:
     pass
-
-
-def _relax_stream_capture() -> None:
-    """Of the calling thread alone."""
-    with suppress(OSError, AttributeError):  # without CUDA there is nothing to capture
-        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
-        mode = ctypes.c_int(_RELAXED)
-        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
