@@ -64,6 +64,19 @@ class CacheURL:
         url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/"
         return cls(url, is_read_only, **timeouts)
 
+    def __str__(self) -> str:
+        """What `parse` makes this of again."""
+        query = {key: f"{getattr(self, key):g}" for key in _TIMEOUTS}
+        defaults = CacheURL(self.url)
+        parts = [
+            f"{key}={value}"
+            for key, value in query.items()
+            if getattr(self, key) != getattr(defaults, key)
+        ]
+        if self.is_read_only:
+            parts.insert(0, "mode=read")
+        return f"{self.url}?{'&'.join(parts)}" if parts else self.url
+
 
 def is_url(text: str) -> bool:
     """Whether a runtime cache's place is written as a URL, and not as a path."""

@@ -64,7 +64,7 @@ class ObjectStore:
     def read(
         self, name: str, sink: Callable[[bytes], object]
     ) -> ObjectGeneration | None:
-        """Gives the object's bytes to `sink` as they come; returns None if there is no such object."""
+        """Gives the object's bytes to `sink` as they come. Returns None if it is missing."""
         try:
             result = obstore.get(self._store, name)
         except _ERRORS as error:

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._cache.checked_path import checked_place
 from torch_tensorrt.runtime._engine.engine_module import EngineModule
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torchtrt_cache.cache_url import is_url
 from torchtrt_cache.kinds import is_directory
 
 logger = logging.getLogger(__name__)
@@ -99,9 +100,9 @@ def runtime_cache(
     use_python_runtime = not _is_cpp_runtime(modules)
     save: Callable[[], object]
     if isinstance(path_or_stream, (str, os.PathLike)):
-        path = checked_path(path_or_stream)
+        path = checked_place(path_or_stream)
         cache = RuntimeCache(path, use_python_runtime=use_python_runtime)
-        if not is_directory(path):
+        if not (is_url(path) or is_directory(path)):
             _load_or_warn(cache)
         save = cache.save
     else:

@@ -26,7 +26,7 @@ from torch_tensorrt.runtime._cache.byte_streams import (
     read_all,
     write_all,
 )
-from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._cache.checked_path import checked_path, checked_place
 from torch_tensorrt.runtime._cache.checkpoint_thread import checkpoint_thread
 from torch_tensorrt.runtime._cache.exit_deadline import (
     EXIT_TIMEOUT,
@@ -34,6 +34,12 @@ from torch_tensorrt.runtime._cache.exit_deadline import (
     exit_deadline,
 )
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
+from torch_tensorrt.runtime._cache.remote_tier import (
+    RemoteTier,
+    end_all,
+    push_all_within,
+    remote_tier_of,
+)
 from torch_tensorrt.runtime._cache.runtime_cache_handle import (
     RuntimeCacheHandle,
     has_file,
@@ -42,6 +48,7 @@ from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
+from torchtrt_cache.cache_url import CacheURL, is_url
 from torchtrt_cache.file_lock import (
     call_without_lock,
     deferred_calls,
@@ -117,15 +124,22 @@ class _PathCaches:
         self, path: str, use_python_runtime: bool
     ) -> tuple[RuntimeCache, bool]:
         """The cache, and whether it is new."""
-        directory, name = (path, "") if is_directory(path) else os.path.split(path)
-        key = (os.path.realpath(directory), name, use_python_runtime)
+        tier = None
+        if is_url(path):
+            tier = remote_tier_of(CacheURL.parse(path))
+            key = (str(tier.url), "", use_python_runtime)
+            path = tier.directory
+        else:
+            is_one = is_directory(path)
+            directory, name = (path, "") if is_one else os.path.split(path)
+            key = (os.path.realpath(directory), name, use_python_runtime)
         with self.locked():
             cache = self.caches.get(key)
             if cache is not None:
                 return cache, False
             cache = RuntimeCache.__new__(RuntimeCache)
             handle = _make_handle(path, use_python_runtime, is_path_cache=True)
-            cache._init(handle, key)
+            cache._init(handle, key, tier)
             cache.autosave_on_del = True
             self.caches[key] = cache
             return cache, True
@@ -206,12 +220,14 @@ class RuntimeCache:
     ) -> None:
         if use_python_runtime is None:
             use_python_runtime = library_error() is not None
-        path = checked_path(path, may_be_empty=True)
-        self._init(_make_handle(path, use_python_runtime), None)
+        path = checked_place(path, may_be_empty=True)
+        tier = remote_tier_of(CacheURL.parse(path)) if is_url(path) else None
+        handle = _make_handle(tier.directory if tier else path, use_python_runtime)
+        self._init(handle, None, tier)
         self.checkpoints = checkpoints
         self.autosave_on_del = autosave_on_del
 
-    def _init(self, handle: _Handle, key: _Key | None) -> None:
+    def _init(self, handle: _Handle, key: _Key | None, tier: RemoteTier | None) -> None:
         """`key`: that of a path cache, of which there is one in a process."""
         self._atexit_token: functools.partial[None] | None = None
         self._process = os.getpid()
@@ -219,6 +235,9 @@ class RuntimeCache:
         self._handle = handle
         handle.autosave = key is not None
         self._key = key
+        self._tier = tier
+        if tier is not None:
+            tier.caches.add(self)
         self._last_warning = -math.inf  # by time.monotonic()
         self._has_ended = (
             False  # saved for the last time, unless it is a path cache and used again
@@ -226,8 +245,8 @@ class RuntimeCache:
 
     @property
     def path(self) -> str:
-        """The file or directory of `load` and `save` by default, empty if there is none."""
-        return self._handle.path
+        """The place of `load` and `save` by default, as it was given; empty if there is none."""
+        return self._handle.path if self._tier is None else str(self._tier.url)
 
     @property
     def autosave_on_del(self) -> bool:
@@ -277,6 +296,8 @@ class RuntimeCache:
             RuntimeError: The file can't be read or locked; there is no path.
             TypeError, ValueError: As for the constructor.
         """
+        if path is None:
+            self._wait_until_fetched()
         return self._handle.load(_path_or_default(path))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> int:
@@ -370,6 +391,7 @@ class RuntimeCache:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "handle": _state_of(self._handle),
+            "url": self.path if self._tier else None,
             "is_cpp_runtime": self.is_cpp_runtime(),
             "autosave_on_del": self.autosave_on_del,
             "checkpoints": self.checkpoints,
@@ -377,9 +399,25 @@ class RuntimeCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         use_python_runtime = not state["is_cpp_runtime"] or library_error() is not None
-        self._init(_restore_handle(state["handle"], use_python_runtime), None)
+        url = state.get("url")  # which older pickles lack
+        tier = None
+        path, data, files = state["handle"]
+        if url is not None:
+            tier = remote_tier_of(CacheURL.parse(url))
+            path = tier.directory
+        handle = _restore_handle((path, data, files), use_python_runtime)
+        self._init(handle, None, tier)
         self.checkpoints = state["checkpoints"]
         self.autosave_on_del = state["autosave_on_del"]
+
+    def _begin_to_fetch(self) -> None:
+        """Of a URL, begins to fetch what an engine can start with."""
+        if self._tier is not None:
+            self._tier.begin()
+
+    def _wait_until_fetched(self) -> None:
+        if self._tier is not None:
+            self._tier.wait_until_fetched()
 
     def _attach(self, engine: _Engine) -> None:
         """An engine begins to use the cache."""
@@ -549,6 +587,7 @@ def save_all_within(seconds: float) -> None:
         cache: RuntimeCache | None = anchor.args[0]()
         if cache is not None:
             cache._save_or_warn(deadline)
+    push_all_within(max(0.0, deadline - time.monotonic()))
 
 
 def _restore_path_cache(
@@ -558,7 +597,7 @@ def _restore_path_cache(
     cache, is_new = _path_caches.find_or_make(path, use_python_runtime)
     if is_new:
         cache.checkpoints = checkpoints
-        if data and not has_file(path):
+        if data and not has_file(cache._handle.path):
             cache._handle.deserialize(tensor_of(data))
     return cache
 
@@ -571,8 +610,10 @@ def _autosave_at_exit(ref: weakref.ref[RuntimeCache]) -> None:
 
 
 @atexit.register  # now, so that it runs after all of those above
-def _stop_checkpoints() -> None:
-    checkpoint_thread.stop(begin_exit())
+def _end() -> None:
+    deadline = begin_exit()
+    checkpoint_thread.stop(deadline)
+    end_all(deadline)
 
 
 def _path_or_default(path: str | os.PathLike[str] | None) -> str:

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from torch_tensorrt.runtime._cache.checked_path import checked_path
+from torch_tensorrt.runtime._cache.checked_path import checked_place
 from torch_tensorrt.runtime._runtime_cache import RuntimeCache
+from torchtrt_cache.cache_url import is_url
 
 # In order of TensorRT-RTX's own values.
 DYNAMIC_SHAPES_KERNEL_SPECIALIZATION_STRATEGIES = ("lazy", "eager", "none")
@@ -103,7 +104,8 @@ def _checked_cache(value: object) -> RuntimeCache | str | None:
     if value is None:
         return None
     if isinstance(value, (str, os.PathLike)):
-        return _absolute(checked_path(value))
+        place = checked_place(value)
+        return place if is_url(place) else _absolute(place)
     if isinstance(value, RuntimeCache):
         return value
     raise TypeError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+
+from torchtrt_cache.cache_url import CacheURL, directory_of_file_url, is_url
 
 
 def checked_path(path: object, *, may_be_empty: bool = False) -> str:
@@ -27,4 +30,22 @@ def checked_path(path: object, *, may_be_empty: bool = False) -> str:
         raise ValueError(
             f"The path of a runtime cache is not valid UTF-8: {checked!r}"
         ) from error
+    return checked
+
+
+def checked_place(place: object, *, may_be_empty: bool = False) -> str:
+    """A path as `checked_path` returns it, or a URL that `CacheURL.parse` takes.
+
+    A `file://` URL becomes the path of its directory.
+
+    Raises:
+        TypeError, ValueError: As `checked_path` and `CacheURL.parse`.
+    """
+    checked = checked_path(place, may_be_empty=may_be_empty)
+    if is_url(checked):
+        return directory_of_file_url(checked) or str(CacheURL.parse(checked))
+    if isinstance(place, os.PathLike) and re.match("(s3|gs|az|file):/", checked):
+        raise ValueError(
+            f"The URL of a runtime cache is a str, got {place!r}, which lacks a slash"
+        )
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -43,14 +44,7 @@ def default_runtime_cache_path() -> str | None:
     directory = Path("torch_tensorrt")
     try:
         directory = _user_cache_directory()
-        checked_path(directory)
-        if sys.platform == "win32":
-            directory.mkdir(parents=True, exist_ok=True)
-        else:
-            _make_private_directory(directory)
-            for file in directory.iterdir():
-                if file.name.endswith((".bin", ".lock")):
-                    _check_file(file)
+        _make_usable(directory)
     except (OSError, ValueError, NotTrustedError) as error:
         logger.warning(
             "There is no default runtime cache, since '%s' can't be trusted or made: %s. Mend "
@@ -60,6 +54,37 @@ def default_runtime_cache_path() -> str | None:
         )
         return None
     return f"{directory}{os.sep}"
+
+
+def local_tier_of(url: str) -> str:
+    """The directory where this machine keeps what it shares with an object store.
+
+    It is a directory of the default cache's, made and refused by the same rules.
+
+    Raises:
+        RuntimeError: It is refused, or can't be made.
+    """
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    try:
+        directory = _user_cache_directory() / "remote" / name
+        _make_usable(directory)
+    except (OSError, ValueError, NotTrustedError) as error:
+        raise RuntimeError(
+            f"The runtime cache '{url}' has no place on this machine: {error}. Mend that, or let "
+            "XDG_CACHE_HOME name a directory that is yours alone"
+        ) from error
+    return f"{directory}{os.sep}"
+
+
+def _make_usable(directory: Path) -> None:
+    checked_path(directory)
+    if sys.platform == "win32":
+        directory.mkdir(parents=True, exist_ok=True)
+        return
+    _make_private_directory(directory)
+    for file in directory.iterdir():
+        if file.name.endswith((".bin", ".lock")):
+            _check_file(file)
 
 
 def _user_cache_directory() -> Path:

@@ -152,6 +152,8 @@ class EngineModule(torch.nn.Module):
             old = self._cache
             settings = self._with_cache(settings)
             if self._slot.engine is not None:
+                if isinstance(settings.runtime_cache, RuntimeCache):
+                    settings.runtime_cache._wait_until_fetched()
                 _apply(settings, self._slot.engine)
             self._settings = settings
             self._attach_to_cache()
@@ -211,6 +213,8 @@ class EngineModule(torch.nn.Module):
             )
         if self._cache is not None and self._cache._is_inherited():
             self.runtime_settings = self._settings  # with a cache of this process
+        if self._cache is not None:
+            self._cache._begin_to_fetch()
         arguments = (self._plan, self.input_binding_names, self.output_binding_names)
         engine: TRTEngine | Any
         if self._use_python_runtime:
@@ -221,6 +225,8 @@ class EngineModule(torch.nn.Module):
             engine = TRTEngine(*arguments)
         else:
             engine = torch.classes.tensorrt.Engine(*arguments)
+        if self._cache is not None:
+            self._cache._wait_until_fetched()
         _apply(self._settings, engine)
         return engine
 

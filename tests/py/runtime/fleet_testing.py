@@ -1,0 +1,72 @@
+"""Machines of a fleet: processes with a local tier each, on one object store."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.py.runtime.programs import Program, Programs
+from tests.util.servers.object_servers import environment_of_client
+
+BUCKET = "fleet"
+URL = f"s3://{BUCKET}/kernels/"
+GPU = "Simulated RTX GPU"
+OBJECT = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+SUMMARY = "is not in step with this machine"  # of the warning
+
+# What each machine begins with.
+_BEGIN = """
+from tests.py.runtime.fleet_testing import install_gpu
+install_gpu(gpu)
+os.environ.update(environment)
+device.set_environment(gpu=gpu, os_family="linux")
+from torch_tensorrt.runtime._runtime_cache import save_all_within
+modules = []
+def compile_(*names, place=url):
+    modules.extend(start(runtime, make_plan(name), place) for name in names)
+    return device.counters()["compilations"]
+"""
+
+
+def install_gpu(gpu: str) -> None:
+    """Makes this process find a CUDA driver that reports a GPU."""
+    os.environ.update(
+        FAKE_CUDA_GPU=gpu, FAKE_CUDA_CAPABILITY="8.9", FAKE_CUDA_DRIVER="13000"
+    )
+    ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
+
+
+def tier_of(directory: Path, url: str = URL) -> Path:
+    """The local tier of a machine whose user's caches are in `directory`."""
+    name = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return directory / "torch_tensorrt" / "remote" / name
+
+
+def start_machine(
+    programs: Programs,
+    runtime: str,
+    port: int,
+    directory: Path,
+    code: str,
+    *,
+    url: str = URL,
+    gpu: str = GPU,
+    **names: Any,
+) -> Program:
+    """A program on a machine whose user's caches are in `directory`.
+
+    Beside what `Programs.start` gives it, it has `compile_(*names)`, which starts engines on `url`
+    and returns how many kernels the machine has compiled.
+    """
+    environment = {**environment_of_client(port), "XDG_CACHE_HOME": str(directory)}
+    return programs.start(
+        _BEGIN + code,
+        runtime=runtime,
+        environment=environment,
+        url=url,
+        gpu=gpu,
+        **names,
+    )
