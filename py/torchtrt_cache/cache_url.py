@@ -80,7 +80,7 @@ class CacheURL:
 
 def is_url(text: str) -> bool:
     """Whether a runtime cache's place is written as a URL, and not as a path."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
 
 
 def directory_of_file_url(text: str) -> str | None:

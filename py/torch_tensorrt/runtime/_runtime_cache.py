@@ -237,7 +237,7 @@ class RuntimeCache:
         self._key = key
         self._tier = tier
         if tier is not None:
-            tier.caches.add(self)
+            tier.add(self)
         self._last_warning = -math.inf  # by time.monotonic()
         self._has_ended = (
             False  # saved for the last time, unless it is a path cache and used again

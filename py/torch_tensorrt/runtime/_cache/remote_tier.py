@@ -36,8 +36,7 @@ from torchtrt_cache.upload_schedule import UploadSchedule
 _LOGGER = unlocked_logger("remote_tier")
 
 _LONGEST_TRANSFER = 600.0  # seconds, as the others
-# After a failed fetch.
-_FIRST_PAUSE = 10.0
+_FIRST_PAUSE = 10.0  # after a failed fetch
 _LONGEST_PAUSE = 600.0
 
 
@@ -70,7 +69,6 @@ class RemoteTier:
     Attributes:
         url: The store.
         directory: The local tier, with a separator at its end.
-        caches: Those of this process, which can merge once an engine uses them.
     """
 
     def __init__(self, url: CacheURL) -> None:
@@ -81,7 +79,9 @@ class RemoteTier:
         start_over_in_children(self)
 
     def _start_over(self) -> None:
-        self.caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
+        self._caches: weakref.WeakValueDictionary[int, _Cache] = (
+            weakref.WeakValueDictionary()
+        )
         self._starting_lock = threading.Lock()
         self._store = StoreProcess(self.url.url)
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -99,16 +99,24 @@ class RemoteTier:
         self._store.abandon()
         self._start_over()
 
+    def add(self, cache: _Cache) -> None:
+        """A cache of this process on the tier, which can merge once an engine uses it."""
+        self._caches[id(cache)] = cache
+
     def begin(self) -> None:
         """Begins to fetch what an engine can start with, with the first call."""
         with deferred_calls(), self._starting_lock:
             if self._thread is not None or exit_deadline() < math.inf:
                 return
-            self._start = time.monotonic()
-            self._thread = threading.Thread(
+            thread = threading.Thread(
                 target=self._serve, name="torch_tensorrt remote tier", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._warn(str(error))
+                return
+            self._thread, self._start = thread, time.monotonic()
             if multiprocessing.parent_process() is not None:
                 # Before CPython 3.13 a worker that was forked ends without atexit's functions. Its
                 # caches are saved at priority 0, that is before this.
@@ -117,13 +125,14 @@ class RemoteTier:
     def wait_until_fetched(self) -> None:
         """Waits as long as an engine's start may wait for the store."""
         self.begin()
+        if self._thread is None:
+            return
         for event, timeout, what in (
             (self._has_first_byte, self.url.first_byte_timeout, "no answer"),
             (self._is_fetched, self.url.start_timeout, "not everything"),
         ):
             if not event.wait(max(0.0, self._start + timeout - time.monotonic())):
-                reason = f"{what} within {timeout:g} s"
-                self._messages.put(partial(self._warn, reason))
+                self._warn(f"{what} within {timeout:g} s")
                 return
 
     def push_within(self, seconds: float) -> None:
@@ -213,8 +222,8 @@ class RemoteTier:
         except CannotMergeError as error:
             self._warn(f"nothing is uploaded, since {error}")
             kind.schedule.done(time.monotonic())
-        except RuntimeError as error:
-            self._warn(str(error))
+        except Exception as error:
+            self._warn(_text_of(error))
             kind.schedule.failed(time.monotonic())
         else:
             kind.schedule.done(time.monotonic())
@@ -233,8 +242,8 @@ class RemoteTier:
         except CannotMergeError as error:
             self._warn(f"nothing is fetched, since {error}")
             kind.pull_again = math.inf
-        except RuntimeError as error:
-            self._warn(str(error))
+        except Exception as error:
+            self._warn(_text_of(error))
             kind.pull_again = time.monotonic() + kind.pause
             kind.pause = min(2 * kind.pause, _LONGEST_PAUSE)
         else:
@@ -242,7 +251,10 @@ class RemoteTier:
             self._report("Fetched", kind, pulled)
 
     def _merge(self, kind: _Kind, theirs: memoryview, ours: memoryview) -> memoryview:
-        for cache in tuple(self.caches):
+        for reference in self._caches.valuerefs():
+            cache = reference()
+            if cache is None:
+                continue
             # Its engines are on another kind of device, or none has run so far.
             with suppress(RuntimeError), relaxed_stream_capture():
                 tensors = tensor_of(theirs), tensor_of(ours)
@@ -300,6 +312,10 @@ def end_all(deadline: float) -> None:
     """Likewise at the end of the process, by time.monotonic()."""
     for tier in tuple(_tiers.values()):
         tier.end(deadline)
+
+
+def _text_of(error: Exception) -> str:
+    return str(error) if isinstance(error, RuntimeError) else repr(error)
 
 
 def _wake() -> None:
