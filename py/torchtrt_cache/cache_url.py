@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 _SCHEMES = ("s3", "gs", "az")
 _MODES = ("read", "write")
@@ -37,7 +37,7 @@ class CacheURL:
         Raises:
             ValueError: The text is no such URL.
         """
-        parts = urlsplit(text)
+        parts = _split(text)
         if parts.scheme not in _SCHEMES:
             schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             raise ValueError(
@@ -53,7 +53,7 @@ class CacheURL:
         for key, value in parse_qsl(parts.query, keep_blank_values=True):
             if key == "mode" and value in _MODES:
                 is_read_only = value == "read"
-            elif key in _TIMEOUTS and re.fullmatch(r"\d+(\.\d+)?", value):
+            elif key in _TIMEOUTS and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
                 timeouts[key] = float(value)
             else:
                 raise ValueError(
@@ -89,7 +89,7 @@ def directory_of_file_url(text: str) -> str | None:
     Raises:
         ValueError: It names another host, has a query or a fragment, or no absolute path.
     """
-    parts = urlsplit(text)
+    parts = _split(text)
     if parts.scheme != "file":
         return None
     is_plain = not (parts.query or parts.fragment)
@@ -102,3 +102,12 @@ def directory_of_file_url(text: str) -> str | None:
             f"The URL of a runtime cache is {text!r}, expected file:///DIRECTORY/"
         )
     return unquote(parts.path).rstrip("/") + "/"
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as error:
+        raise ValueError(
+            f"The URL of a runtime cache is {text!r}, expected a valid URL: {error}"
+        ) from error

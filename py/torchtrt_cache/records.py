@@ -1,4 +1,4 @@
-"""What was last in step: a cache file and the object that it shares kernels with."""
+"""What the last transfer between a cache file and its object found."""
 
 # A path is used as written, which pathlib would change.
 # ruff: noqa: PTH105, PTH108, PTH123
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -20,19 +19,22 @@ _LOGGER = unlocked_logger("records")
 
 @dataclass(frozen=True)
 class Record:
-    """A generation of a cache file that has all kernels of a generation of an object.
+    """What a transfer found out about a generation of a cache file and one of its object.
 
     Attributes:
         url: That of the object's prefix.
         object: The object's generation.
         file: The file's.
-        is_uploaded: Whether that object has all kernels of that file, too.
+        is_uploaded: Whether that object has all kernels of that file.
+        has_object: Whether that file has all kernels of that object. If not, the two could not be
+            merged.
     """
 
     url: str
     object: ObjectGeneration
     file: FileGeneration
     is_uploaded: bool
+    has_object: bool
 
 
 def record_path_of(cache: str) -> str:
@@ -51,23 +53,39 @@ def read_record(cache: str, url: str) -> Record | None:
             ObjectGeneration(e_tag, version),
             FileGeneration(*map(int, values["file"])),
             values["is_uploaded"] is True,
+            values["has_object"] is True,
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    # Python's errors for what others wrote: ArithmeticError for a number that is infinite, and
+    # RecursionError for lists in lists.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        ArithmeticError,
+        RecursionError,
+    ):
         return None
     return record if record.url == url else None
 
 
 def write_record(cache: str, record: Record) -> None:
-    """Replaces the record of a cache file. Without one, no more than time is lost."""
+    """Replaces the record of a cache file. Without one, no more than time is lost.
+
+    Requires the lock of the file's transfers.
+    """
     path = record_path_of(cache)
-    temporary = f"{path}.{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = f"{path}.tmp"
     values = {
         "url": record.url,
         "object": record.object,
         "file": record.file,
         "is_uploaded": record.is_uploaded,
+        "has_object": record.has_object,
     }
     try:
+        with suppress(FileNotFoundError):  # left by a process that was killed
+            os.unlink(temporary)
         with open(temporary, "x", encoding="utf-8") as file:
             json.dump(values, file)
         os.replace(temporary, path)

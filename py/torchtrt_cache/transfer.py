@@ -77,6 +77,7 @@ class Outcome(Enum):
 
 
 class Transfer(NamedTuple):
+    name: str  # of the object and the file
     outcome: Outcome
     size: int = 0  # bytes that the receiver has now, of one that was written
 
@@ -148,25 +149,33 @@ class Transfers:
             record = read_record(cache, self._store.url)
             if generation is None:
                 announce()
-                return Transfer(Outcome.MISSING)
-            if _has_all_of(generation_at(cache), generation, record):
+                return Transfer(name, Outcome.MISSING)
+            file = generation_at(cache)
+            if _has_all_of(file, generation, record):
                 announce()
-                return Transfer(Outcome.IN_STEP)
+                return Transfer(name, Outcome.IN_STEP)
+            if merge and _is_rejected(file, generation, record):
+                announce()
+                raise CannotMergeError(
+                    "they could not be merged before, and neither has changed since"
+                )
             contents = self._store.read(
                 name, on_first_byte=announce, deadline=self._deadline
             )
-            if contents is None:
-                return Transfer(Outcome.MISSING)
-            return self._take(cache, contents, record, merge)
+            if contents is None or len(contents.data) == 0:
+                announce()
+                return Transfer(name, Outcome.MISSING)
+            return self._take(name, contents, record, merge)
 
     def _take(
         self,
-        cache: str,
+        name: str,
         contents: ObjectContents,
         record: Record | None,
         merge: Merge | None,
     ) -> Transfer:
         """Adds the kernels of an object to a file. Requires the lock."""
+        cache = os.path.join(self._directory, name)
         file = self._file(cache)
         while True:
             local = file.read()
@@ -180,22 +189,30 @@ class Transfers:
                     data = merge(contents.data, local.data)
                 except CannotMergeError:
                     # Else each start would fetch it again in vain.
-                    self._note(cache, contents.generation, local.generation, False)
+                    self._note(
+                        cache,
+                        contents.generation,
+                        local.generation,
+                        is_uploaded=False,
+                        has_object=False,
+                    )
                     raise
-            elif record and record.is_uploaded and record.file == local.generation:
+            elif _is_older(local, contents, record):
                 data = contents.data
             else:
-                return Transfer(Outcome.NOT_MERGED)
+                return Transfer(name, Outcome.NOT_MERGED)
             expected = None if local is None else local.generation
             replaced = file.replace(data, expected)
             if replaced is not None:
                 # A merge adds nothing to the object if it only has the object's kernels.
                 is_uploaded = len(data) == len(contents.data)
                 generation = replaced.generation
-                self._note(cache, contents.generation, generation, is_uploaded)
+                self._note(
+                    cache, contents.generation, generation, is_uploaded=is_uploaded
+                )
                 if not replaced.is_written:
-                    return Transfer(Outcome.IN_STEP)
-                return Transfer(Outcome.TRANSFERRED, len(data))
+                    return Transfer(name, Outcome.IN_STEP)
+                return Transfer(name, Outcome.TRANSFERRED, len(data))
 
     def push(self, name: str, merge: Merge | None) -> Transfer:
         """Brings the kernels of a file to the object with its name, and those of that to the file.
@@ -209,14 +226,15 @@ class Transfers:
             CannotMergeError: The object stays as it is.
         """
         cache = os.path.join(self._directory, name)
-        if self.is_uploaded(name):
-            return Transfer(Outcome.IN_STEP)
         with self._locked(cache, lambda: None):
-            if self.is_uploaded(name):  # by another process
-                return Transfer(Outcome.IN_STEP)
+            # Somebody may have deleted the object since.
+            if self.is_uploaded(name) and self._store.generation(
+                name, deadline=self._deadline
+            ):
+                return Transfer(name, Outcome.IN_STEP)
             local = self._file(cache).read()
             if local is None:
-                return Transfer(Outcome.MISSING)
+                return Transfer(name, Outcome.MISSING)
             if merge is None:
                 return self._push_alone(name, cache, local)
             return self._push_merged(name, cache, local, merge)
@@ -235,13 +253,19 @@ class Transfers:
         """Requires the lock."""
         record = read_record(cache, self._store.url)
         generation = self._store.generation(name, deadline=self._deadline)
-        if generation and not _has_all_of(local.generation, generation, record):
-            return Transfer(Outcome.NOT_MERGED)
-        put = self._store.replace(name, local.data, generation, deadline=self._deadline)
-        if put is None:
-            return Transfer(Outcome.NOT_MERGED)
-        self._note(cache, put, local.generation, True)
-        return Transfer(Outcome.TRANSFERRED, len(local.data))
+        if generation is None or _has_all_of(local.generation, generation, record):
+            put = self._store.replace(
+                name, local.data, generation, deadline=self._deadline
+            )
+            if put is not None:
+                self._note(cache, put, local.generation)
+                return Transfer(name, Outcome.TRANSFERRED, len(local.data))
+        # The response to a put of these bytes may have been lost, or their record.
+        contents = self._store.read(name, deadline=self._deadline)
+        if contents is None or _digest(contents.data) != _digest(local.data):
+            return Transfer(name, Outcome.NOT_MERGED)
+        self._note(cache, contents.generation, local.generation)
+        return Transfer(name, Outcome.IN_STEP)
 
     def _push_merged(
         self, name: str, cache: str, local: Contents, merge: Merge
@@ -251,8 +275,9 @@ class Transfers:
         pause = _FIRST_PAUSE
         while True:
             contents = self._store.read(name, deadline=self._deadline)
-            if contents is None:
-                data, expected = local.data, None
+            expected = contents and contents.generation
+            if contents is None or len(contents.data) == 0:
+                data = local.data
             else:
                 digest = _digest(contents.data)
                 # Else the response to a put of ours was lost, or the bytes are the same anyway.
@@ -260,16 +285,15 @@ class Transfers:
                     data = merge(contents.data, local.data)
                 else:
                     data = contents.data
-                expected = contents.generation
                 if len(data) == len(contents.data):  # the object has all of ours
                     self._bring_home(cache, contents.data, local, contents.generation)
                     was_ours = digest == attempted
                     outcome = Outcome.TRANSFERRED if was_ours else Outcome.IN_STEP
-                    return Transfer(outcome, len(data))
+                    return Transfer(name, outcome, len(data))
             put = self._store.replace(name, data, expected, deadline=self._deadline)
             if put is not None:
                 self._bring_home(cache, data, local, put)
-                return Transfer(Outcome.TRANSFERRED, len(data))
+                return Transfer(name, Outcome.TRANSFERRED, len(data))
             attempted = _digest(data)
             time.sleep(min(random.uniform(0, pause), self._time_left()))
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -284,16 +308,20 @@ class Transfers:
         """Replaces the file by bytes that have all its kernels, and that the object has."""
         replaced = self._file(cache).replace(data, local.generation)
         if replaced is not None:  # else others saved meanwhile
-            self._note(cache, generation, replaced.generation, True)
+            self._note(cache, generation, replaced.generation)
 
     def _note(
         self,
         cache: str,
         generation: ObjectGeneration,
         file: FileGeneration,
-        is_uploaded: bool,
+        *,
+        is_uploaded: bool = True,
+        has_object: bool = True,
     ) -> None:
-        write_record(cache, Record(self._store.url, generation, file, is_uploaded))
+        write_record(
+            cache, Record(self._store.url, generation, file, is_uploaded, has_object)
+        )
 
     def _file(self, cache: str) -> RuntimeCacheFile:
         return RuntimeCacheFile(cache, LockWaits(deadline=self._deadline))
@@ -349,8 +377,34 @@ def _has_all_of(
     return (
         file is not None
         and record is not None
+        and record.has_object
         and record.object == generation
         and file.size >= record.file.size
+    )
+
+
+def _is_rejected(
+    file: FileGeneration | None, generation: ObjectGeneration, record: Record | None
+) -> bool:
+    """Whether a file and an object could not be merged, and are what they were then."""
+    return (
+        record is not None
+        and not record.has_object
+        and record.object == generation
+        and record.file == file
+    )
+
+
+def _is_older(local: Contents, contents: ObjectContents, record: Record | None) -> bool:
+    """Whether an object has all kernels of a file, which it had before, and only grew since.
+
+    One that is smaller was made anew after somebody had deleted it.
+    """
+    return (
+        record is not None
+        and record.is_uploaded
+        and record.file == local.generation
+        and len(contents.data) >= len(local.data)
     )
 
 
