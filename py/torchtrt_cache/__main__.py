@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
-from torchtrt_cache import info, prune
+from torchtrt_cache import info, prune, pull, push, sync
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints, and returns the exit status; None stands for the process's arguments."""
     parser = argparse.ArgumentParser(
         prog="torchtrt-cache",
-        description="Shows or removes runtime caches.",
+        description="Shows, removes or shares runtime caches.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in (("info", info), ("prune", prune)):
+    modules = {"info": info, "prune": prune, "pull": pull, "push": push, "sync": sync}
+    for name, module in modules.items():
         # Python -OO leaves no docstrings.
         summary, _, details = (module.__doc__ or "\n\n\n\n").split("\n\n", 2)
         command = commands.add_parser(
@@ -36,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         # The flush at the exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return status
 
 
