@@ -93,3 +93,12 @@ def write_record(cache: str, record: Record) -> None:
         _LOGGER.debug("Can't write '%s': %s", path, error.strerror)
         with suppress(OSError):
             os.unlink(temporary)
+
+
+def remove_record(cache: str) -> None:
+    """Removes the record of a cache file, whose object is gone.
+
+    Requires the lock of the file's transfers.
+    """
+    with suppress(OSError):
+        os.unlink(record_path_of(cache))

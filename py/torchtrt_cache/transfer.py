@@ -18,7 +18,13 @@ from typing import NamedTuple, Protocol
 from torchtrt_cache.file_lock import FileLockError, LockWaits, file_lock, lock_path_of
 from torchtrt_cache.kinds import RuntimeCacheKind, file_in, is_empty, names_to_load
 from torchtrt_cache.objects import ObjectContents, ObjectGeneration
-from torchtrt_cache.records import Record, read_record, record_path_of, write_record
+from torchtrt_cache.records import (
+    Record,
+    read_record,
+    record_path_of,
+    remove_record,
+    write_record,
+)
 from torchtrt_cache.runtime_cache_file import (
     Contents,
     FileGeneration,
@@ -149,6 +155,7 @@ class Transfers:
             record = read_record(cache, self._store.url)
             if generation is None:
                 announce()
+                remove_record(cache)  # a push brings the object back
                 return Transfer(name, Outcome.MISSING)
             file = generation_at(cache)
             if _has_all_of(file, generation, record):

@@ -217,8 +217,11 @@ class RemoteTier:
 
     def _push(self, kind: _Kind, deadline: float) -> None:
         merge = partial(self._merge, kind)
+        transfers = self._transfers(deadline)
+        if transfers.is_uploaded(kind.name):  # nor does an end wait for the store then
+            return
         try:
-            pushed = self._transfers(deadline).push(kind.name, merge)
+            pushed = transfers.push(kind.name, merge)
         except CannotMergeError as error:
             self._warn(f"nothing is uploaded, since {error}")
             kind.schedule.done(time.monotonic())
@@ -227,7 +230,7 @@ class RemoteTier:
             kind.schedule.failed(time.monotonic())
         else:
             kind.schedule.done(time.monotonic())
-            self._report("Uploaded", kind, pushed)
+            self._report("Uploaded", pushed)
 
     def _pull_all(self) -> None:
         for kind in self._kinds:
@@ -248,7 +251,7 @@ class RemoteTier:
             kind.pause = min(2 * kind.pause, _LONGEST_PAUSE)
         else:
             kind.pull_again = math.inf
-            self._report("Fetched", kind, pulled)
+            self._report("Fetched", pulled)
 
     def _merge(self, kind: _Kind, theirs: memoryview, ours: memoryview) -> memoryview:
         for reference in self._caches.valuerefs():
@@ -266,11 +269,15 @@ class RemoteTier:
             deadline = time.monotonic() + _LONGEST_TRANSFER
         return Transfers(self._store, self.directory, deadline)
 
-    def _report(self, what: str, kind: _Kind, transfer: Transfer) -> None:
+    def _report(self, what: str, transfer: Transfer) -> None:
         self._has_warned = False
         if transfer.outcome is Outcome.TRANSFERRED:
             _LOGGER.info(
-                "%s %d bytes: '%s%s'", what, transfer.size, self.url.url, kind.name
+                "%s %d bytes: '%s%s'",
+                what,
+                transfer.size,
+                self.url.url,
+                transfer.name,
             )
 
 
