@@ -189,6 +189,7 @@ class RemoteTier:
         times = [kind.pull_again for kind in self._kinds]
         if not self.url.is_read_only:
             times += [kind.schedule.next_look(now) for kind in self._kinds]
+            times += [kind.schedule.due() or math.inf for kind in self._kinds]
         first = min(times, default=math.inf)
         return None if first == math.inf else max(0.0, first - now)
 
@@ -200,9 +201,10 @@ class RemoteTier:
         if self.url.is_read_only:
             return
         for kind in self._kinds:
-            file = file_in(self.directory, kind.kind)
-            is_uploaded = self._transfers().is_uploaded(kind.name)
-            kind.schedule.saw(now, generation_at(file), is_uploaded)
+            if kind.schedule.next_look(now) <= now:
+                is_uploaded = self._transfers().is_uploaded(kind.name)
+                file = generation_at(file_in(self.directory, kind.kind))
+                kind.schedule.saw(now, file, is_uploaded)
             due = kind.schedule.due()
             if due is not None and due <= now:
                 self._push(kind, now + _LONGEST_TRANSFER)
@@ -218,7 +220,10 @@ class RemoteTier:
     def _push(self, kind: _Kind, deadline: float) -> None:
         merge = partial(self._merge, kind)
         transfers = self._transfers(deadline)
-        if transfers.is_uploaded(kind.name):  # nor does an end wait for the store then
+        if transfers.is_uploaded(
+            kind.name
+        ):  # so that no end waits for the store in vain
+            kind.schedule.done(time.monotonic())
             return
         try:
             pushed = transfers.push(kind.name, merge)
