@@ -180,12 +180,13 @@ def _is_conflict(error: Exception) -> bool:
     return is_conflict or (_status(error) or "").startswith("409")
 
 
-def _failure(error: Exception, timeout: float = _READ_TIMEOUT) -> ObjectStoreError:
+def _failure(error: Exception, timeout: float | None = None) -> ObjectStoreError:
     return ObjectStoreError(_reason(error, timeout))
 
 
-def _reason(error: Exception, timeout: float = _READ_TIMEOUT) -> str:
+def _reason(error: Exception, timeout: float | None = None) -> str:
     """Why a request failed, in words that do not change from one such failure to the next."""
+    timeout = _READ_TIMEOUT if timeout is None else timeout
     message, _, details = str(error).partition("\n\nDebug source:")
     reason = _reason_of_status(error) or _reason_of_connection(details, timeout)
     if reason is None:
@@ -194,7 +195,7 @@ def _reason(error: Exception, timeout: float = _READ_TIMEOUT) -> str:
         message = re.sub(r"Error performing .*? in \S+s(, after .*?)? +- ", "", message)
         reason = " ".join(message.split())[:_LONGEST_REASON]
     # Without credentials in the environment, the library asks services of the machine for them.
-    if re.search(r"token request|://169\.254\.", message):
+    if re.search(r"token request|/latest/|://169\.254\.", message):
         return f"no credentials: {reason}"
     return reason
 

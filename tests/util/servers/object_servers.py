@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import os
 import shutil
 import socket
@@ -12,9 +13,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from collections.abc import Iterable
+from contextlib import closing, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torchtrt_cache.file_lock import LockWaits, file_lock
 
@@ -37,6 +40,9 @@ def environment_of_client(port: int) -> dict[str, str]:
     }
 
 
+_AnyServer = TypeVar("_AnyServer", bound="_Server")
+
+
 class _Server:
     """A server process, killed at the end of the block. It listens at `port` from the start on."""
 
@@ -53,7 +59,7 @@ class _Server:
                 raise RuntimeError(f"{command} does not listen at port {port}")
             time.sleep(0.05)
 
-    def __enter__(self) -> _Server:
+    def __enter__(self: _AnyServer) -> _AnyServer:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -69,8 +75,9 @@ class MotoServer(_Server):
 
     def __init__(self) -> None:
         port = _free_port()
-        command = [sys.executable, "-m", "moto.server", "-H", _HOST, "-p", str(port)]
-        super().__init__(port, command, dict(os.environ))
+        paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, __file__, str(port)]
+        super().__init__(port, command, {**os.environ, **paths})
 
     def create_bucket(self, name: str) -> None:
         connection = http.client.HTTPConnection(_HOST, self.port)
@@ -305,6 +312,28 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+def _serve_moto(port: int) -> None:
+    """As `moto_server` does, but with conditional writes that are atomic."""
+    from moto.moto_server.werkzeug_app import (
+        DomainDispatcherApplication,
+        create_backend_app,
+    )
+    from werkzeug.serving import run_simple
+
+    moto = DomainDispatcherApplication(create_backend_app)
+    turn = threading.Lock()
+
+    def serve(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
+        # moto compares the ETag and writes the object in two steps.
+        with turn if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
+            response: Iterable[bytes] = moto(environ, start_response)
+            return response
+
+    run_simple(_HOST, port, serve, threaded=True)
+
+
 def _free_port() -> int:
     with socket.create_server((_HOST, 0)) as server:
         port: int = server.getsockname()[1]
@@ -315,3 +344,7 @@ def _is_listening(port: int) -> bool:
     with suppress(OSError), socket.create_connection((_HOST, port)):
         return True
     return False
+
+
+if __name__ == "__main__":
+    _serve_moto(int(sys.argv[1]))
