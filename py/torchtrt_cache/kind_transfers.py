@@ -158,13 +158,20 @@ class KindTransfers:
         url: Of the objects.
         directory: Of the files.
         timeout: Seconds, for everything until `restart`.
+        repeats_reasons: Whether a failure is printed while another one has the same reason.
 
     Attributes:
         status: The exit status: 0; 1 after an error; 3 if something was not merged, for want of a
             GPU.
     """
 
-    def __init__(self, url: CacheURL, directory: str, timeout: float) -> None:
+    def __init__(
+        self,
+        url: CacheURL,
+        directory: str,
+        timeout: float,
+        repeats_reasons: bool = True,
+    ) -> None:
         self.status = 0
         self._url = url.url
         self._directory = directory
@@ -172,7 +179,7 @@ class KindTransfers:
         self._unchanged: dict[str, str] = {}  # what to print of a kind
         self._told: set[str] = set()  # kinds of which something was printed
         self._failures: dict[tuple[str, str], str] = {}  # those now, and their reasons
-        self._is_watching = False
+        self._repeats_reasons = repeats_reasons
         self.restart(timeout)
 
     def close(self) -> None:
@@ -185,16 +192,12 @@ class KindTransfers:
         self._deadline = deadline
 
     def finish(self) -> None:
-        """Prints what did not change.
-
-        From then on only transfers are printed, and failures that are new.
-        """
+        """Prints the kinds that did not change."""
         for name, line in self._unchanged.items():
             if name not in self._told:
                 print(line, flush=True)
         if not self._unchanged and not self._told:
             print("There is nothing to transfer", flush=True)
-        self._is_watching = True
 
     def pull(self, is_all: bool = False) -> bool:
         """Pulls what this machine can start with, or everything if it has no GPU.
@@ -291,12 +294,12 @@ class KindTransfers:
     def _fail(
         self, verb: str, name: str, reason: str, text: str, status: int = FAILED
     ) -> None:
-        is_known = self._is_watching and reason in self._failures.values()
+        is_new = self._repeats_reasons or reason not in self._failures.values()
         self._failures[verb, name] = reason
         self._told.add(name)
         if status == FAILED or self.status == 0:
             self.status = status
-        if not is_known:
+        if is_new:
             out = sys.stderr if status == FAILED else sys.stdout
             print(text, file=out, flush=True)
 

@@ -71,7 +71,9 @@ def _watch(options: argparse.Namespace) -> int:
     """Returns the exit status, once the process is told to stop."""
     stop = _Stop()
     with suppress(KeyboardInterrupt):
-        transfers = KindTransfers(options.url, options.directory, options.timeout)
+        transfers = KindTransfers(
+            options.url, options.directory, options.timeout, repeats_reasons=False
+        )
         with closing(transfers):
             _sync(transfers, options)
             _go_on(transfers, options, stop)
