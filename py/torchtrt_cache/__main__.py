@@ -6,8 +6,9 @@ import argparse
 import os
 import signal
 import sys
+from importlib import import_module
 
-from torchtrt_cache import info, prune, pull, push, sync
+_COMMANDS = ["info", "prune", "pull", "push", "sync"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,8 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
         description="Shows, removes or shares runtime caches.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    modules = {"info": info, "prune": prune, "pull": pull, "push": push, "sync": sync}
-    for name, module in modules.items():
+    words = sys.argv[1:] if arguments is None else arguments
+    # The modules of the other commands would take most of the start.
+    for name in [words[0]] if words and words[0] in _COMMANDS else _COMMANDS:
+        module = import_module(f"torchtrt_cache.{name}")
         # Python -OO leaves no docstrings.
         summary, _, details = (module.__doc__ or "\n\n\n\n").split("\n\n", 2)
         command = commands.add_parser(
@@ -30,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     try:
         status: int = options.run(options)
         sys.stdout.flush()
