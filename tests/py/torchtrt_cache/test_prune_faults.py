@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import torchtrt_cache.prune  # noqa: F401  else the first faults meet its import
 from tests.py.torchtrt_cache.caches import (
     Snapshot,
     kind_file,
