@@ -43,10 +43,15 @@ class CacheURL:
             raise ValueError(
                 f"The URL of a runtime cache is {text!r}, expected one of {schemes} or file://"
             )
-        if not parts.netloc or "@" in parts.netloc or parts.fragment:
+        expected = f"expected {parts.scheme}://BUCKET/PREFIX/"
+        if "@" in parts.netloc:  # and perhaps a secret, which no message may have
             raise ValueError(
-                f"The URL of a runtime cache is {text!r}, expected "
-                f"{parts.scheme}://BUCKET/PREFIX/ without a user and a fragment"
+                f"The URL of a runtime cache names a user, {expected}: credentials come from the "
+                "environment"
+            )
+        if not parts.netloc or parts.fragment:
+            raise ValueError(
+                f"The URL of a runtime cache is {text!r}, {expected} without a fragment"
             )
         is_read_only = False
         timeouts = {}

@@ -44,6 +44,7 @@ from torchtrt_cache.file_lock import (
     lock_path_of,
 )
 from torchtrt_cache.kinds import is_cache_name
+from torchtrt_cache.records import remove_record
 from torchtrt_cache.text import age_text, printable, size_text
 
 _IN_USE_FOR = 24 * 3600 * 10**9  # ns after the last use
@@ -142,6 +143,9 @@ def _remove(kind: _Kind, dry_run: bool) -> None:
             ):
                 raise _InUseError(_CHANGED)
             if not dry_run:
+                remove_record(
+                    kind.path
+                )  # else it would be taken for that of a later file
                 for path in now.leftovers + ([kind.path] if kind.status else []):
                     os.unlink(path)
     except LockIsHeldError as error:

@@ -96,9 +96,6 @@ def write_record(cache: str, record: Record) -> None:
 
 
 def remove_record(cache: str) -> None:
-    """Removes the record of a cache file, whose object is gone.
-
-    Requires the lock of the file's transfers.
-    """
+    """Removes the record of a cache file, because the file or its object is gone."""
     with suppress(OSError):
         os.unlink(record_path_of(cache))

@@ -41,7 +41,7 @@ _LONGEST_PAUSE = 2.0
 Merge = Callable[[memoryview, memoryview], memoryview]
 """Returns the kernels of two serialized caches: those of the object, and ours.
 
-Raises CannotMergeError.
+Raises CannotMergeError, and RuntimeError for what may pass.
 """
 
 

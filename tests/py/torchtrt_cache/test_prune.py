@@ -120,6 +120,14 @@ def test_leftovers_of_killed_saves_go_with_the_kind_and_count(
     assert len(list(directory.glob(f"{D}*"))) == 4
 
 
+def test_the_record_of_transfers_goes_with_the_kind(directory: Path) -> None:
+    for name in (A, D):
+        Path(f"{directory / name}.remote").write_text("{}")
+    assert prune(directory, "--keep-newest", "0") == 0
+    assert not Path(f"{directory / A}.remote").exists()
+    assert Path(f"{directory / D}.remote").exists()
+
+
 def test_leftovers_of_a_kind_without_a_cache_go_first(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

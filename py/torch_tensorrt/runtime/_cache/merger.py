@@ -51,15 +51,15 @@ class Merger:
         """Returns the kernels of both: bytes of the size of `theirs` if that has them all.
 
         Raises:
-            CannotMergeError: There is no GPU of the kind here, or TensorRT-RTX fails or rejects
-                the bytes.
+            CannotMergeError: TensorRT-RTX rejects one of the two, or can't merge any.
+            RuntimeError: There is no GPU of the kind here, or TensorRT-RTX fails now.
         """
         try:
             ordinal = _ordinal_of(self._kind)  # loads the driver, for what follows
             with relaxed_stream_capture(), torch.cuda.device(ordinal):
                 merged = self._live_cache().merge(theirs, ours)
         except Exception as error:
-            raise CannotMergeError(str(error)) from error
+            raise RuntimeError(str(error)) from error
         if merged.data is None:
             raise CannotMergeError(merged.reason_against)
         return merged.data
@@ -67,8 +67,7 @@ class Merger:
     def _live_cache(self) -> LiveRuntimeCache:
         with self._lock:
             if self._live is None:
-                loaded = _load_engine(self._kind)
-                self._live = _create_cache(loaded)
+                self._live = _create_cache(_load_engine(self._kind))
             return self._live
 
 
