@@ -130,6 +130,4 @@ def _look(transfers: KindTransfers, name: str, schedule: UploadSchedule) -> floa
             schedule.done(time.monotonic())
         else:
             schedule.failed(time.monotonic())
-    now, due = time.monotonic(), schedule.due()
-    look = schedule.next_look(now)
-    return look if due is None else min(look, due)
+    return schedule.wake(time.monotonic())

@@ -67,6 +67,12 @@ class UploadSchedule:
         """When to push; None if there is nothing to push."""
         return None if self._due is None else max(self._due, self._retry)
 
+    def wake(self, now: float) -> float:
+        """When to look or to push next."""
+        due = self.due()
+        look = self.next_look(now)
+        return look if due is None else min(look, due)
+
     def failed(self, now: float) -> None:
         """A push failed. It is due again later."""
         # The bound of the exponent is for a process that fails for weeks.

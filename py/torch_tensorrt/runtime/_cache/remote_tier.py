@@ -188,8 +188,7 @@ class RemoteTier:
         now = time.monotonic()
         times = [kind.pull_again for kind in self._kinds]
         if not self.url.is_read_only:
-            times += [kind.schedule.next_look(now) for kind in self._kinds]
-            times += [kind.schedule.due() or math.inf for kind in self._kinds]
+            times += [kind.schedule.wake(now) for kind in self._kinds]
         first = min(times, default=math.inf)
         return None if first == math.inf else max(0.0, first - now)
 
