@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,54 @@ def test_a_cache_of_a_wrong_type_is_named(value: Any) -> None:
 def test_a_path_that_can_be_no_files_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="path of a runtime cache"):
         RuntimeSettings(runtime_cache=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("s3://bucket", "s3://bucket/"),
+        ("gs://bucket/a/b/?mode=write", "gs://bucket/a/b/"),
+        ("az://container/a?mode=read", "az://container/a/?mode=read"),
+        ("file:///var/my%20cache", "/var/my cache/"),
+    ],
+)
+def test_a_url_is_kept_in_its_shortest_form(value: str, kept: str) -> None:
+    assert RuntimeSettings(runtime_cache=value).runtime_cache == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("http://host/kernels/", "expected one of s3://, gs://, az:// or file://"),
+        ("s3:///kernels/", "expected s3://BUCKET/PREFIX/"),
+        ("s3://bucket/?mode=rw", "'mode' with the value 'rw'"),
+        ("file://host/directory/", "expected file:///DIRECTORY/"),
+        (Path("s3://bucket/kernels"), "lacks a slash"),
+    ],
+)
+def test_what_is_no_url_of_a_cache_is_named(value: str | Path, reason: str) -> None:
+    with pytest.raises(ValueError, match=r"^The URL of a runtime cache ") as raised:
+        RuntimeSettings(runtime_cache=value)
+    assert reason in str(raised.value)
+
+
+def test_a_url_needs_the_library(
+    runtime: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent))
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ImportError, match=re.escape("[fleet]")):
+        make_cache(runtime, "s3://bucket/without-a-library/")
+
+
+def test_a_url_needs_a_place_on_this_machine(
+    runtime: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))
+    with pytest.raises(RuntimeError, match="'s3://bucket/' has no place") as raised:
+        make_cache(runtime, "s3://bucket/")
+    assert "XDG_CACHE_HOME" in str(raised.value)
 
 
 def test_caches_are_equal_if_they_are_one_object(runtime: str, path: Path) -> None:
