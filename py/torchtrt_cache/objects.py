@@ -8,7 +8,7 @@ from typing import NamedTuple
 class ObjectGeneration(NamedTuple):
     """Tells one content of an object from the next; opaque to everyone but ObjectStore.
 
-    Which of the two a store has depends on the store.
+    Some stores have only one of the two.
     """
 
     e_tag: str | None

@@ -194,9 +194,8 @@ class _Helper:
     def __init__(self, url: str) -> None:
         # The package may have come from elsewhere than sys.path.
         path = [*sys.path, str(Path(__file__).parent.parent)]
-        self._watch = (
-            threading.Lock()
-        )  # so that the process id is not another's by a kill
+        # So that no kill hits another process that has got the same id.
+        self._watch = threading.Lock()
         self._stderr = _memory_file()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel = _Channel(ours)
@@ -304,7 +303,7 @@ def _generation(value: list[str | None] | None) -> ObjectGeneration | None:
 
 def serve(url: str) -> None:
     """The helper: obeys the requests at the standard input until its end."""
-    # Else it would miss what its parent does at these.
+    # Its parent may outlive these signals, or save and upload because of them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = _Server(url, _Channel(socket.socket(fileno=sys.stdin.fileno())))

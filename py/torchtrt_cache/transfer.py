@@ -144,7 +144,8 @@ class Transfers:
             merge: None if nothing can merge here. Then the object replaces only a file that was
                 never changed since the two were in step.
             on_first_byte: Called when it is known that the store works: the first byte is there, or
-                there is nothing to fetch. Also if another process waits for that byte.
+                there is nothing to fetch. Also when that is known to another process, for whose
+                transfer this one waits.
 
         Raises:
             CannotMergeError: The file stays as it is.
@@ -342,8 +343,8 @@ class Transfers:
     ) -> Iterator[Callable[[], None]]:
         """Holds the lock of the file's transfers, and yields what announces the first byte.
 
-        Who waits for the lock waits for a transfer, so that its first byte is theirs, too. The time
-        of the lock file tells them: it is 0 until then.
+        A process that waits for the lock waits for the transfer of its holder, whose first byte
+        counts as its own. It sees it by the time of the lock file, which is 0 until then.
         """
         path = lock_path_of(record_path_of(cache))
 

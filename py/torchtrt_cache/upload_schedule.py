@@ -24,7 +24,7 @@ class UploadSchedule:
     Each of these pauses is shortened by up to a quarter, at random, so that machines do not march
     in step.
 
-    Thread safety: none. Nobody reads a clock here; times are in seconds and must not decrease.
+    Thread safety: none. No method reads a clock; times are in seconds and must not decrease.
     """
 
     def __init__(self) -> None:
