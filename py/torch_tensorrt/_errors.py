@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -19,3 +20,8 @@ class UnsupportedOperatorError(RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def message_of(error: BaseException) -> str:
+    """Its text, without the place in the source with which those of the C++ runtime begin."""
+    return re.sub(r"^\[Error thrown at [^]]*\] ", "", str(error))

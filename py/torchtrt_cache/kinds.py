@@ -146,12 +146,16 @@ def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
     return _Driver().kind_of(ordinal, tensorrt_rtx)
 
 
-def kinds_of_machine() -> list[RuntimeCacheKind]:
-    """The kinds of all visible CUDA devices; none if the driver or TensorRT-RTX is missing."""
+def kinds_of_machine(tensorrt_rtx: str | None = None) -> list[RuntimeCacheKind]:
+    """The kinds of all visible CUDA devices; none if the driver or TensorRT-RTX is missing.
+
+    Args:
+        tensorrt_rtx: The version of TensorRT-RTX; by default that of the package.
+    """
     from importlib import metadata  # half of the start of a command that needs it
 
     try:
-        version = metadata.version("tensorrt_rtx")
+        version = tensorrt_rtx or metadata.version("tensorrt_rtx")
         driver = _Driver()
         kinds = [driver.kind_of(i, version) for i in driver.ordinals()]
     except (metadata.PackageNotFoundError, UnknownKindError):

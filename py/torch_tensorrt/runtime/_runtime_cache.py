@@ -10,7 +10,6 @@ import math
 import multiprocessing
 import multiprocessing.util
 import os
-import re
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from torch_tensorrt._errors import message_of
 from torch_tensorrt._library import library_error
 from torch_tensorrt.runtime._cache.byte_streams import (
     Reader,
@@ -37,7 +37,7 @@ from torch_tensorrt.runtime._cache.forks import start_over_in_children
 from torch_tensorrt.runtime._cache.remote_tier import (
     RemoteTier,
     end_all,
-    push_all_within,
+    push_all,
     remote_tier_of,
 )
 from torch_tensorrt.runtime._cache.runtime_cache_handle import (
@@ -545,8 +545,7 @@ class RuntimeCache:
             )
 
     def _warn(self, error: BaseException) -> None:
-        # The messages of the C++ runtime begin with their place in the source.
-        message = re.sub(r"^\[Error thrown at [^]]*\] ", "", str(error))
+        message = message_of(error)
         if not isinstance(error, RuntimeError):  # one of ours says what failed
             name = type(error).__name__
             message = f"Can't save the runtime cache '{self.path}': {name}: {message}"
@@ -587,7 +586,7 @@ def save_all_within(seconds: float) -> None:
         cache: RuntimeCache | None = anchor.args[0]()
         if cache is not None:
             cache._save_or_warn(deadline)
-    push_all_within(max(0.0, deadline - time.monotonic()))
+    push_all(deadline)
 
 
 def _restore_path_cache(
@@ -617,7 +616,13 @@ def _end() -> None:
 
 
 def _path_or_default(path: str | os.PathLike[str] | None) -> str:
-    return "" if path is None else checked_path(path, may_be_empty=True)
+    checked = "" if path is None else checked_path(path, may_be_empty=True)
+    if is_url(checked):
+        raise ValueError(
+            f"load() and save() take a path, got {checked!r}: a URL is the place of a cache of "
+            "its own, RuntimeCache(url)"
+        )
+    return checked
 
 
 def _make_handle(

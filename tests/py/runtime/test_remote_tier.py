@@ -229,6 +229,26 @@ def test_a_store_that_fails_costs_one_warning_and_loses_nothing(
     assert kernels_of(store) == all_of("a", "b")
 
 
+@pytest.mark.parametrize(
+    "query", ["?first_byte_timeout=0.1", "?mode=read&first_byte_timeout=0.1"]
+)
+def test_an_end_without_news_does_not_wait_for_a_store_that_hangs(
+    machine: Machine, proxy: FaultyProxy, query: str
+) -> None:
+    outcome(machine("first", "compile_('a')"))
+    proxy.hang()
+    code = """
+say(compile_("a"))
+(module,) = modules
+tier = module.runtime_settings.runtime_cache._tier
+say(tier.begin_push(time.monotonic() + 60).done())
+"""
+    said, warnings = outcome(machine("first", code, query))
+    assert said == "0\nTrue\n"
+    (warning,) = warnings
+    assert "no answer within 0.1 s" in warning
+
+
 def test_what_comes_too_late_goes_to_the_file_alone(
     machine: Machine, proxy: FaultyProxy, url: str, tmp_path: Path
 ) -> None:

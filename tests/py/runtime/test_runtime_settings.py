@@ -145,14 +145,28 @@ def test_a_url_needs_the_library(
         make_cache(runtime, "s3://bucket/without-a-library/")
 
 
-def test_a_url_needs_a_place_on_this_machine(
-    runtime: str, path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_a_home_a_url_has_a_temporary_place(
+    runtime: str,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path.write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
-    with pytest.raises(RuntimeError, match="'s3://bucket/' has no place") as raised:
-        make_cache(runtime, "s3://bucket/")
-    assert "XDG_CACHE_HOME" in str(raised.value)
+    tier = make_cache(runtime, f"s3://bucket/without-a-home/{runtime}/")._tier
+    assert tier is not None
+    assert Path(tier.directory).is_dir()
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "XDG_CACHE_HOME" in warning and f"'{tier.directory}'" in warning
+    tier.end()
+    assert not Path(tier.directory).exists()
+
+
+@pytest.mark.parametrize("method", ["load", "save"])
+def test_a_url_is_no_path(runtime: str, method: str) -> None:
+    cache = make_cache(runtime)
+    with pytest.raises(ValueError, match="take a path"):
+        getattr(cache, method)("s3://bucket/")
 
 
 def test_caches_are_equal_if_they_are_one_object(runtime: str, path: Path) -> None:

@@ -6,18 +6,24 @@ import logging
 import math
 import multiprocessing
 import multiprocessing.util
+import os
 import queue
+import shutil
+import tempfile
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
+import tensorrt_rtx as trt
 import torch
 
+from torch_tensorrt._errors import message_of
 from torch_tensorrt.runtime._cache.default_cache_path import local_tier_of
 from torch_tensorrt.runtime._cache.exit_deadline import begin_exit, exit_deadline
 from torch_tensorrt.runtime._cache.forks import start_over_in_children
@@ -61,10 +67,10 @@ class RemoteTier:
     since: once nothing has been saved for a while, at the latest a minute after the first save, and
     at the end of the process.
 
-    A store that fails costs freshness alone. The first failure since the last success is logged as
-    a warning.
+    A store that fails costs freshness alone. The first failure since all was well is logged as a
+    warning.
 
-    Thread safety: any method from any thread; `push_within` from signal handlers, too.
+    Thread safety: any method from any thread; `begin_push` from signal handlers, too.
 
     Attributes:
         url: The store.
@@ -74,7 +80,21 @@ class RemoteTier:
     def __init__(self, url: CacheURL) -> None:
         check_library()
         self.url = url
-        self.directory = local_tier_of(url.url)
+        self._temporary: str | None = None
+        self._process = os.getpid()
+        try:
+            self.directory = local_tier_of(url.url)
+        except RuntimeError as error:
+            try:
+                self._temporary = tempfile.mkdtemp(prefix="torch_tensorrt-")
+            except OSError:
+                raise error from None
+            self.directory = f"{self._temporary}{os.sep}"
+            _LOGGER.warning(
+                "%s. Until this process ends, its place is '%s'",
+                error,
+                self.directory,
+            )
         self._start_over()
         start_over_in_children(self)
 
@@ -91,8 +111,11 @@ class RemoteTier:
         self._has_first_byte = threading.Event()
         self._is_fetched = threading.Event()
         self._kinds: list[_Kind] = []
-        self._has_warned = False
+        self._is_pulling = False
+        self._is_interrupted = False  # the pull, for an upload
         self._has_ended = False
+        self._has_warned = False  # since all was well
+        self._log: deque[tuple[int, str]] = deque()  # of the thread
 
     def start_over_in_child(self) -> None:
         """In a child of fork(); see forks.py."""
@@ -114,13 +137,14 @@ class RemoteTier:
             try:
                 thread.start()
             except RuntimeError as error:
-                self._warn(str(error))
-                return
-            self._thread, self._start = thread, time.monotonic()
-            if multiprocessing.parent_process() is not None:
-                # Before CPython 3.13 a worker that was forked ends without atexit's functions. Its
-                # caches are saved at priority 0, that is before this.
-                multiprocessing.util.Finalize(None, self._end, exitpriority=-1)
+                self._report_failure(str(error))
+            else:
+                self._thread, self._start = thread, time.monotonic()
+                if multiprocessing.parent_process() is not None:
+                    # Before CPython 3.13 a worker that was forked ends without atexit's functions.
+                    # Its caches are saved at priority 0, that is before this.
+                    multiprocessing.util.Finalize(None, _end, exitpriority=-1)
+        self._flush_log()
 
     def wait_until_fetched(self) -> None:
         """Waits as long as an engine's start may wait for the store."""
@@ -132,50 +156,76 @@ class RemoteTier:
             (self._is_fetched, self.url.start_timeout, "not everything"),
         ):
             if not event.wait(max(0.0, self._start + timeout - time.monotonic())):
-                self._warn(f"{what} within {timeout:g} s")
-                return
+                self._report_failure(f"{what} within {timeout:g} s")
+                break
+        self._flush_log()
 
-    def push_within(self, seconds: float) -> None:
-        """Uploads what the store lacks, and waits for that."""
-        if self._thread is None or threading.current_thread() is self._thread:
-            return
+    def begin_push(self, deadline: float) -> Future[None]:
+        """Begins to upload what the store lacks, by time.monotonic()."""
         done: Future[None] = Future()
-        deadline = time.monotonic() + seconds
+        is_due = any(map(self._is_to_push, self._kinds))
+        is_served = self._thread is not None and self._thread.is_alive()
+        if not is_due or not is_served or threading.current_thread() is self._thread:
+            done.set_result(None)
+            return done
         self._messages.put(partial(self._push_all, deadline, done))
-        if not wait([done], seconds).done:
-            self._warn(f"the upload is not done within {round(seconds * 1000)} ms")
+        if self._is_pulling:  # perhaps from a store that hangs
+            self._is_interrupted = True
+            self._store.close()
+        return done
 
-    def end(self, deadline: float) -> None:
-        """Uploads what the store lacks, and ends the thread for good, by a deadline."""
-        self.push_within(max(0.0, deadline - time.monotonic()))
-        self._has_ended = True
-        self._messages.put(_wake)
-        self._store.close()
+    def wait_for_push(self, done: Future[None], deadline: float) -> None:
+        """Waits for what `begin_push` began."""
+        start = time.monotonic()
+        if not wait([done], max(0.0, deadline - start)).done:
+            milliseconds = round((time.monotonic() - start) * 1000)
+            self._report_failure(f"the upload is not done within {milliseconds} ms")
+            self._flush_log()
 
-    def _end(self) -> None:
-        self.end(begin_exit())
+    def end(self) -> None:
+        """Ends the thread for good, at once."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._messages.put(_wake)
+            self._store.close()
+            if self._temporary is not None and self._process == os.getpid():
+                shutil.rmtree(self._temporary, ignore_errors=True)
 
-    def _warn(self, reason: str) -> None:
+    def _is_to_push(self, kind: _Kind) -> bool:
+        if self.url.is_read_only or self._has_ended:
+            return False
+        file = generation_at(file_in(self.directory, kind.kind))
+        return file is not None and not self._transfers().is_uploaded(kind.name)
+
+    def _report_failure(self, reason: str) -> None:
         level = logging.INFO if self._has_warned or self._has_ended else logging.WARNING
         self._has_warned = True
-        _LOGGER.log(
-            level,
-            "The runtime cache '%s' is not in step with this machine: %s. Nothing is lost: this "
-            "machine's kernels are in '%s'",
-            self.url.url,
-            reason,
-            self.directory,
+        text = (
+            f"The runtime cache '{self.url.url}' is not in step with this machine: {reason}. "
+            f"Nothing is lost: this machine's kernels are in '{self.directory}'"
         )
+        self._log.append((level, text))
+
+    def _flush_log(self) -> None:
+        """Logs, when nobody waits for this thread: a log handler may wait for who does."""
+        with suppress(IndexError):
+            while True:
+                level, text = self._log.popleft()
+                with suppress(Exception):  # of the user's log handlers
+                    _LOGGER.log(level, "%s", text)
 
     # What follows runs on the thread.
 
     def _serve(self) -> None:
         try:
-            self._kinds = [_Kind(kind) for kind in kinds_of_machine()]
+            self._kinds = [_Kind(kind) for kind in kinds_of_machine(trt.__version__)]
+            if not self._kinds:
+                self._report_failure("the kind of this machine's GPU is unknown")
             self._pull_all()
         finally:
             self._has_first_byte.set()
             self._is_fetched.set()
+            self._flush_log()
         while not self._has_ended:
             try:
                 message = self._messages.get(timeout=self._pause())
@@ -183,6 +233,7 @@ class RemoteTier:
                 self._look()
             else:
                 message()
+            self._flush_log()
 
     def _pause(self) -> float | None:
         now = time.monotonic()
@@ -194,11 +245,10 @@ class RemoteTier:
 
     def _look(self) -> None:
         """Transfers what is due."""
-        now = time.monotonic()
-        if any(kind.pull_again <= now for kind in self._kinds):
-            self._pull_all()
+        self._pull_all()
         if self.url.is_read_only:
             return
+        now = time.monotonic()
         for kind in self._kinds:
             if kind.schedule.next_look(now) <= now:
                 is_uploaded = self._transfers().is_uploaded(kind.name)
@@ -210,62 +260,64 @@ class RemoteTier:
 
     def _push_all(self, deadline: float, done: Future[None]) -> None:
         try:
-            for kind in self._kinds:
-                if not self.url.is_read_only:
-                    self._push(kind, deadline)
+            for kind in filter(self._is_to_push, self._kinds):
+                self._push(kind, deadline)
         finally:
             done.set_result(None)
 
     def _push(self, kind: _Kind, deadline: float) -> None:
         merge = partial(self._merge, kind)
-        transfers = self._transfers(deadline)
-        if transfers.is_uploaded(
-            kind.name
-        ):  # so that no end waits for the store in vain
-            kind.schedule.done(time.monotonic())
-            return
         try:
-            pushed = transfers.push(kind.name, merge)
+            pushed = self._transfers(deadline).push(kind.name, merge)
         except CannotMergeError as error:
-            self._warn(f"nothing is uploaded, since {error}")
+            self._fail(kind, f"nothing is uploaded, since {error}")
             kind.schedule.done(time.monotonic())
         except Exception as error:
-            self._warn(_text_of(error))
+            self._fail(kind, _text_of(error))
             kind.schedule.failed(time.monotonic())
         else:
             kind.schedule.done(time.monotonic())
-            self._report("Uploaded", pushed)
+            self._succeed(kind, "Uploaded", pushed)
 
     def _pull_all(self) -> None:
+        """Pulls the kinds for which it is time to."""
+        now = time.monotonic()
+        self._is_pulling = True
         for kind in self._kinds:
-            if kind.pull_again < math.inf:
+            if kind.pull_again <= now:
                 self._pull(kind)
+        self._is_pulling = self._is_interrupted = False
 
     def _pull(self, kind: _Kind) -> None:
         merge = partial(self._merge, kind)
-        transfers = self._transfers()
+        announce = self._has_first_byte.set
         try:
-            pulled = transfers.pull_kind(kind.kind, merge, self._has_first_byte.set)
+            pulled = self._transfers().pull_kind(kind.kind, merge, announce)
         except CannotMergeError as error:
-            self._warn(f"nothing is fetched, since {error}")
+            self._fail(kind, f"nothing is fetched, since {error}")
             kind.pull_again = math.inf
         except Exception as error:
-            self._warn(_text_of(error))
+            if not self._is_interrupted:
+                self._fail(kind, _text_of(error))
             kind.pull_again = time.monotonic() + kind.pause
             kind.pause = min(2 * kind.pause, _LONGEST_PAUSE)
         else:
             kind.pull_again = math.inf
-            self._report("Fetched", pulled)
+            self._succeed(kind, "Fetched", pulled)
 
     def _merge(self, kind: _Kind, theirs: memoryview, ours: memoryview) -> memoryview:
         for reference in self._caches.valuerefs():
             cache = reference()
             if cache is None:
                 continue
-            # Its engines are on another kind of device, or none has run so far.
-            with suppress(RuntimeError), relaxed_stream_capture():
-                tensors = tensor_of(theirs), tensor_of(ours)
-                return memory_of(cache._handle.merged(*tensors, kind.name))
+            try:
+                with relaxed_stream_capture():
+                    tensors = tensor_of(theirs), tensor_of(ours)
+                    return memory_of(cache._handle.merged(*tensors, kind.name))
+            except RuntimeError as error:
+                # Else its engines are on another kind of device, or none has run so far.
+                if "Can't merge" in str(error):
+                    raise CannotMergeError(message_of(error)) from error
         return kind.merger(theirs, ours)
 
     def _transfers(self, deadline: float | None = None) -> Transfers:
@@ -273,16 +325,17 @@ class RemoteTier:
             deadline = time.monotonic() + _LONGEST_TRANSFER
         return Transfers(self._store, self.directory, deadline)
 
-    def _report(self, what: str, transfer: Transfer) -> None:
-        self._has_warned = False
+    def _fail(self, kind: _Kind, reason: str) -> None:
+        kind.is_well = False
+        self._report_failure(reason)
+
+    def _succeed(self, kind: _Kind, what: str, transfer: Transfer) -> None:
+        kind.is_well = True
+        if all(kind.is_well for kind in self._kinds):
+            self._has_warned = False
         if transfer.outcome is Outcome.TRANSFERRED:
-            _LOGGER.info(
-                "%s %d bytes: '%s%s'",
-                what,
-                transfer.size,
-                self.url.url,
-                transfer.name,
-            )
+            name = f"{self.url.url}{transfer.name}"
+            self._log.append((logging.INFO, f"{what} {transfer.size} bytes: '{name}'"))
 
 
 class _Kind:
@@ -295,6 +348,7 @@ class _Kind:
         self.schedule = UploadSchedule()
         self.pull_again = -math.inf  # by time.monotonic()
         self.pause = _FIRST_PAUSE
+        self.is_well = True  # the last transfer did not fail
 
 
 _tiers: dict[CacheURL, RemoteTier] = {}  # of this process
@@ -312,21 +366,26 @@ def remote_tier_of(url: CacheURL) -> RemoteTier:
     return tier or _tiers.setdefault(url, RemoteTier(url))
 
 
-def push_all_within(seconds: float) -> None:
-    """Uploads what the stores of this process lack. An error is a warning."""
-    deadline = time.monotonic() + seconds
-    for tier in tuple(_tiers.values()):
-        tier.push_within(max(0.0, deadline - time.monotonic()))
+def push_all(deadline: float) -> None:
+    """Uploads what the stores of this process lack, by time.monotonic(). Raises nothing."""
+    pushes = [(tier, tier.begin_push(deadline)) for tier in tuple(_tiers.values())]
+    for tier, push in pushes:
+        tier.wait_for_push(push, deadline)
 
 
 def end_all(deadline: float) -> None:
-    """Likewise at the end of the process, by time.monotonic()."""
+    """Likewise, at the end of the process."""
+    push_all(deadline)
     for tier in tuple(_tiers.values()):
-        tier.end(deadline)
+        tier.end()
+
+
+def _end() -> None:
+    end_all(begin_exit())
 
 
 def _text_of(error: Exception) -> str:
-    return str(error) if isinstance(error, RuntimeError) else repr(error)
+    return message_of(error) if isinstance(error, RuntimeError) else repr(error)
 
 
 def _wake() -> None:
