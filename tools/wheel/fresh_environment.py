@@ -33,13 +33,13 @@ def _requirements(
     ]
 
 
-def _link_with_dependencies(wheel: Path, site_packages: Path) -> None:
+def _link_with_dependencies(wheel: Path, extras: set[str], site_packages: Path) -> None:
     (dist_info,) = (
         entry
         for entry in zipfile.Path(wheel).iterdir()
         if entry.name.endswith(".dist-info")
     )
-    pending = _requirements(metadata.PathDistribution(dist_info), set())
+    pending = _requirements(metadata.PathDistribution(dist_info), extras)
     linked = set()
     while pending:
         requirement = pending.pop()
@@ -54,8 +54,10 @@ def _link_with_dependencies(wheel: Path, site_packages: Path) -> None:
         pending += _requirements(distribution, requirement.extras)
 
 
-def make_environment(folder: Path, wheel: Path) -> Path:
+def make_environment(folder: Path, wheel: Path, *extras: str) -> Path:
     """Makes a virtual environment at `folder` and installs `wheel` there with pip.
+
+    It is installed with the extras named.
 
     What the wheel declares to depend on is not downloaded: torch is 5 GB. The new environment
     shares it with the running interpreter's, by symbolic links, and has nothing else of it.
@@ -70,10 +72,11 @@ def make_environment(folder: Path, wheel: Path) -> Path:
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     (site_packages,) = folder.glob("lib/python*/site-packages")
-    _link_with_dependencies(wheel, site_packages)
+    _link_with_dependencies(wheel, set(extras), site_packages)
+    brackets = f"[{','.join(extras)}]" if extras else ""
     pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
     subprocess.run(
-        [*pip, "install", "--quiet", "--no-index", str(wheel)],
+        [*pip, "install", "--quiet", "--no-index", f"{wheel}{brackets}"],
         check=True,
         stdout=sys.stderr,
     )

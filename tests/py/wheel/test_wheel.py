@@ -18,6 +18,7 @@ import pytest
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
+from tests.util.servers.object_servers import MotoServer, environment_of_client
 from tools.wheel.build_wheel import build
 from tools.wheel.fresh_environment import make_environment
 
@@ -57,11 +58,11 @@ def tool(name: str, *arguments: str) -> str:
     return result.stdout
 
 
-def run(python: Path, program: str, *arguments: str) -> str:
+def run(python: Path, program: str, *arguments: str, **variables: str) -> str:
     """Runs a program without the packages and paths of this test; returns what it prints."""
     environment = {
         key: value for key, value in os.environ.items() if key != "PYTHONPATH"
-    }
+    } | variables
     result = subprocess.run(
         [python, "-W", "error", "-c", program, *arguments],
         capture_output=True,
@@ -197,6 +198,48 @@ def test_brings_the_command(python: Path, tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert f"{cache.stem}  7 bytes" in result.stdout
+
+
+def test_a_url_needs_an_extra(python: Path, tmp_path: Path) -> None:
+    program = """
+from torch_tensorrt.runtime import RuntimeCache
+try:
+    RuntimeCache("s3://bucket/kernels/")
+except ImportError as error:
+    print(error)
+"""
+    said = run(python, program, XDG_CACHE_HOME=str(tmp_path))
+    assert said.endswith("pip install 'torch-tensorrt-rtx-runtime[fleet]'\n")
+
+
+def test_the_extra_shares_kernels_through_an_object_store(tmp_path: Path) -> None:
+    python = make_environment(tmp_path / "environment", WHEEL, "fleet")
+    # The simulated driver can only say which GPU there is.
+    ignore = "import warnings; warnings.filterwarnings('ignore', 'CUDA initialization')"
+    save = """
+import io
+from torch_tensorrt.runtime import RuntimeCache
+cache = RuntimeCache("s3://bucket/kernels/")
+cache.load()
+cache.load_from_stream(io.BytesIO(b"kernels"))
+print(cache.save())
+"""
+    load = """
+from torch_tensorrt.runtime import RuntimeCache
+print(RuntimeCache("s3://bucket/kernels/").load())
+"""
+    server = MotoServer()
+    with server:
+        server.create_bucket("bucket")
+        driver = Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])
+        variables = {
+            **environment_of_client(server.port),
+            "LD_LIBRARY_PATH": str(driver.parent),
+            "FAKE_CUDA_GPU": "NVIDIA L4",
+        }
+        for machine, program in enumerate((save, load)):
+            variables["XDG_CACHE_HOME"] = str(tmp_path / f"{machine}")
+            assert run(python, f"{ignore}\n{program}", **variables) == "7\n"
 
 
 def test_library_loads_without_python_having_loaded_its_neighbours(
