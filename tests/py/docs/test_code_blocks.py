@@ -10,6 +10,7 @@ its place in the file, and tensors stay on the CPU.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -24,8 +25,10 @@ import tensorrt_rtx
 import torch_tensorrt
 import torch_tensorrt.logging
 from tests.py.docs.markdown_blocks import Block, read_blocks, run_python
+from tests.util.servers.object_servers import MotoServer, environment_of_client
 from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
+from torchtrt_cache.store_process import StoreProcess
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
 ENGINE = Path("filter.engine")
@@ -42,9 +45,11 @@ scope.__enter__().set_compile_time({COMPILE_TIME})
 atexit.register(scope.__exit__, None, None, None)
 """
 
+DRIVER = Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])
+
 # `torchtrt-cache` as the wheel has it, on a machine with an L4.
 COMMAND = f"""#!/bin/sh
-export LD_LIBRARY_PATH="{Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"]).parent}"
+export LD_LIBRARY_PATH="{DRIVER.parent}"
 export FAKE_CUDA_GPU="NVIDIA L4"
 exec "{sys.executable}" -m torchtrt_cache "$@"
 """
@@ -105,6 +110,9 @@ class Reader:
 
     def finish(self) -> None:
         assert not self._files_not_run
+        store = StoreProcess("s3://my-bucket/kernels/")
+        assert store.names() != []
+        store.close()
         self._namespace.clear()
 
     def _run_python(self, block: Block, text: str) -> None:
@@ -166,7 +174,14 @@ def test_guide(
     on_sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     blocks = read_blocks(DOCUMENT)
-    with installed_device() as device, torch_tensorrt.logging.warnings():
+    server = MotoServer()
+    for name, value in environment_of_client(server.port).items():
+        monkeypatch.setenv(name, value)
+    # What is uploaded are files of the GPU that the driver names, here the simulated one.
+    monkeypatch.setenv("FAKE_CUDA_GPU", "Simulated RTX GPU")
+    ctypes.CDLL(str(DRIVER))  # dlopen() finds it by its name
+    with server, installed_device() as device, torch_tensorrt.logging.warnings():
+        server.create_bucket("my-bucket")
         device.set_compile_time(COMPILE_TIME)
         reader = Reader(capfd)
         put_caches(Path("kernels"))
@@ -180,11 +195,15 @@ def test_guide(
     assert [done for done in reader.done if done.startswith("not run")] == [
         "not run: the wheel has a test of its own, in an environment of its own",
         "not run: there is no container engine here",
+        "not run: it needs a package index",
+        "not run: it needs a directory of the system",
+        "not run: it needs a cluster",
+        "not run: it needs a cluster",
         "not run: it runs engines on a GPU alone",
     ]
     assert len(reader.done) == len(blocks)
     assert [reader.done.count(what) for what in ("run", "written", "compared")] == [
-        22,
+        23,
         2,
         12,
     ]

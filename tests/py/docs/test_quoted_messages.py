@@ -19,6 +19,7 @@ from filelock import FileLock
 
 import torch_tensorrt.logging
 from tests.py.docs.closed_directory import closed_directory
+from tests.util.servers.object_servers import environment_of_client
 from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt import _library
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
@@ -35,8 +36,8 @@ LOCK = Path("cache.bin.lock")
 
 
 def quotations() -> list[str]:
-    """The first columns of the tables."""
-    return re.findall(r"^\| `(.+?)` +\|", DOCUMENT.read_text(), re.M)
+    """The first columns of the tables, where they have several words."""
+    return re.findall(r"^\| `([^` ]+ [^`]+)` +\|", DOCUMENT.read_text(), re.M)
 
 
 def make_engine(
@@ -216,10 +217,10 @@ def cannot_replace(cache: RuntimeCache) -> None:
         save_bytes(cache)
 
 
-def run_path_engine(use_python_runtime: bool) -> None:
-    """An engine on the process's cache for CACHE."""
+def run_path_engine(use_python_runtime: bool, place: Path | str = CACHE) -> None:
+    """An engine on the process's cache for a place."""
     with installed_device():
-        settings = RuntimeSettings(runtime_cache=CACHE)
+        settings = RuntimeSettings(runtime_cache=place)
         TorchTensorRTModule(
             relu_plan("a", 2),
             ["x"],
@@ -282,6 +283,15 @@ def unknown_switch(cache: RuntimeCache) -> None:
     )
 
 
+def store_refuses(cache: RuntimeCache) -> None:
+    in_new_process(
+        f"run_path_engine({not cache.is_cpp_runtime()}, 's3://bucket/kernels/')",
+        **environment_of_client(port=1),
+        LD_LIBRARY_PATH=str(Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"]).parent),
+        FAKE_CUDA_GPU="NVIDIA L4",
+    )
+
+
 def no_default(cache: RuntimeCache) -> None:
     directory = Path("torch_tensorrt")
     directory.mkdir()
@@ -338,6 +348,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "only be written in place": cannot_checkpoint,
     "no thread can": None,  # tests/py/runtime/test_checkpoint_failures.py
     "expected 0 or 1": unknown_switch,
+    "not in step": store_refuses,
     "no default": no_default,
     "takes the place": no_library,
     "without a runtime cache": refused,
