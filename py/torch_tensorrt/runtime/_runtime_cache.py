@@ -167,6 +167,11 @@ class RuntimeCache:
     nothing is loaded, with one warning, and a save of bytes raises. Asking for the current device
     is a use of CUDA, so a process must fork before that.
 
+    A path may also be a URL, `s3://BUCKET/PREFIX/` (or gs://, az://), as `CacheURL.parse` takes it.
+    Then the files are in a directory of this machine, the local tier, which a thread keeps in step
+    with the objects under the URL. The first engine that uses the cache waits up to 15 s for what
+    others uploaded. A store that fails costs a warning and freshness.
+
     A `RuntimeCache` that is constructed is an object of its own, whatever other caches have its
     path. Where a path is given in the place of a cache (`RuntimeSettings`, the default of `load`
     and `compile`), it means this process's cache for that path: made on first use, shared by all
@@ -194,7 +199,7 @@ class RuntimeCache:
 
     Args:
         path: The file or directory, as it is written: relative to the working directory at the
-            time of a load or save, and `~` is not expanded. Without one, `load` and `save` need
+            time of a load or save, and `~` is not expanded. Or a URL. Without one, `load` and `save` need
             their argument.
         autosave_on_del: See the property.
         checkpoints: See the property.
@@ -203,8 +208,9 @@ class RuntimeCache:
 
     Raises:
         TypeError: The path is neither a str nor an os.PathLike of one.
-        ValueError: The path has a NUL in it or is not valid UTF-8.
-        ImportError: The C++ runtime is asked for and can't be loaded.
+        ValueError: The path has a NUL in it or is not valid UTF-8, or it is no URL of a cache.
+        ImportError: The C++ runtime is asked for and can't be loaded, or the path is a URL and the
+            extra `fleet` is not installed. Unpickling raises the latter, too.
     """
 
     _autosave_on_del = False

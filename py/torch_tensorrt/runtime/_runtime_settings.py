@@ -35,12 +35,13 @@ class RuntimeSettings:
             engines may share; a path, which means this process's cache for it, shared by all
             engines that name it and saved when the last of them lets it go (see `RuntimeCache`);
             None: nowhere. A path may be that of a directory, which has a file for each kind of
-            machine. A path is kept as an absolute str: the working directory is put before it, and
-            nothing is normalized.
+            machine, or a URL such as `s3://BUCKET/PREFIX/`. A path is kept as an absolute str: the
+            working directory is put before it, and nothing is normalized. A URL is kept in its
+            shortest form.
 
     Raises:
         ValueError: an unknown strategy, naming the known ones, or a path that is empty, has a NUL
-            in it or is not valid UTF-8.
+            in it or is not valid UTF-8, or is no URL of a cache.
         TypeError: a value of another type than these.
         OSError: a relative path, where the working directory is gone.
     """
