@@ -74,7 +74,7 @@ def runtime_cache(
 
     Args:
         target_or_targets: as for `runtime_config`; all engines of one runtime, C++ or Python.
-        path_or_stream: the path of a file or directory, or a URL, which is shared with other processes as a
+        path_or_stream: the path of a file or directory, or a URL, shared with others as a
             `RuntimeCache`'s is; or a binary stream. A directory's file for this kind of machine is
             loaded by the first engine that runs, whose device tells the kind. A stream that can be
             read is loaded from its position to its end. If it can also be sought, it stands at that

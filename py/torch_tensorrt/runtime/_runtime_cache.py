@@ -318,6 +318,8 @@ class RuntimeCache:
         writes over it. The second time, two kinds of machine share the path: the cache logs a
         warning and leaves the file alone.
 
+        Of a URL, writes the local tier's file. The upload follows in the background.
+
         Args:
             path: Another file or directory than the cache's own.
 
@@ -327,6 +329,8 @@ class RuntimeCache:
                 interpreter exits, all saves to own paths end within 8 s.
             TypeError, ValueError: As for the constructor.
         """
+        if path is None:
+            self._begin_to_fetch()  # which begins uploads, too
         deadline = exit_deadline()
         if path is None and deadline < math.inf:
             return self._handle.save_within(max(0.0, deadline - time.monotonic()))

@@ -337,6 +337,24 @@ assert worker.exitcode == 0
     assert kernels_of(store) == all_of("a")
 
 
+def test_a_save_without_an_engine_is_uploaded(
+    machine: Machine, store: StoreProcess
+) -> None:
+    code = """
+import io
+stream = io.BytesIO()
+kernels = make_cache(runtime)
+compile_("a", place=kernels)
+kernels.save_to_stream(stream)
+stream.seek(0)
+cache = make_cache(runtime, url)
+cache.load_from_stream(stream)
+assert cache.save() > 0
+"""
+    outcome(machine("first", code))
+    assert kernels_of(store) == all_of("a")
+
+
 def test_a_cache_of_its_own_on_a_url(machine: Machine, store: StoreProcess) -> None:
     code = """
 import copy, pickle
