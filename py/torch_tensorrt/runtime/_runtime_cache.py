@@ -199,8 +199,8 @@ class RuntimeCache:
 
     Args:
         path: The file or directory, as it is written: relative to the working directory at the
-            time of a load or save, and `~` is not expanded. Or a URL. Without one, `load` and `save` need
-            their argument.
+            time of a load or save, and `~` is not expanded. Or a URL. Without any, `load` and
+            `save` need their argument.
         autosave_on_del: See the property.
         checkpoints: See the property.
         use_python_runtime: The runtime of the engines that are to use it: the Python one, or the
