@@ -93,12 +93,15 @@ class ObjectStore:
         """Writes an object unless somebody else did.
 
         Args:
+            data: Not empty.
             expected: What is replaced; None if there must be no such object.
 
         Returns:
             The new generation. None if the object has another one than `expected`. That may be
             ours, if the response to a put was lost.
         """
+        if len(data) == 0:  # which would lose what others put
+            raise ObjectStoreError("an empty object is refused")
         seconds = _UPLOAD_TIMEOUT + len(data) / _SLOWEST_UPLOAD
         # The library's limit for reading includes the time that the body takes.
         store = self._connect(read_timeout=seconds, timeout=seconds)

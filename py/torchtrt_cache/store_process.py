@@ -197,7 +197,13 @@ class _Helper:
         # So that no kill hits another process that has got the same id.
         self._watch = threading.Lock()
         self._stderr = _memory_file()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            self._stderr.close()
+            raise ObjectStoreError(
+                f"can't create a socket: {error.strerror}"
+            ) from error
         self.channel = _Channel(ours)
         try:
             self._process = subprocess.Popen(
@@ -266,16 +272,18 @@ class _Channel:
         if body is not None:
             body.flush()
             files = [body.fileno()]
+            packet = {**packet, "size": os.fstat(body.fileno()).st_size}
         socket.send_fds(self._socket, [json.dumps(packet).encode()], files)
 
     def receive(self, deadline: float) -> tuple[Packet, memoryview]:
         """Returns a packet and the contents beside it, which may be written to.
 
-        Raises TimeoutError, or EOFError if the other end is closed.
+        Raises TimeoutError, EOFError if the other end is closed, or ObjectStoreError if the
+        contents are lost.
         """
         left = max(1e-6, deadline - time.monotonic())  # 0 would say something else
         self._socket.settimeout(None if left == math.inf else left)
-        data, files, _, _ = socket.recv_fds(
+        data, files, flags, _ = socket.recv_fds(
             self._socket, _LONGEST_PACKET, 1, socket.MSG_CMSG_CLOEXEC
         )
         if not data:
@@ -283,10 +291,22 @@ class _Channel:
         packet: Packet = json.loads(data)
         contents = memoryview(bytearray())
         for file in files:
-            size = os.fstat(file).st_size
-            if size > 0:  # else it can't be mapped
-                contents = memoryview(mmap.mmap(file, size, access=mmap.ACCESS_COPY))
-            os.close(file)
+            try:
+                size = os.fstat(file).st_size
+                if size > 0:  # else it can't be mapped
+                    mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
+                    contents = memoryview(mapped)
+            except OSError as error:
+                raise ObjectStoreError(f"can't map a body: {error.strerror}") from error
+            finally:
+                os.close(file)
+        # The kernel drops a descriptor for which the receiver has no room.
+        if flags & socket.MSG_CTRUNC:
+            raise ObjectStoreError("a body is lost: too many open files")
+        if len(contents) != packet.get("size", 0):
+            raise ObjectStoreError(
+                f"a body has {len(contents)} of {packet.get('size', 0)} bytes"
+            )
         return packet, contents
 
     def close(self) -> None:
@@ -294,7 +314,12 @@ class _Channel:
 
 
 def _memory_file() -> IO[bytes]:
-    return os.fdopen(os.memfd_create("torchtrt-cache"), "w+b")
+    try:
+        return os.fdopen(os.memfd_create("torchtrt-cache"), "w+b")
+    except OSError as error:
+        raise ObjectStoreError(
+            f"can't create a file in memory: {error.strerror}"
+        ) from error
 
 
 def _generation(value: list[str | None] | None) -> ObjectGeneration | None:
@@ -323,15 +348,13 @@ class _Server:
         """Replies to one request. Raises EOFError or ConnectionError if nobody is there for it."""
         try:
             request, data = self._channel.receive(time.monotonic() + _CHECK_INTERVAL)
+            with _memory_file() as body:
+                reply = {"value": self._value(request, data, body)}
+                self._channel.send(reply, body)
         except TimeoutError:
             self._check_parent()
-            return
-        with _memory_file() as body:
-            try:
-                reply = {"value": self._value(request, data, body)}
-            except ObjectStoreError as error:
-                reply = {"error": str(error)}
-            self._channel.send(reply, body)
+        except ObjectStoreError as error:
+            self._channel.send({"error": str(error)})
 
     def _value(self, request: Packet, data: memoryview, body: IO[bytes]) -> Any:
         """Of the reply to a request with that data; writes its body."""

@@ -145,7 +145,7 @@ def test_names_are_those_right_under_the_url(port: int, store: ObjectStore) -> N
         (f"{base}/folder/", "c.bin"),
         (f"{base}2/", "d.bin"),
     ):
-        assert ObjectStore(url).replace(name, memoryview(b""), None)
+        assert ObjectStore(url).replace(name, memoryview(b"-"), None)
     assert ObjectStore(f"{base}/").names() == ["a.bin", "b.bin"]
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,7 +27,7 @@ from tests.util.servers.object_servers import (
     environment_of_client,
 )
 from torchtrt_cache.objects import ObjectStoreError
-from torchtrt_cache.store_process import StoreProcess, check_library
+from torchtrt_cache.store_process import StoreProcess, _Channel, check_library
 
 NAME = "kind.bin"
 LONG = 60.0  # seconds, which nothing here takes unless it hangs
@@ -69,7 +73,7 @@ def soon(seconds: float = 0.3) -> float:
     return time.monotonic() + seconds
 
 
-@pytest.mark.parametrize("size", [0, 1, 30 << 20])
+@pytest.mark.parametrize("size", [1, 30 << 20])
 def test_a_body_comes_back(store: StoreProcess, size: int) -> None:
     body = os.urandom(size)
     put = store.replace(NAME, memoryview(body), None)
@@ -80,7 +84,7 @@ def test_a_body_comes_back(store: StoreProcess, size: int) -> None:
     assert contents is not None
     assert contents.generation == put
     assert contents.data == body
-    assert len(first_bytes) == min(size, 1)
+    assert len(first_bytes) == 1
     assert store.names() == [NAME]
 
 
@@ -122,7 +126,7 @@ def test_the_reason_of_the_store_comes_through(
 def test_hundreds_of_names_come_back(store: StoreProcess, url: str) -> None:
     names = [f"{number:0>250}.bin" for number in range(300)]
     for name in names:
-        store.replace(name, memoryview(b""), None)
+        store.replace(name, memoryview(b"-"), None)
     assert store.names() == names
 
 
@@ -192,7 +196,7 @@ def test_a_deadline_kills_the_helper(
     proxy.hang()
     arguments: dict[str, list[object]] = {
         "names": [],
-        "replace": [NAME, memoryview(b""), None],
+        "replace": [NAME, memoryview(b"-"), None],
     }
     with pytest.raises(ObjectStoreError, match=r"^no answer within \d{1,3} ms$"):
         getattr(store, call)(*arguments.get(call, [NAME]), deadline=soon())
@@ -406,6 +410,65 @@ def test_a_hundred_requests_leak_no_descriptor(store: StoreProcess) -> None:
     assert len(descriptors(pid_of(store))) < theirs + 10
 
 
+@contextmanager
+def no_descriptors(pid: int = 0, free: int = 0) -> Iterator[None]:
+    """Lets a process, by default this one, open only so many files for the block."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in descriptors(pid or "self")}
+    unused = (number for number in range(len(used) + free + 1) if number not in used)
+    limit = list(islice(unused, free + 1))[-1]
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_body_without_a_descriptor_is_no_empty_object(
+    store: StoreProcess, free: int
+) -> None:
+    store.replace(NAME, memoryview(b"theirs"), None)
+    with no_descriptors(free=free):
+        with pytest.raises(ObjectStoreError, match=r"[Tt]oo many open files"):
+            store.read(NAME)
+        with pytest.raises(ObjectStoreError, match=r"[Tt]oo many open files"):
+            store.names()
+    contents = store.read(NAME)
+    assert contents is not None
+    assert contents.data == b"theirs"
+
+
+def test_a_helper_without_a_descriptor_writes_nothing(store: StoreProcess) -> None:
+    put = store.replace(NAME, memoryview(b"theirs"), None)
+    with (
+        no_descriptors(pid_of(store)),
+        pytest.raises(ObjectStoreError, match="a body is lost: too many open files"),
+    ):
+        store.replace(NAME, memoryview(b"ours"), put)
+    assert store.generation(NAME) == put
+
+
+def test_a_body_that_is_not_whole_is_an_error() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, tempfile.TemporaryFile() as body:
+        body.write(b"half")
+        body.flush()
+        socket.send_fds(ours, [b'{"size": 8}'], [body.fileno()])
+        with pytest.raises(ObjectStoreError, match="a body has 4 of 8 bytes"):
+            _Channel(theirs).receive(soon(LONG))
+        socket.send_fds(ours, [b'{"size": 8}'], [])
+        with pytest.raises(ObjectStoreError, match="a body has 0 of 8 bytes"):
+            _Channel(theirs).receive(soon(LONG))
+
+
+def test_an_empty_body_is_refused(store: StoreProcess) -> None:
+    put = store.replace(NAME, memoryview(b"theirs"), None)
+    with pytest.raises(ObjectStoreError, match="an empty object is refused"):
+        store.replace(NAME, memoryview(b""), put)
+    assert store.generation(NAME) == put
+
+
 def test_helpers_leave_no_descriptor_behind(store: StoreProcess) -> None:
     before = len(descriptors())
     for _ in range(5):
@@ -423,6 +486,6 @@ def test_the_module_is_the_helper(url: str) -> None:
     with ours, theirs, subprocess.Popen(command, stdin=theirs.fileno()) as helper:
         theirs.close()
         ours.send(b'{"call": "generation", "name": "kind.bin"}')
-        assert ours.recv(100) == b'{"value": null}'
+        assert ours.recv(100) == b'{"value": null, "size": 0}'
         ours.close()
         assert helper.wait(LONG) == 0

@@ -183,11 +183,19 @@ class Machine:
         assert store.replace(name, memoryview(data), store.generation(name))
 
     def delete(self) -> None:
-        """The object. By a process of its own, since forks do not get along with the library."""
+        """The object."""
+        self._call_library("obstore.delete(store, sys.argv[2])")
+
+    def put_nothing(self) -> None:
+        """An empty object, which only others can write."""
+        self._call_library("obstore.put(store, sys.argv[2], b'')")
+
+    def _call_library(self, call: str) -> None:
+        """In a process of its own, since forks do not get along with the library."""
         code = (
             "import obstore, sys; from obstore.store import from_url; store = "
             "from_url(sys.argv[1], client_options={'allow_http': True}); "
-            "obstore.delete(store, sys.argv[2])"
+            f"{call}"
         )
         command = [sys.executable, "-c", code, self.store.url, NAME]
         subprocess.run(command, check=True, timeout=PATIENCE)
@@ -353,7 +361,7 @@ def test_a_deleted_object_is_made_again(machine: Machine, merge: Merge | None) -
 
 
 def test_an_empty_object_is_a_missing_one(machine: Machine) -> None:
-    machine.put_bytes(b"")
+    machine.put_nothing()
     assert machine.pull() is Outcome.MISSING
     assert not machine.path.exists()
     machine.save("a")
