@@ -152,8 +152,8 @@ class Transfers:
         """
         cache = os.path.join(self._directory, name)
         with self._locked(cache, on_first_byte) as announce:
+            record = self._record(cache)
             generation = self._store.generation(name, deadline=self._deadline)
-            record = read_record(cache, self._store.url)
             if generation is None:
                 announce()
                 remove_record(cache)  # a push brings the object back
@@ -208,6 +208,7 @@ class Transfers:
             elif _is_older(local, contents, record):
                 data = contents.data
             else:
+                remove_record(cache)  # it is out of date
                 return Transfer(name, Outcome.NOT_MERGED)
             expected = None if local is None else local.generation
             replaced = file.replace(data, expected)
@@ -235,6 +236,7 @@ class Transfers:
         """
         cache = os.path.join(self._directory, name)
         with self._locked(cache, lambda: None):
+            record = self._record(cache)
             # Somebody may have deleted the object since.
             if self.is_uploaded(name) and self._store.generation(
                 name, deadline=self._deadline
@@ -244,7 +246,7 @@ class Transfers:
             if local is None:
                 return Transfer(name, Outcome.MISSING)
             if merge is None:
-                return self._push_alone(name, cache, local)
+                return self._push_alone(name, cache, local, record)
             return self._push_merged(name, cache, local, merge)
 
     def is_uploaded(self, name: str) -> bool:
@@ -257,9 +259,10 @@ class Transfers:
             and record.file == generation_at(cache)
         )
 
-    def _push_alone(self, name: str, cache: str, local: Contents) -> Transfer:
+    def _push_alone(
+        self, name: str, cache: str, local: Contents, record: Record | None
+    ) -> Transfer:
         """Requires the lock."""
-        record = read_record(cache, self._store.url)
         generation = self._store.generation(name, deadline=self._deadline)
         if generation is None or _has_all_of(local.generation, generation, record):
             put = self._store.replace(
@@ -330,6 +333,15 @@ class Transfers:
         write_record(
             cache, Record(self._store.url, generation, file, is_uploaded, has_object)
         )
+
+    def _record(self, cache: str) -> Record | None:
+        """Removes the record of a file that has been removed or made anew since."""
+        record = read_record(cache, self._store.url)
+        file = generation_at(cache)
+        if record and (file is None or file.size < record.file.size):
+            remove_record(cache)
+            return None
+        return record
 
     def _file(self, cache: str) -> RuntimeCacheFile:
         return RuntimeCacheFile(cache, LockWaits(deadline=self._deadline))

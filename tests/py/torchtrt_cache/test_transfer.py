@@ -351,6 +351,41 @@ def test_alone_a_smaller_object_replaces_no_file(machine: Machine) -> None:
     assert machine.file == {"a", "b"}
 
 
+@pytest.mark.parametrize("seen_by", [Machine.pull, Machine.push])
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_alone_a_file_that_was_made_anew_never_replaces_the_object(
+    seen_by: Callable[[Machine, Merge | None], Outcome],
+    is_missing: bool,
+    machine: Machine,
+) -> None:
+    machine.put("a", "b", "c")
+    machine.pull(None)
+    machine.path.unlink()
+    if is_missing:
+        machine.store.once("after read", lambda: machine.save("d"))
+    else:
+        machine.save("d")
+    assert seen_by(machine, None) in (Outcome.NOT_MERGED, Outcome.MISSING)
+    machine.save("d", "e", "f", "g", "h")
+    for _ in range(2):
+        assert machine.push(None) is Outcome.NOT_MERGED
+        assert machine.pull(None) is Outcome.NOT_MERGED
+    assert machine.object == {"a", "b", "c"}
+    assert machine.pull() is Outcome.TRANSFERRED
+    assert machine.push(None) is Outcome.TRANSFERRED
+    assert machine.object == set("abcdefgh")
+
+
+def test_alone_an_object_that_was_made_anew_is_not_in_step(machine: Machine) -> None:
+    machine.save("a", "b")
+    machine.push(None)
+    machine.delete()
+    machine.put("c")
+    assert machine.pull(None) is Outcome.NOT_MERGED
+    assert not machine.transfers().is_uploaded(NAME)
+    assert machine.push(None) is Outcome.NOT_MERGED
+
+
 def test_a_deleted_object_is_made_again(machine: Machine, merge: Merge | None) -> None:
     machine.save("a")
     machine.push(merge)
