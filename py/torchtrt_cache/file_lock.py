@@ -86,10 +86,22 @@ def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[
         LockIsHeldError: another holder kept it for that long.
         FileLockError: the system's reason.
     """
+    with deferred_calls(), long_file_lock(path, waits, shared=shared):
+        yield
+
+
+@contextmanager
+def long_file_lock(
+    path: str, waits: LockWaits, *, shared: bool = False
+) -> Iterator[None]:
+    """A `file_lock` whose block may take minutes, so it is not one of `deferred_calls`.
+
+    What this thread calls during the block must not take that lock.
+    """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
     operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with deferred_calls(), closing(_LockFile(path)) as lock_file:
+    with closing(_LockFile(path)) as lock_file:
         waited_before = waits.waited
         if not lock_file.acquire(operation, waits):
             milliseconds = round((waits.waited - waited_before) * 1000)

@@ -15,7 +15,12 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from torchtrt_cache.file_lock import FileLockError, LockWaits, file_lock, lock_path_of
+from torchtrt_cache.file_lock import (
+    FileLockError,
+    LockWaits,
+    lock_path_of,
+    long_file_lock,
+)
 from torchtrt_cache.kinds import RuntimeCacheKind, file_in, is_empty, names_to_load
 from torchtrt_cache.objects import ObjectContents, ObjectGeneration
 from torchtrt_cache.records import (
@@ -368,7 +373,7 @@ class Transfers:
         waits = LockWaits(timeout=math.inf, deadline=self._deadline)
         waits.stop = _HolderIsAnswered(path, on_first_byte)
         try:
-            with file_lock(path, waits):
+            with long_file_lock(path, waits):
                 with suppress(OSError):
                     os.utime(path, (0, 0))
                 yield announce

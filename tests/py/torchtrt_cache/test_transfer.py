@@ -22,7 +22,7 @@ from types import FrameType
 import pytest
 
 from torchtrt_cache import records, runtime_cache_file, transfer
-from torchtrt_cache.file_lock import LockWaits
+from torchtrt_cache.file_lock import LockWaits, call_without_lock
 from torchtrt_cache.kinds import RuntimeCacheKind
 from torchtrt_cache.objects import ObjectContents, ObjectGeneration, ObjectStoreError
 from torchtrt_cache.records import record_path_of
@@ -659,6 +659,23 @@ def test_pulls_of_one_machine_share_a_download(url: str, tmp_path: Path) -> None
         may_end.set()
         for machine in machines:
             machine.close()
+
+
+@pytest.mark.parametrize("verb", [Machine.pull, Machine.push])
+def test_nothing_waits_for_the_end_of_a_transfer(
+    verb: Callable[[Machine], Outcome], machine: Machine
+) -> None:
+    machine.put("a")
+    machine.save("b")
+    called: list[str] = []
+
+    def save_at_end_of_a_cache() -> None:
+        call_without_lock(lambda: called.append("save"))
+        assert called == ["save"]
+
+    machine.store.once("after read", save_at_end_of_a_cache)
+    assert verb(machine) is Outcome.TRANSFERRED
+    assert called == ["save"]
 
 
 @pytest.mark.parametrize("are_equal", [True, False])
