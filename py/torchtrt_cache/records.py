@@ -1,7 +1,7 @@
 """What the last transfer between a cache file and its object found."""
 
 # A path is used as written, which pathlib would change.
-# ruff: noqa: PTH105, PTH108, PTH123
+# ruff: noqa: PTH105, PTH108, PTH116, PTH123
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
+from torchtrt_cache.file_lock import take_over_owner
 from torchtrt_cache.objects import ObjectGeneration
 from torchtrt_cache.runtime_cache_file import FileGeneration
 from torchtrt_cache.unlocked_logger import unlocked_logger
@@ -86,13 +87,26 @@ def write_record(cache: str, record: Record) -> None:
     try:
         with suppress(FileNotFoundError):  # left by a process that was killed
             os.unlink(temporary)
-        with open(temporary, "x", encoding="utf-8") as file:
+        with open(temporary, "x", encoding="utf-8", opener=_open_for_owner) as file:
             json.dump(values, file)
+            _share_as(cache, file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         _LOGGER.debug("Can't write '%s': %s", path, error.strerror)
         with suppress(OSError):
             os.unlink(temporary)
+
+
+def _open_for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _share_as(cache: str, file: int) -> None:
+    """Opens a file to the group that may use the cache, but to nobody else."""
+    with suppress(OSError):
+        status = os.stat(cache)
+        take_over_owner(file, status)
+        os.fchmod(file, status.st_mode & 0o660 | 0o600)
 
 
 def remove_record(cache: str) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from torchtrt_cache.file_lock import (
     FileLockError,
     LockWaits,
+    create_lock_file,
     lock_path_of,
     long_file_lock,
 )
@@ -364,6 +365,8 @@ class Transfers:
         counts as its own. It sees it by the time of the lock file, which is 0 until then.
         """
         path = lock_path_of(record_path_of(cache))
+        with suppress(OSError):  # it is there, or the lock has the error
+            create_lock_file(path, _status(cache))
 
         def announce() -> None:
             with suppress(OSError):
@@ -393,6 +396,14 @@ class _HolderIsAnswered:
             if os.stat(self._path).st_mtime > 0:
                 self._on_first_byte()
         return False
+
+
+def _status(path: str) -> os.stat_result | None:
+    """None for a missing file."""
+    try:
+        return os.stat(path)
+    except FileNotFoundError:
+        return None
 
 
 def _has_all_of(

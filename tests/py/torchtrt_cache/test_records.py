@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,30 @@ def test_what_a_killed_writer_left_is_replaced(cache: str) -> None:
     write_record(cache, RECORD)
     assert read_record(cache, URL) == RECORD
     assert names_beside(cache) == ["cache.bin.remote"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o775, 0o444])
+def test_nobody_who_can_not_use_the_cache_reads_it(mode: int, cache: str) -> None:
+    Path(cache).touch()
+    Path(cache).chmod(mode)
+    write_record(cache, RECORD)
+    record = Path(record_path_of(cache)).stat()
+    assert stat.S_IMODE(record.st_mode) == mode & 0o660 | 0o600
+
+
+def test_without_a_cache_only_its_owner_reads_it(cache: str) -> None:
+    write_record(cache, RECORD)
+    record = Path(record_path_of(cache)).stat()
+    assert stat.S_IMODE(record.st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_it_belongs_to_whom_the_cache_belongs(cache: str) -> None:
+    Path(cache).touch()
+    os.chown(cache, 1234, 2345)
+    write_record(cache, RECORD)
+    record = Path(record_path_of(cache)).stat()
+    assert (record.st_uid, record.st_gid) == (1234, 2345)
 
 
 def test_a_directory_that_is_gone_is_no_error(tmp_path: Path) -> None:

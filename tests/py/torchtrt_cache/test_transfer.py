@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -659,6 +660,19 @@ def test_pulls_of_one_machine_share_a_download(url: str, tmp_path: Path) -> None
         may_end.set()
         for machine in machines:
             machine.close()
+
+
+@pytest.mark.parametrize("verb", [Machine.pull, Machine.push])
+def test_nobody_who_can_not_use_the_cache_blocks_a_transfer(
+    verb: Callable[[Machine], Outcome], machine: Machine
+) -> None:
+    machine.put("a")
+    machine.save("b")
+    machine.path.chmod(0o644)
+    verb(machine)
+    for suffix in (".remote.lock", ".remote"):
+        status = Path(f"{machine.path}{suffix}").stat()
+        assert stat.S_IMODE(status.st_mode) == 0o640
 
 
 @pytest.mark.parametrize("verb", [Machine.pull, Machine.push])
