@@ -157,22 +157,17 @@ class Transfers:
             CannotMergeError: The file stays as it is.
         """
         cache = os.path.join(self._directory, name)
+        record = self._record(cache)
+        # Without the lock, so that nobody who needs nothing waits for the transfer of another.
+        found = self._found_in_step(name, record, merge, on_first_byte)
+        if found:
+            return found
         with self._locked(cache, on_first_byte) as announce:
-            record = self._record(cache)
-            generation = self._store.generation(name, deadline=self._deadline)
-            if generation is None:
-                announce()
-                remove_record(cache)  # a push brings the object back
-                return Transfer(name, Outcome.MISSING)
-            file = generation_at(cache)
-            if _has_all_of(file, generation, record):
-                announce()
-                return Transfer(name, Outcome.IN_STEP)
-            if merge and _is_rejected(file, generation, record):
-                announce()
-                raise CannotMergeError(
-                    "they could not be merged before, and neither has changed since"
-                )
+            record_before, record = record, self._record(cache)
+            if record != record_before:  # somebody had a transfer meanwhile
+                found = self._found_in_step(name, record, merge, announce)
+                if found:
+                    return found
             contents = self._store.read(
                 name, on_first_byte=announce, deadline=self._deadline
             )
@@ -180,6 +175,34 @@ class Transfers:
                 announce()
                 return Transfer(name, Outcome.MISSING)
             return self._take(name, contents, record, merge)
+
+    def _found_in_step(
+        self,
+        name: str,
+        record: Record | None,
+        merge: Merge | None,
+        on_first_byte: Callable[[], None],
+    ) -> Transfer | None:
+        """Returns what becomes of a pull that needs no bytes of the object, or None.
+
+        Raises CannotMergeError as `pull` does.
+        """
+        cache = os.path.join(self._directory, name)
+        generation = self._store.generation(name, deadline=self._deadline)
+        if generation is None:
+            on_first_byte()
+            remove_record(cache)  # a push brings the object back
+            return Transfer(name, Outcome.MISSING)
+        file = generation_at(cache)
+        if _has_all_of(file, generation, record):
+            on_first_byte()
+            return Transfer(name, Outcome.IN_STEP)
+        if merge and _is_rejected(file, generation, record):
+            on_first_byte()
+            raise CannotMergeError(
+                "they could not be merged before, and neither has changed since"
+            )
+        return None
 
     def _take(
         self,
@@ -241,7 +264,7 @@ class Transfers:
             CannotMergeError: The object stays as it is.
         """
         cache = os.path.join(self._directory, name)
-        with self._locked(cache, lambda: None):
+        with self._locked(cache, lambda: None) as announce:
             record = self._record(cache)
             # Somebody may have deleted the object since.
             if self.is_uploaded(name) and self._store.generation(
@@ -252,8 +275,8 @@ class Transfers:
             if local is None:
                 return Transfer(name, Outcome.MISSING)
             if merge is None:
-                return self._push_alone(name, cache, local, record)
-            return self._push_merged(name, cache, local, merge)
+                return self._push_alone(name, cache, local, record, announce)
+            return self._push_merged(name, cache, local, merge, announce)
 
     def is_uploaded(self, name: str) -> bool:
         """Whether the object was seen to have all kernels of the file, which it has now."""
@@ -266,10 +289,16 @@ class Transfers:
         )
 
     def _push_alone(
-        self, name: str, cache: str, local: Contents, record: Record | None
+        self,
+        name: str,
+        cache: str,
+        local: Contents,
+        record: Record | None,
+        announce: Callable[[], None],
     ) -> Transfer:
         """Requires the lock."""
         generation = self._store.generation(name, deadline=self._deadline)
+        announce()
         if generation is None or _has_all_of(local.generation, generation, record):
             put = self._store.replace(
                 name, local.data, generation, deadline=self._deadline
@@ -285,13 +314,21 @@ class Transfers:
         return Transfer(name, Outcome.IN_STEP)
 
     def _push_merged(
-        self, name: str, cache: str, local: Contents, merge: Merge
+        self,
+        name: str,
+        cache: str,
+        local: Contents,
+        merge: Merge,
+        announce: Callable[[], None],
     ) -> Transfer:
         """Requires the lock."""
         attempted = b""  # the digest of what was put last
         pause = _FIRST_PAUSE
         while True:
-            contents = self._store.read(name, deadline=self._deadline)
+            contents = self._store.read(
+                name, on_first_byte=announce, deadline=self._deadline
+            )
+            announce()  # there may be no byte
             expected = contents and contents.generation
             if contents is None or len(contents.data) == 0:
                 data = local.data

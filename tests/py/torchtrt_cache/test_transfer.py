@@ -662,6 +662,70 @@ def test_pulls_of_one_machine_share_a_download(url: str, tmp_path: Path) -> None
             machine.close()
 
 
+class Pause:
+    """Holds a transfer of a machine up, at a moment such as "before replace", for the block."""
+
+    def __init__(self, machine: Machine, when: str) -> None:
+        self._is_there, self._may_end = threading.Event(), threading.Event()
+        machine.store.once(when, self._wait)
+
+    def _wait(self) -> None:
+        self._is_there.set()
+        assert self._may_end.wait(PATIENCE)
+
+    def __enter__(self) -> None:
+        assert self._is_there.wait(PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        self._may_end.set()
+
+
+@pytest.fixture
+def second(machine: Machine) -> Iterator[Machine]:
+    """Another process of the machine."""
+    with closing(Machine(machine.store.url, machine.directory)) as second:
+        yield second
+
+
+def test_a_pull_of_nothing_does_not_wait_for_an_upload(
+    machine: Machine, second: Machine, merge: Merge | None
+) -> None:
+    machine.save("a")
+    pause = Pause(machine, "before replace")
+    with ThreadPoolExecutor() as threads:
+        push = threads.submit(machine.push, merge)
+        with pause:
+            assert second.pull(merge) is Outcome.MISSING
+            assert second.first_bytes == 1
+        assert push.result() is Outcome.TRANSFERRED
+        machine.save("b")
+        pause = Pause(machine, "before replace")
+        push = threads.submit(machine.push, merge)
+        with pause:
+            assert second.pull(merge) is Outcome.IN_STEP
+            assert second.first_bytes == 2
+        assert push.result() is Outcome.TRANSFERRED
+
+
+def test_the_first_byte_of_a_push_counts_for_a_pull_that_waits(
+    machine: Machine, second: Machine, merge: Merge | None
+) -> None:
+    machine.save("a")
+    pause = Pause(machine, "before replace")
+    with ThreadPoolExecutor() as threads:
+        push = threads.submit(machine.push, merge)
+        with pause:
+            machine.put("b")  # so that there is something to fetch
+            pull = threads.submit(second.pull, merge)
+            end = time.monotonic() + PATIENCE
+            while not second.first_bytes:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert not pull.done()
+        push.result()
+        pull.result()
+
+
 @pytest.mark.parametrize("verb", [Machine.pull, Machine.push])
 def test_nobody_who_can_not_use_the_cache_blocks_a_transfer(
     verb: Callable[[Machine], Outcome], machine: Machine
