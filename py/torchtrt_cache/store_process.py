@@ -192,6 +192,12 @@ class _Helper:
     """
 
     def __init__(self, url: str) -> None:
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise ObjectStoreError(
+                f"this program has no Python to run: sys.executable is {sys.executable!r}"
+            )
+        # Before sys.path is replaced, the helper imports some modules. "-I" sets this flag too.
+        options = ["-E"] if sys.flags.ignore_environment else []
         # The package may have come from elsewhere than sys.path.
         path = [*sys.path, str(Path(__file__).parent.parent)]
         # So that no kill hits another process that has got the same id.
@@ -207,7 +213,7 @@ class _Helper:
         self.channel = _Channel(ours)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", _PROGRAM, url, *path],
+                [sys.executable, *options, "-S", "-c", _PROGRAM, url, *path],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

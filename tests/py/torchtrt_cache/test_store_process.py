@@ -151,6 +151,42 @@ def test_a_missing_library_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -
         StoreProcess(url).names()
 
 
+@pytest.mark.parametrize("option", ["-I", "-E"])
+def test_an_isolated_program_has_an_isolated_helper(
+    option: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        f"import sys; sys.path = {sys.path!r}; "
+        "from torchtrt_cache.store_process import StoreProcess; "
+        "store = StoreProcess(sys.argv[1]); print(store.names()); store.close()"
+    )
+    encodings = tmp_path / "encodings"
+    encodings.mkdir()
+    (encodings / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, option, "-c", code, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("executable", ["", None])
+def test_a_program_without_a_python_is_told(
+    executable: str | None, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(ObjectStoreError, match="this program has no Python to run"):
+        StoreProcess(url).names()
+
+
+def test_a_frozen_program_is_not_started_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(ObjectStoreError, match="this program has no Python to run"):
+        StoreProcess(url).names()
+
+
 def test_the_helper_says_nothing_at_the_terminal(
     proxy: FaultyProxy, store: StoreProcess, capfd: pytest.CaptureFixture[str]
 ) -> None:
