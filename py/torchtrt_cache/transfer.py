@@ -299,15 +299,22 @@ class Transfers:
         """Requires the lock."""
         generation = self._store.generation(name, deadline=self._deadline)
         announce()
-        if generation is None or _has_all_of(local.generation, generation, record):
-            put = self._store.replace(
-                name, local.data, generation, deadline=self._deadline
-            )
-            if put is not None:
-                self._note(cache, put, local.generation)
-                return Transfer(name, Outcome.TRANSFERRED, len(local.data))
-        # The response to a put of these bytes may have been lost, or their record.
+        if generation and not _has_all_of(local.generation, generation, record):
+            contents = self._store.read(name, deadline=self._deadline)
+            if contents is not None and len(contents.data) > 0:
+                return self._compare(name, cache, local, contents)
+            generation = contents and contents.generation
+        put = self._store.replace(name, local.data, generation, deadline=self._deadline)
+        if put is not None:
+            self._note(cache, put, local.generation)
+            return Transfer(name, Outcome.TRANSFERRED, len(local.data))
         contents = self._store.read(name, deadline=self._deadline)
+        return self._compare(name, cache, local, contents)
+
+    def _compare(
+        self, name: str, cache: str, local: Contents, contents: ObjectContents | None
+    ) -> Transfer:
+        """Of a push. The response to a put of these bytes may be lost, or their record."""
         if contents is None or _digest(contents.data) != _digest(local.data):
             return Transfer(name, Outcome.NOT_MERGED)
         self._note(cache, contents.generation, local.generation)

@@ -396,13 +396,24 @@ def test_a_deleted_object_is_made_again(machine: Machine, merge: Merge | None) -
     assert machine.object == machine.file == {"a"}
 
 
-def test_an_empty_object_is_a_missing_one(machine: Machine) -> None:
+def test_an_empty_object_is_a_missing_one(
+    machine: Machine, merge: Merge | None
+) -> None:
     machine.put_nothing()
-    assert machine.pull() is Outcome.MISSING
+    assert machine.pull(merge) is Outcome.MISSING
     assert not machine.path.exists()
     machine.save("a")
-    assert machine.push() is Outcome.TRANSFERRED
+    assert machine.push(merge) is Outcome.TRANSFERRED
     assert machine.object == {"a"}
+    assert machine.push(merge) is Outcome.IN_STEP
+
+
+def test_alone_others_that_fill_an_empty_object_lose_nothing(machine: Machine) -> None:
+    machine.put_nothing()
+    machine.save("a")
+    machine.store.once("before replace", lambda: machine.put("b"))
+    assert machine.push(None) is Outcome.NOT_MERGED
+    assert machine.object == {"b"}
 
 
 def test_an_object_that_is_deleted_before_it_is_read_is_missing(
