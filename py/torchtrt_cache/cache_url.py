@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 _SCHEMES = ("s3", "gs", "az")
 _MODES = ("read", "write")
 _TIMEOUTS = ("first_byte_timeout", "start_timeout")
+_LONGEST_TIMEOUT = 3600  # seconds
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,55 @@ class CacheURL:
             ValueError: The text is no such URL.
         """
         parts = _split(text)
+        shown = _shown(text)
         if parts.scheme not in _SCHEMES:
             schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             raise ValueError(
-                f"The URL of a runtime cache is {text!r}, expected one of {schemes} or file://"
+                f"The URL of a runtime cache is {shown}, expected one of {schemes} or file://"
             )
         expected = f"expected {parts.scheme}://BUCKET/PREFIX/"
-        if "@" in parts.netloc:  # and perhaps a secret, which no message may have
+        if "@" in parts.netloc:
             raise ValueError(
                 f"The URL of a runtime cache names a user, {expected}: credentials come from the "
                 "environment"
             )
         if not parts.netloc or parts.fragment:
             raise ValueError(
-                f"The URL of a runtime cache is {text!r}, {expected} without a fragment"
+                f"The URL of a runtime cache is {shown}, {expected} without a fragment"
+            )
+        path = parts.path.rstrip("/")
+        names = _decoded(parts.path, text).removesuffix("/").split("/")[1:]
+        if {"", ".", ".."}.intersection(names) or _CONTROLS.search("".join(names)):
+            raise ValueError(
+                f"The URL of a runtime cache is {shown}, {expected} without empty names, '.', "
+                "'..' and control characters"
             )
         is_read_only = False
-        timeouts = {}
-        for key, value in parse_qsl(parts.query, keep_blank_values=True):
+        timeouts: dict[str, float] = {}
+        pairs = parse_qsl(parts.query, keep_blank_values=True)
+        keys = [key for key, _ in pairs]
+        for key, value in pairs:
+            if key not in ("mode", *_TIMEOUTS) or keys.count(key) > 1:
+                # Without the value, which may be a secret.
+                raise ValueError(
+                    f"The URL of a runtime cache {shown} has the key {key!r} in its query, expected "
+                    "mode, first_byte_timeout and start_timeout, each at most once"
+                )
             if key == "mode" and value in _MODES:
                 is_read_only = value == "read"
-            elif key in _TIMEOUTS and re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+            elif key in _TIMEOUTS and _is_timeout(value):
                 timeouts[key] = float(value)
             else:
                 raise ValueError(
-                    f"The URL of a runtime cache {text!r} has {key!r} with the value {value!r}, "
+                    f"The URL of a runtime cache {shown} has {key!r} with the value {value!r}, "
                     "expected mode=read, mode=write, or first_byte_timeout or start_timeout with "
-                    "a number of seconds"
+                    f"a number of seconds up to {_LONGEST_TIMEOUT}"
                 )
-        url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/"
-        return cls(url, is_read_only, **timeouts)
+        return cls(f"{parts.scheme}://{parts.netloc}{path}/", is_read_only, **timeouts)
 
     def __str__(self) -> str:
         """What `parse` makes this of again."""
-        query = {key: f"{getattr(self, key):g}" for key in _TIMEOUTS}
+        query = {key: _seconds(getattr(self, key)) for key in _TIMEOUTS}
         defaults = CacheURL(self.url)
         parts = [
             f"{key}={value}"
@@ -104,15 +122,40 @@ def directory_of_file_url(text: str) -> str | None:
         or not parts.path.startswith("/")
     ):
         raise ValueError(
-            f"The URL of a runtime cache is {text!r}, expected file:///DIRECTORY/"
+            f"The URL of a runtime cache is {_shown(text)}, expected file:///DIRECTORY/"
         )
-    return unquote(parts.path).rstrip("/") + "/"
+    return _decoded(parts.path, text).rstrip("/") + "/"
 
 
 def _split(text: str) -> SplitResult:
+    expected = f"The URL of a runtime cache is {_shown(text)}, expected a valid URL"
+    if _CONTROLS.search(text):  # which urlsplit would leave out
+        raise ValueError(f"{expected} without a control character")
     try:
         return urlsplit(text)
-    except ValueError as error:
+    except ValueError:
+        raise ValueError(expected) from None  # whose text may have a secret
+
+
+def _decoded(path: str, text: str) -> str:
+    try:
+        return unquote(path, errors="strict")
+    except UnicodeDecodeError as error:
         raise ValueError(
-            f"The URL of a runtime cache is {text!r}, expected a valid URL: {error}"
+            f"The URL of a runtime cache is {_shown(text)}, expected valid UTF-8: {error.reason}"
         ) from error
+
+
+def _shown(text: str) -> str:
+    """A URL for a message, without the parts that may have a secret."""
+    return repr(re.sub("//[^/]*@", "//", text.partition("?")[0]))
+
+
+def _is_timeout(text: str) -> bool:
+    is_number = re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None
+    return is_number and float(text) <= _LONGEST_TIMEOUT
+
+
+def _seconds(value: float) -> str:
+    """As `parse` takes it, which is without an exponent."""
+    return f"{Decimal(repr(value)):f}".removesuffix(".0")

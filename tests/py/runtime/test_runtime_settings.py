@@ -136,6 +136,11 @@ def test_what_is_no_url_of_a_cache_is_named(value: str | Path, reason: str) -> N
     assert reason in str(raised.value)
 
 
+def test_a_file_url_means_no_path_that_can_not_be() -> None:
+    with pytest.raises(ValueError, match=r"^The path of a runtime cache has a NUL"):
+        RuntimeSettings(runtime_cache="file:///a%00b/")
+
+
 def test_a_url_needs_the_library(
     runtime: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,8 @@ def checked_place(place: object, *, may_be_empty: bool = False) -> str:
     """
     checked = checked_path(place, may_be_empty=may_be_empty)
     if is_url(checked):
-        return directory_of_file_url(checked) or str(CacheURL.parse(checked))
+        directory = directory_of_file_url(checked)
+        return checked_path(directory or str(CacheURL.parse(checked)))
     if isinstance(place, os.PathLike) and re.match("(s3|gs|az|file):/", checked):
         raise ValueError(
             f"The URL of a runtime cache is a str, got {place!r}, which lacks a slash"
