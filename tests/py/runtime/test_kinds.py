@@ -179,6 +179,20 @@ def test_the_driver_tells_the_kind_of_a_device() -> None:
     assert told.splitlines() == ["True", "NVIDIA RTX A6000 True"]
 
 
+@WITH_FAKE_DRIVER
+def test_a_version_that_is_loaded_needs_no_package() -> None:
+    told = _told_by_driver(
+        "from importlib import metadata\n"
+        "def version(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = version\n"
+        "print(kinds_of_machine())\n"
+        "(kind,) = kinds_of_machine('1.6.1.120')\n"
+        "print(kind.tensorrt_rtx)",
+        FAKE_CUDA_GPU="NVIDIA L4",
+    )
+    assert told.splitlines() == ["[]", "1.6.1.120"]
+
+
 _SAY_WHY = """
 print(kinds_of_machine())
 try:
