@@ -72,8 +72,8 @@ class CacheURL:
             if key not in ("mode", *_TIMEOUTS) or keys.count(key) > 1:
                 # Without the value, which may be a secret.
                 raise ValueError(
-                    f"The URL of a runtime cache {shown} has the key {key!r} in its query, expected "
-                    "mode, first_byte_timeout and start_timeout, each at most once"
+                    f"The URL of a runtime cache {shown} has {key!r} in its query, expected mode, "
+                    "first_byte_timeout and start_timeout, each at most once"
                 )
             if key == "mode" and value in _MODES:
                 is_read_only = value == "read"

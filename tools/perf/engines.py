@@ -36,7 +36,7 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
 
 def start_engine(
     plan: bytes,
-    cache: RuntimeCache | Path,
+    cache: RuntimeCache | Path | str,
     use_python_runtime: bool,
     x: torch.Tensor | None = None,
 ) -> TorchTensorRTModule:

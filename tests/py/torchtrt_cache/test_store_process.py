@@ -472,7 +472,7 @@ def test_a_body_without_a_descriptor_is_no_empty_object(
             store.names()
     contents = store.read(NAME)
     assert contents is not None
-    assert contents.data == b"theirs"
+    assert contents.data == memoryview(b"theirs")
 
 
 def test_a_helper_without_a_descriptor_writes_nothing(store: StoreProcess) -> None:

@@ -136,12 +136,18 @@ def versity_program() -> Path | None:
 class FaultyProxy:
     """A proxy before a server, at a port of its own, which does as it is told.
 
-    A fault lasts until another method is called. Requests count when they arrive.
+    A fault lasts until another method is called.
+
+    Attributes:
+        requests: By method and path. They count when they arrive.
+        replies: Of the server, by method, path and status.
     """
 
     def __init__(self, server_port: int) -> None:
         self.server_port = server_port
-        self.requests: Counter[tuple[str, str]] = Counter()  # by method and path
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.replies: Counter[tuple[str, str, int]] = Counter()
+        self.counting = threading.Lock()
         self.fault = _Fault()
         self._listener = _Listener(self, 0)
         self.port = self._listener.port
@@ -260,7 +266,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         proxy = self.server.proxy
         fault = proxy.fault
-        proxy.requests[self.command, self.path.partition("?")[0]] += 1
+        path = self.path.partition("?")[0]
+        with proxy.counting:
+            proxy.requests[self.command, path] += 1
         if fault.hangs:
             fault.has_ended.wait()
         if fault.hangs or fault.closes:
@@ -276,6 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.request(self.command, self.path, body, dict(self.headers))
             response = server.getresponse()
             data = response.read()
+        with proxy.counting:
+            proxy.replies[self.command, path, response.status] += 1
         delay = (time.monotonic() - start) * (fault.slowness - 1) / _PIECES
         if fault.loses and self.command == "PUT":
             self.close_connection = True

@@ -1,0 +1,347 @@
+"""Fleets of both runtimes on one object store: storms, machines killed at random, one download."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, count, cycle
+from pathlib import Path
+
+import pytest
+
+from tests.py.runtime.fleet_testing import BUCKET, OBJECT, start_machine, tier_of
+from tests.py.runtime.live_handles import kernels_in, kernels_on_disk
+from tests.py.runtime.programs import Program, Programs
+from tests.py.runtime.runtime_cache_testing import RUNTIMES
+from tests.py.runtime.runtime_testing import DEADLINE, KERNELS, uses_gpu
+from tests.util.servers.object_servers import (
+    FaultyProxy,
+    MotoServer,
+    VersityServer,
+    environment_of_client,
+    versity_program,
+)
+from torchtrt_cache.store_process import StoreProcess
+
+pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
+
+MACHINES = 32
+KILLS = 8  # in each round
+ROUNDS = 5
+PUTS = 4  # at most, of a fleet that does equal work
+# A loaded machine must not make a start go on without the object.
+PATIENT = "?first_byte_timeout=200&start_timeout=200"
+
+# Compiles when it is told to.
+TOLD = """
+say("ready")
+sys.stdin.readline()
+say(compile_(*names))
+"""
+
+# Compiles and saves all the time, and says which kernels the object has.
+SAVING = """
+from itertools import count
+from tests.py.runtime.live_handles import kernels_on_disk
+from torchtrt_cache.records import read_record
+from torchtrt_cache.runtime_cache_file import generation_at
+for i in count():
+    compile_(f"{name}-{i}.")
+    save_all_within(60)
+    # The file only grows, so what is read first is in the file that the record is compared with.
+    kernels = kernels_on_disk(file)
+    record = read_record(str(file), url)
+    if record and record.is_uploaded and record.file == generation_at(str(file)):
+        say(*(kernel for kernel in kernels if kernel.startswith(f"{name}-")))
+"""
+
+numbers = count()  # of buckets
+
+
+@pytest.fixture(scope="module", params=["moto", "versity"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MotoServer | VersityServer]:
+    server: MotoServer | VersityServer
+    if request.param == "moto":
+        server = MotoServer()
+    else:
+        program = versity_program()
+        if program is None:
+            pytest.skip("versitygw can't be installed here")
+        server = VersityServer(program, tmp_path_factory.mktemp("buckets"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def url(server: MotoServer | VersityServer) -> str:
+    """Below which no other test has objects."""
+    bucket = f"{BUCKET}-{next(numbers)}"
+    server.create_bucket(bucket)
+    return f"s3://{bucket}/kernels/"
+
+
+@pytest.fixture
+def proxy(server: MotoServer | VersityServer) -> Iterator[FaultyProxy]:
+    with FaultyProxy(server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def store(
+    server: MotoServer | VersityServer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StoreProcess]:
+    for name, value in environment_of_client(server.port).items():
+        monkeypatch.setenv(name, value)
+    store = StoreProcess(url)
+    yield store
+    store.close()
+
+
+def kernels_of(store: StoreProcess, name: str = OBJECT) -> set[str]:
+    contents = store.read(name)
+    return set() if contents is None else set(kernels_in(bytes(contents.data)))
+
+
+def all_of(*names: str) -> set[str]:
+    return {f"{name}{i}".removesuffix("0") for name in names for i in range(KERNELS)}
+
+
+def puts(proxy: FaultyProxy) -> int:
+    return sum(
+        number
+        for (method, _, status), number in proxy.replies.items()
+        if method == "PUT" and status == 200
+    )
+
+
+def release(programs: list[Program]) -> list[str]:
+    """Tells all at one moment to go on, and returns what each one says until it ends well."""
+    for program in programs:
+        assert program.hear() == "ready"
+    for program in programs:
+        program.tell()
+    for program in programs:
+        status, _, err = program.outcome
+        assert status == 0, err
+        assert "Traceback" not in err
+    return [program.hear() for program in programs]
+
+
+def test_a_cold_fleet_of_equal_machines_uploads_once_or_so(
+    programs: Programs,
+    proxy: FaultyProxy,
+    store: StoreProcess,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    def machine(number: int, runtime: str) -> Program:
+        directory = tmp_path / f"{number}"
+        return start_machine(
+            programs, runtime, proxy.port, directory, TOLD, url=url, names=["a", "b"]
+        )
+
+    fleet = list(map(machine, range(MACHINES), cycle(RUNTIMES)))
+    release(fleet)
+    assert kernels_of(store) == all_of("a", "b")
+    assert 1 <= puts(proxy) <= PUTS
+    number = puts(proxy)
+    for runtime in RUNTIMES:
+        assert release([machine(MACHINES + len(runtime), runtime)]) == ["0"]
+    assert puts(proxy) == number
+
+
+def test_two_kinds_of_machine_in_a_storm_leave_each_others_objects_alone(
+    programs: Programs,
+    server: MotoServer | VersityServer,
+    store: StoreProcess,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    gpus = ("GPU 1", "GPU 2")
+    objects = [
+        OBJECT.replace("simulated-rtx-gpu", f"gpu-{number}") for number in (1, 2)
+    ]
+    with FaultyProxy(server.port) as first, FaultyProxy(server.port) as second:
+        proxies = (first, second)
+        fleet = [
+            start_machine(
+                programs,
+                RUNTIMES[number % 2],
+                proxies[kind].port,
+                tmp_path / f"{kind}-{number}",
+                TOLD,
+                url=url,
+                gpu=gpus[kind],
+                names=[f"k{kind}-{number}."],
+            )
+            for number in range(MACHINES // 2)
+            for kind in (0, 1)
+        ]
+        release(fleet)
+        for kind, name in enumerate(objects):
+            ours = all_of(*(f"k{kind}-{n}." for n in range(MACHINES // 2)))
+            # On a slow machine not all are uploaded by the end.
+            assert set() < kernels_of(store, name) <= ours
+            for number in range(MACHINES // 2):
+                file = tier_of(tmp_path / f"{kind}-{number}", url) / name
+                assert (
+                    all_of(f"k{kind}-{number}.") <= set(kernels_on_disk(file)) <= ours
+                )
+            others = objects[1 - kind]
+            assert not any(others in path for _, path in proxies[kind].requests)
+    assert set(store.names()) == set(objects)
+
+
+def test_lost_responses_to_puts_lose_no_kernel_and_end(
+    programs: Programs,
+    proxy: FaultyProxy,
+    store: StoreProcess,
+    url: str,
+    tmp_path: Path,
+) -> None:
+    proxy.lose_responses()
+    names = [f"m{number}-" for number in range(4)]
+    release(
+        [
+            start_machine(
+                programs,
+                runtime,
+                proxy.port,
+                tmp_path / name,
+                TOLD,
+                url=url + PATIENT,
+                names=[name],
+            )
+            for name, runtime in zip(names, cycle(RUNTIMES))
+        ]
+    )
+    assert kernels_of(store) == all_of(*names)
+    assert puts(proxy) == len(names)
+
+
+def test_processes_of_a_machine_share_one_download(
+    programs: Programs, proxy: FaultyProxy, url: str, tmp_path: Path
+) -> None:
+    code = """
+def compile_(*names):
+    plan = Plan(relu_plan("big", 256, 1 << 18), ["x"], ["y"], (4,))
+    modules.append(start(runtime, plan, url))
+    return device.counters()["compilations"]
+"""
+
+    def process(directory: str, runtime: str) -> Program:
+        return start_machine(
+            programs,
+            runtime,
+            proxy.port,
+            tmp_path / directory,
+            code + TOLD,
+            url=url + PATIENT,
+            names=[],
+        )
+
+    assert release([process("first", "cpp")]) == ["256"]
+    before = proxy.count("GET")
+    processes = [process("second", runtime) for runtime in RUNTIMES * 4]
+    assert release(processes) == ["0"] * 8
+    assert proxy.count("GET") == before + 1
+
+
+@dataclass
+class Machine:
+    """A machine that saves all the time, and starts again after it was killed."""
+
+    start: Callable[[str, str], Program]
+    name: str
+    lives: list[tuple[str, Program]] = field(default_factory=list)
+
+    def boot(self) -> None:
+        name = f"{self.name}-{len(self.lives)}"
+        self.lives.append((name, self.start(self.name, name)))
+
+    @property
+    def program(self) -> Program:
+        return self.lives[-1][1]
+
+    def acknowledged(self) -> set[str]:
+        """The kernels that it said are uploaded."""
+        lines = chain.from_iterable(
+            program.stdout.splitlines(keepends=True) for _, program in self.lives
+        )
+        whole = (line for line in lines if line.endswith("\n"))
+        return set(" ".join(whole).split())
+
+
+def kill_machine(machine: Machine) -> None:
+    machine.program.kill()
+    machine.boot()
+
+
+def kill_helper(machine: Machine) -> None:
+    assert machine.program.poll() is None, machine.program.stderr
+    for children in Path(f"/proc/{machine.program.pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kill", [kill_machine, kill_helper])
+def test_what_is_acknowledged_as_uploaded_survives_kills(
+    programs: Programs,
+    server: MotoServer | VersityServer,
+    store: StoreProcess,
+    url: str,
+    tmp_path: Path,
+    kill: Callable[[Machine], None],
+) -> None:
+    runtimes = dict(zip((f"m{number}" for number in range(MACHINES)), cycle(RUNTIMES)))
+
+    def start(machine: str, name: str) -> Program:
+        file = tier_of(tmp_path / machine, url) / OBJECT
+        return start_machine(
+            programs,
+            runtimes[machine],
+            server.port,
+            tmp_path / machine,
+            SAVING,
+            url=url,
+            name=name,
+            file=file,
+        )
+
+    fleet = [Machine(start, name) for name in runtimes]
+    for machine in fleet:
+        machine.boot()
+    choice = random.Random(0)
+    for round in range(1, ROUNDS + 1):
+        deadline = time.monotonic() + DEADLINE
+        while sum(len(m.acknowledged()) for m in fleet) < round * KILLS * KERNELS:
+            assert time.monotonic() < deadline, "hardly anything is uploaded"
+            time.sleep(0.05)
+        for machine in choice.sample(fleet, KILLS):
+            time.sleep(choice.uniform(0, 0.2))
+            kill(machine)
+    for machine in fleet:
+        machine.program.kill()
+
+    acknowledged = set().union(*(machine.acknowledged() for machine in fleet))
+    assert acknowledged <= kernels_of(store)
+    for runtime in RUNTIMES:
+        names = {kernel.partition(".")[0] + "." for kernel in acknowledged}
+        one_more = start_machine(
+            programs,
+            runtime,
+            server.port,
+            tmp_path / runtime,
+            TOLD,
+            url=url + PATIENT,
+            names=sorted(names),
+        )
+        assert release([one_more]) == ["0"]

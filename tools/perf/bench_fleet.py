@@ -1,0 +1,263 @@
+"""What a runtime cache on an object store costs, with real servers on the loopback interface.
+
+- Pull: an object into an empty local tier, where it ends up synced. The baseline with a target does
+  the same with the library of the object store alone: gets the bytes, writes and syncs a file. The
+  other gets the bytes only. Connections are there before the clock starts. A figure is the lower
+  quartile of turns.
+- Start: from having imports and plan to an engine's first result, in a process of its own on the
+  simulated device. The delay by a store is what the start takes longer than one with a cache in an
+  empty directory of this machine, in the same turn, at worst. Its baseline is what the URL lets a
+  start wait for the first byte, or in all where the store is slow.
+
+The servers are moto and, where it can be installed, versitygw. Starts are measured with moto.
+
+bazel run -c opt //tools/perf:bench_fleet [-- --json FILE] [--dir DIR] [--mebibytes N] [--turns N]
+    [--starts N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median, quantiles
+
+from tests.util.servers.object_servers import (
+    FaultyProxy,
+    MotoServer,
+    VersityServer,
+    environment_of_client,
+    versity_program,
+)
+from tests.util.simulation.simulated_device import installed_device, relu_plan
+from tools.perf.engines import USES_PYTHON_RUNTIME, in_own_process, start_engine
+from tools.perf.report import Row, print_rows, typed_path, write_json
+from torchtrt_cache.cache_url import CacheURL
+from torchtrt_cache.store_process import StoreProcess
+from torchtrt_cache.transfer import Outcome, Transfers
+
+MEBIBYTE = 1024 * 1024
+BUCKET = "bench"
+NAME = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+URL = f"s3://{BUCKET}/kernels/"
+GPU = "Simulated RTX GPU"
+FEW, MANY = 4, 2048  # kernels of an engine
+KERNEL_SIZE = 64 * 1024
+FIRST_BYTE_TIMEOUT = CacheURL(URL).first_byte_timeout
+START_TIMEOUT = CacheURL(URL).start_timeout
+PULL_LIMIT = 1.15
+# A wait ends a little after its time.
+DELAY_LIMIT = 1.1
+
+Server = MotoServer | VersityServer
+
+FAULTS: dict[str, Callable[[FaultyProxy], None]] = {
+    "refuses": lambda proxy: proxy.refuse(),
+    "hangs": lambda proxy: proxy.hang(),
+    "replies 500": lambda proxy: proxy.reject(500, "InternalError"),
+    "replies 403": lambda proxy: proxy.reject(403, "AccessDenied"),
+    "has no such bucket": lambda proxy: proxy.reject(404, "NoSuchBucket"),
+    "truncates": lambda proxy: proxy.truncate(),
+    "is 100 times slower": lambda proxy: proxy.slow_down(100),
+}
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - begin
+    del result  # its memory is given back after the clock was read
+    return seconds
+
+
+def make_versity(directory: Path) -> VersityServer | None:
+    program = versity_program()
+    return None if program is None else VersityServer(program, directory)
+
+
+SERVERS: dict[str, Callable[[Path], Server | None]] = {
+    "moto": lambda directory: MotoServer(),
+    "versitygw": make_versity,
+}
+
+
+def pull_rows(
+    name: str,
+    make_server: Callable[[Path], Server | None],
+    directory: Path,
+    mebibytes: int,
+    turns: int,
+) -> list[Row]:
+    """None of a server that can't be installed."""
+    buckets, tier = directory / "buckets", directory / "tier"
+    buckets.mkdir()
+    tier.mkdir()
+    server = make_server(buckets)
+    if server is None:
+        return []
+    with server:
+        server.create_bucket(BUCKET)
+        times = pull_times(server.port, tier, mebibytes, turns)
+    got, written, pulled = (quantiles(its, n=4)[0] for its in zip(*times, strict=True))
+    what = f"{name}, pull {mebibytes} MiB: to get"
+    return [
+        Row(f"{what}, write and sync", "ms", written * 1e3, pulled * 1e3, PULL_LIMIT),
+        Row(what, "ms", got * 1e3, pulled * 1e3),
+    ]
+
+
+def pull_times(
+    port: int, directory: Path, mebibytes: int, turns: int
+) -> list[list[float]]:
+    """Seconds of a get, of one that writes and syncs a file, and of a pull, in turns."""
+    os.environ.update(environment_of_client(port))
+    store = StoreProcess(URL)
+    store.replace(NAME, memoryview(os.urandom(mebibytes * MEBIBYTE)), None)
+    # Here, since the library hangs in a child of a process that has used it.
+    import obstore
+
+    bare = obstore.store.from_url(URL, client_options={"allow_http": True})
+    obstore.head(bare, NAME)
+    file = directory / NAME
+
+    def get() -> obstore.Bytes:
+        return obstore.get(bare, NAME).bytes()
+
+    def get_and_write() -> None:
+        with file.open("wb") as opened:
+            opened.write(memoryview(get()))
+            os.fsync(opened.fileno())
+
+    def pull() -> None:
+        transfers = Transfers(store, str(directory), math.inf)
+        outcome = transfers.pull(NAME, None).outcome
+        if outcome is not Outcome.TRANSFERRED:
+            raise RuntimeError(f"The pull found the object {outcome.value}")
+
+    times = []
+    for _ in range(turns):
+        turn: list[float] = []
+        times.append(turn)
+        for function in (get, get_and_write, pull):
+            for there in directory.iterdir():
+                there.unlink()
+            os.sync()
+            turn.append(seconds_of(function))
+    store.close()
+    return times
+
+
+def start(uses_python: bool, kernels: int, place: str, port: int, home: Path) -> float:
+    """Seconds. Saves to a directory what is compiled."""
+    os.environ.update(environment_of_client(port))
+    os.environ["XDG_CACHE_HOME"] = str(home)
+    with installed_device() as device:
+        device.set_environment(gpu=GPU, os_family="linux")
+        plan = relu_plan(f"{kernels}_", kernels, KERNEL_SIZE)
+        begin = time.perf_counter()
+        module = start_engine(plan, place, uses_python)
+        seconds = time.perf_counter() - begin
+        del module
+        return seconds
+
+
+class Starts:
+    """Starts on machines that are new each time.
+
+    Args:
+        port: Of the store.
+        directory: For the machines.
+    """
+
+    def __init__(self, port: int, directory: Path) -> None:
+        self._port = port
+        self._directory = directory
+
+    def __call__(self, uses_python: bool, kernels: int, place: str = "") -> float:
+        """Seconds of a start with a cache there, without one in a directory that is empty."""
+        home = Path(tempfile.mkdtemp(dir=self._directory))
+        return in_own_process(
+            start, uses_python, kernels, place or f"{home}/", self._port, home
+        )
+
+
+def start_rows(directory: Path, turns: int) -> list[Row]:
+    rows = []
+    with MotoServer() as server, FaultyProxy(server.port) as proxy:
+        server.create_bucket(BUCKET)
+        starts = Starts(proxy.port, directory)
+        files = directory / "files"
+        files.mkdir()
+        starts(False, MANY, f"{files}/")
+        os.environ.update(environment_of_client(server.port))
+        store = StoreProcess(URL)
+        store.replace(NAME, memoryview((files / NAME).read_bytes()), None)
+        store.close()
+        for runtime, uses_python in USES_PYTHON_RUNTIME.items():
+            proxy.heal()
+            local = median(starts(uses_python, MANY, f"{files}/") for _ in range(turns))
+            remote = median(starts(uses_python, MANY, URL) for _ in range(turns))
+            size = MANY * KERNEL_SIZE // MEBIBYTE
+            name = f"{runtime}, start with {size} MiB there: to a local file"
+            rows.append(Row(name, "ms", local * 1e3, remote * 1e3))
+            for what, fail in FAULTS.items():
+                fail(proxy)
+                limit = START_TIMEOUT if "slower" in what else FIRST_BYTE_TIMEOUT
+                # Nothing is uploaded, so that each machine finds what the one before found.
+                delay = max(
+                    starts(uses_python, FEW, f"{URL}?mode=read")
+                    - starts(uses_python, FEW)
+                    for _ in range(turns)
+                )
+                name = f"{runtime}, delay by a store that {what}: to {limit:g} s"
+                rows.append(Row(name, "ms", limit * 1e3, delay * 1e3, DELAY_LIMIT))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=typed_path, metavar="FILE")
+    parser.add_argument(
+        "--dir", type=typed_path, metavar="DIR", help="where the local tiers go"
+    )
+    parser.add_argument("--mebibytes", type=int, default=256, metavar="N")
+    parser.add_argument("--turns", type=int, default=9, metavar="N")
+    parser.add_argument("--starts", type=int, default=3, metavar="N")
+    arguments = parser.parse_args()
+    for name, least in (("mebibytes", 1), ("turns", 2), ("starts", 1)):
+        value = getattr(arguments, name)
+        if value < least:
+            parser.error(f"--{name} is {value}, expected {least} or more")
+    if arguments.dir is not None and not arguments.dir.is_dir():
+        parser.error(f"--dir is '{arguments.dir}', expected a directory")
+    os.environ.update(FAKE_CUDA_GPU=GPU, FAKE_CUDA_DRIVER="13000")
+    ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
+    logging.getLogger("torch_tensorrt").setLevel(logging.ERROR)  # not of each fault
+    rows = []
+    for name, make in SERVERS.items():
+        with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+            rows += in_own_process(
+                pull_rows,
+                name,
+                make,
+                Path(directory),
+                arguments.mebibytes,
+                arguments.turns,
+            )
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
+        rows += start_rows(Path(directory), arguments.starts)
+    print_rows(rows)
+    if arguments.json is not None:
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
