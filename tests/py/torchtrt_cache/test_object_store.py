@@ -89,7 +89,7 @@ def reason_of(request: Callable[[ObjectStore], object]) -> str:
     return reason
 
 
-@pytest.mark.parametrize("size", [0, 1, 30 << 20])
+@pytest.mark.parametrize("size", [1, 30 << 20])
 def test_a_body_comes_back(store: ObjectStore, size: int) -> None:
     body = os.urandom(size)
     put = store.replace(NAME, memoryview(body), None)

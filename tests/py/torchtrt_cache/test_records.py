@@ -158,10 +158,12 @@ def test_without_a_cache_only_its_owner_reads_it(cache: str) -> None:
     assert stat.S_IMODE(record.st_mode) == 0o600
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
 def test_it_belongs_to_whom_the_cache_belongs(cache: str) -> None:
     Path(cache).touch()
-    os.chown(cache, 1234, 2345)
+    try:
+        os.chown(cache, 1234, 2345)
+    except OSError:
+        pytest.skip("files can't be given away here")
     write_record(cache, RECORD)
     record = Path(record_path_of(cache)).stat()
     assert (record.st_uid, record.st_gid) == (1234, 2345)
