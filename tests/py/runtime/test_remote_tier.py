@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
 COMPILE_A = """
 say(compile_("a"))
 """
+# A loaded machine must not make a start go on without the object.
+PATIENT = "?first_byte_timeout=200&start_timeout=200"
 GARBAGE = b"no kernels" * 20
 
 Machine = Callable[..., Program]
@@ -90,7 +92,9 @@ def machine(
 ) -> Machine:
     """Starts a program on the machine of that name."""
 
-    def start(name: str, code: str, query: str = "", gpu: str | None = None) -> Program:
+    def start(
+        name: str, code: str, query: str = PATIENT, gpu: str | None = None
+    ) -> Program:
         arguments = {"gpu": gpu} if gpu else {}
         return start_machine(
             programs,
@@ -271,11 +275,13 @@ def test_a_read_only_url_is_never_written_to(
 ) -> None:
     outcome(machine("other", "compile_('b')"))
     puts = proxy.count("PUT")
-    said = outcome(machine("first", "say(compile_('a', 'b'))", "?mode=read"))
+    said = outcome(machine("first", "say(compile_('a', 'b'))", f"{PATIENT}&mode=read"))
     assert said == (f"{KERNELS}\n", [])
     outcome(machine("other", "compile_('c')"))
     # What this machine compiled is kept on it, and what came from others is added.
-    said = outcome(machine("first", "say(compile_('a', 'b', 'c'))", "?mode=read"))
+    said = outcome(
+        machine("first", "say(compile_('a', 'b', 'c'))", f"{PATIENT}&mode=read")
+    )
     assert said == ("0\n", [])
     assert proxy.count("PUT") == puts + 1
     assert kernels_of(store) == all_of("b", "c")
