@@ -8,14 +8,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tests.py.runtime.live_handles import kernels_in
 from tests.py.runtime.programs import Program, Programs
+from tests.py.runtime.runtime_testing import KERNELS
 from tests.util.servers.object_servers import environment_of_client
+from torchtrt_cache.store_process import StoreProcess
 
 BUCKET = "fleet"
 URL = f"s3://{BUCKET}/kernels/"
 GPU = "Simulated RTX GPU"
 OBJECT = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
 SUMMARY = "is not in step with this machine"  # of the warning
+# A loaded machine must not make a start go on without the object.
+PATIENT = "?first_byte_timeout=200&start_timeout=200"
 
 # What each machine begins with.
 _BEGIN = """
@@ -70,3 +75,14 @@ def start_machine(
         gpu=gpu,
         **names,
     )
+
+
+def kernels_of(store: StoreProcess, name: str = OBJECT) -> set[str]:
+    """The kernels in an object; none if it is missing."""
+    contents = store.read(name)
+    return set() if contents is None else set(kernels_in(bytes(contents.data)))
+
+
+def all_of(*names: str) -> set[str]:
+    """The kernels of plans with these names (`make_plan`)."""
+    return {f"{name}{i}".removesuffix("0") for name in names for i in range(KERNELS)}

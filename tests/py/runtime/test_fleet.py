@@ -13,8 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.py.runtime.fleet_testing import BUCKET, OBJECT, start_machine, tier_of
-from tests.py.runtime.live_handles import kernels_in
+from tests.py.runtime.fleet_testing import (
+    BUCKET,
+    OBJECT,
+    PATIENT,
+    all_of,
+    kernels_of,
+    start_machine,
+    tier_of,
+)
 from tests.py.runtime.programs import Program, Programs
 from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import DEADLINE, KERNELS, uses_gpu
@@ -34,8 +41,6 @@ KILLS = 8  # in each round
 ROUNDS = 5
 LONGEST_LAST_WORD = 5.0  # seconds
 PUTS = 4  # at most, of a fleet that does equal work
-# A loaded machine must not make a start go on without the object.
-PATIENT = "?first_byte_timeout=200&start_timeout=200"
 
 # Compiles when it is told to. The end of a process may come too early for an upload.
 TOLD = """
@@ -103,15 +108,6 @@ def store(
     store = StoreProcess(url)
     yield store
     store.close()
-
-
-def kernels_of(store: StoreProcess, name: str = OBJECT) -> set[str]:
-    contents = store.read(name)
-    return set() if contents is None else set(kernels_in(bytes(contents.data)))
-
-
-def all_of(*names: str) -> set[str]:
-    return {f"{name}{i}".removesuffix("0") for name in names for i in range(KERNELS)}
 
 
 def puts(proxy: FaultyProxy) -> int:

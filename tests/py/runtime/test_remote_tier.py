@@ -12,11 +12,14 @@ import pytest
 from tests.py.runtime.fleet_testing import (
     BUCKET,
     OBJECT,
+    PATIENT,
     SUMMARY,
+    all_of,
+    kernels_of,
     start_machine,
     tier_of,
 )
-from tests.py.runtime.live_handles import kernels_in, kernels_on_disk
+from tests.py.runtime.live_handles import kernels_on_disk
 from tests.py.runtime.programs import Program, Programs
 from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import KERNELS, uses_gpu, wait_until
@@ -32,8 +35,6 @@ pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
 COMPILE_A = """
 say(compile_("a"))
 """
-# A loaded machine must not make a start go on without the object.
-PATIENT = "?first_byte_timeout=200&start_timeout=200"
 GARBAGE = b"no kernels" * 20
 
 Machine = Callable[..., Program]
@@ -115,15 +116,6 @@ def outcome(program: Program) -> tuple[str, list[str]]:
     assert status == 0, err
     assert "Traceback" not in err
     return out, [line for line in err.splitlines() if SUMMARY in line]
-
-
-def kernels_of(store: StoreProcess, name: str = OBJECT) -> set[str]:
-    contents = store.read(name)
-    return set() if contents is None else set(kernels_in(bytes(contents.data)))
-
-
-def all_of(*names: str) -> set[str]:
-    return {f"{name}{i}".removesuffix("0") for name in names for i in range(KERNELS)}
 
 
 def test_what_one_machine_compiles_another_one_does_not(
