@@ -489,6 +489,11 @@ std::optional<RuntimeCacheFile::Replaced> replace_locked(
   return write(*target, bytes, old, may_write_in_place, notes);
 }
 
+// The path that is locked while merging.
+std::string turn_path(const std::string& path) {
+  return path + ".merge";
+}
+
 // Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
 template <class Body>
 auto with_context(const char* operation, const std::string& path, const Body& body) {
@@ -567,7 +572,7 @@ RuntimeCacheFile::replace(View bytes, const std::optional<FileGeneration>& expec
 }
 
 RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
-  const std::string path = path_ + ".merge";
+  const std::string path = turn_path(path_);
   Turn turn{.lock = FileLock(FileLock::lock_path(path))};
   std::optional<TrustedPath> target;
   try {
@@ -600,6 +605,15 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
     turn.offers = temporaries_of(target->path, kOfferSuffix);
   }
   return turn;
+}
+
+bool RuntimeCacheFile::is_turn_taken() const noexcept {
+  try {
+    FileLock lock(FileLock::lock_path(turn_path(path_)), FileLock::Mode::kShared);
+    return fs::exists(fs::symlink_status(lock.path())) && !lock.try_lock();
+  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): whoever waits for the turn says it
+    return false;
+  }
 }
 
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_offer(const std::string& offer) {

@@ -110,14 +110,17 @@ class RuntimeCacheFile {
     std::vector<std::string> offers = {}; // files with the bytes of savers that wait
   };
 
-  // Waits until no other process merges what it read with what it has. Callers wait after a conflict, so that of many
-  // that save at once one merges at a time and none in vain, while `path`.lock stays free. The lock file is
-  // `path`.merge.lock.
+  // Waits until no other process merges what it read with what it has. Callers wait after a conflict, and before they
+  // write while somebody has the turn. So of many that save at once one merges at a time and none in vain, while
+  // `path`.lock stays free. The lock file is `path`.merge.lock.
   //
   // Meanwhile `bytes` lie beside the file as an offer. Whoever has the turn merges all offers, writes once, and accepts
   // them. So many savers need few writes. Waiting and offering only save work: if they fail, or the wait ends without
   // the lock, the caller merges by itself. Where the path is not trusted, it creates nothing and does not wait.
   Turn wait_for_turn(View bytes) const;
+
+  // Returns true if another process has the turn. Creates nothing. An error counts as no.
+  bool is_turn_taken() const noexcept;
 
   // Returns the bytes of an offer, or nullopt if it can't be read or is not this user's alone.
   static std::optional<Contents> read_offer(const std::string& offer);

@@ -847,42 +847,43 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   LiveRuntimeCache::Merged merged;
   size_t others = 0; // bytes that others saved
   std::optional<RuntimeCacheFile::Replaced> replaced;
-  for (int merges = 0;; ++merges) {
-    replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected, !is_checkpoint);
-    if (replaced) {
-      break;
-    }
-    if (merges == kMaxMerges) {
+  for (int merges = 0; !replaced; ++merges) {
+    if (merges > kMaxMerges) {
       TORCHTRT_THROW_ERROR(
           "Can't save the runtime cache '" << path << "': others saved to it " << kMaxMerges
                                            << " times while this process merged. The file is intact");
     }
-    merged = {};
-    count(&Statistics::conflicts);
-    if (live != nullptr && !turn) {
+    if (live != nullptr && !turn && (merges > 0 || file.is_turn_taken())) {
       turn = file.wait_for_turn(view(ours));
       if (turn->is_saved) {
         LOG_INFO("Another process saved the kernels of this one to the runtime cache '" << path << "'");
         return 0;
       }
     }
-    const auto disk = file.read();
-    expected = disk ? std::optional(disk->generation) : std::nullopt;
-    others = disk ? disk->generation.size : 0;
-    if (disk && live != nullptr) {
-      LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
-      merged = live->merge(disk->view(), view(ours), turn->offers);
-      count(&Statistics::merges);
-      if (merged.is_disk_rejected && !may_replace_rejected(path, others)) {
-        return std::nullopt;
+    if (merges > 0) {
+      merged = {};
+      const auto disk = file.read();
+      expected = disk ? std::optional(disk->generation) : std::nullopt;
+      others = disk ? disk->generation.size : 0;
+      if (disk && live != nullptr) {
+        LOG_INFO("Merging with the " << others << " bytes that others saved to the runtime cache '" << path << "'");
+        merged = live->merge(disk->view(), view(ours), turn->offers);
+        count(&Statistics::merges);
+        if (merged.is_disk_rejected && !may_replace_rejected(path, others)) {
+          return std::nullopt;
+        }
+        if (merged.adds_nothing) {
+          accept(merged.offers);
+          const std::lock_guard lock(state_mutex_);
+          stores_[path].size = others;
+          LOG_INFO("The runtime cache '" << path << "' has all kernels already");
+          return 0;
+        }
       }
-      if (merged.adds_nothing) {
-        accept(merged.offers);
-        const std::lock_guard lock(state_mutex_);
-        stores_[path].size = others;
-        LOG_INFO("The runtime cache '" << path << "' has all kernels already");
-        return 0;
-      }
+    }
+    replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected, !is_checkpoint);
+    if (!replaced) {
+      count(&Statistics::conflicts);
     }
   }
   accept(merged.offers);

@@ -17,6 +17,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from torchtrt_cache.cache_files import temporaries_among
 from torchtrt_cache.file_lock import (
     FileLockError,
+    LockIsHeldError,
     LockWaits,
     create_lock_file,
     file_lock,
@@ -194,9 +195,9 @@ class RuntimeCacheFile:
     def wait_for_turn(self, data: memoryview) -> Iterator[Turn]:
         """Waits until no other process merges what it read with what it has.
 
-        Others wait until the block ends. Callers wait after a conflict, so that of many that save
-        at once one merges at a time and none in vain, while `<path>.lock` stays free. The lock file
-        is `<path>.merge.lock`.
+        Others wait until the block ends. Callers wait after a conflict, and before they write while
+        somebody has the turn. So of many that save at once one merges at a time and none in vain,
+        while `<path>.lock` stays free. The lock file is `<path>.merge.lock`.
 
         Meanwhile `data` lies beside the file as an offer. Whoever has the turn merges all offers,
         writes once, and accepts them. So many savers need few writes. Waiting and offering only
@@ -223,7 +224,7 @@ class RuntimeCacheFile:
                         error.strerror,
                     )
                 try:
-                    lock = self._lock(f"{self._path}.merge", target.status)
+                    lock = self._lock(self._turn_path(), target.status)
                     turn.enter_context(lock)
                     has_lock = True
                 except FileLockError as error:
@@ -234,6 +235,23 @@ class RuntimeCacheFile:
             if has_lock and not is_saved:
                 offers = _temporaries_of(target.path, _OFFER_SUFFIX)
             yield Turn(is_saved, offers)
+
+    def is_turn_taken(self) -> bool:
+        """Whether another process has the turn. Creates nothing. An error counts as no."""
+        path = lock_path_of(self._turn_path())
+        if not os.path.lexists(path):
+            return False
+        try:
+            with file_lock(path, LockWaits(timeout=0.0), shared=True):
+                return False
+        except LockIsHeldError:
+            return True
+        except FileLockError:  # whoever waits for the turn says it
+            return False
+
+    def _turn_path(self) -> str:
+        """The path that is locked while merging."""
+        return f"{self._path}.merge"
 
     def _error(
         self, operation: str, error: OSError | FileLockError | NotTrustedError

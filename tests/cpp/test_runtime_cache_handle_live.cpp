@@ -277,17 +277,6 @@ TEST_F(LiveRuntimeCacheHandleTest, MergesAllTheSameIfItsTurnDoesNotCome) {
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
 }
 
-TEST_F(LiveRuntimeCacheHandleTest, WaitsForNoTurnIfItNeedNotMerge) {
-  const auto cache = live_cache({"a"});
-  FileLock others_turn(FileLock::lock_path(path_ + ".merge"));
-  others_turn.lock();
-  const auto start = steady_clock::now();
-  EXPECT_GT(cache->save(), 0);
-  compile(cache, {"b"});
-  EXPECT_GT(cache->save(), 0);
-  EXPECT_LT(steady_clock::now() - start, cache->lock_timeout());
-}
-
 TEST_F(LiveRuntimeCacheHandleTest, KeepsAFileForEachKindOfDevice) {
   const auto other_device = std::make_shared<SimulatedDevice>(SimulatedEnvironment{.gpu = "Another GPU"});
   const std::string directory = directory_.file("cache/");

@@ -104,6 +104,19 @@ def test_who_has_the_turn_saves_for_all_who_wait(path: Path, device: Any) -> Non
     assert offers_for(path) == []
 
 
+def test_no_saver_overtakes_one_that_merges(
+    runtime: str, path: Path, device: Any
+) -> None:
+    plan = make_plan("a")
+    with children(1) as (process,), FileLock(f"{path}.merge.lock") as turn:
+        save = process.begin(start_and_save, runtime, path, plan)
+        wait_for_offers(path, 1)
+        assert not path.exists()
+        turn.release()
+        assert save.result(DEADLINE) > 0
+    assert kernels_missing(runtime, path, plan) == 0
+
+
 def test_the_kernels_of_a_saver_that_is_killed_while_it_waits_are_saved(
     runtime: str, other_runtime: str, path: Path, device: Any
 ) -> None:

@@ -660,16 +660,13 @@ class RuntimeCacheHandle:
         merged = Merged(None)
         others = 0  # bytes that others saved
         offers: list[str] = []
+        has_turn = False
         with ExitStack() as turn:
             for merges in range(_MAX_MERGES + 1):
-                data = ours if merged.data is None else merged.data
-                replaced = file.replace(data, expected, not is_checkpoint)
-                if replaced is not None:
-                    break
-                self._count("conflicts")
-                data, merged = ours, Merged(None)  # frees the last ones
-                if merges == 0 and live is not None:
+                must_wait = merges > 0 or file.is_turn_taken()
+                if live is not None and not has_turn and must_wait:
                     is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
+                    has_turn = True
                     if is_saved:
                         _LOGGER.info(
                             "Another process saved the kernels of this one to the runtime cache "
@@ -677,30 +674,40 @@ class RuntimeCacheHandle:
                             target,
                         )
                         return 0
-                disk = file.read()
-                expected = None if disk is None else disk.generation
-                others = 0 if disk is None else len(disk.data)
-                if disk is not None and live is not None:
-                    _LOGGER.info(
-                        "Merging with the %d bytes that others saved to the runtime cache '%s'",
-                        others,
-                        target,
-                    )
-                    merged = live.merge(disk.data, ours, offers)
-                    self._count("merges")
-                    if merged.is_disk_rejected and not self._may_replace_rejected(
-                        target, others
-                    ):
-                        return None
-                    if merged.adds_nothing:
-                        with self._locked_state():
-                            self._store(target).size = others
-                        _accept(merged.offers)
+                if merges > 0:
+                    merged = Merged(None)  # frees the last one
+                    disk = file.read()
+                    expected = None if disk is None else disk.generation
+                    others = 0 if disk is None else len(disk.data)
+                    if disk is not None and live is not None:
                         _LOGGER.info(
-                            "The runtime cache '%s' has all kernels already", target
+                            "Merging with the %d bytes that others saved to the runtime cache "
+                            "'%s'",
+                            others,
+                            target,
                         )
-                        return 0
-                del disk
+                        merged = live.merge(disk.data, ours, offers)
+                        self._count("merges")
+                        if (
+                            merged.is_disk_rejected
+                            and not self._may_replace_rejected(target, others)
+                        ):
+                            return None
+                        if merged.adds_nothing:
+                            with self._locked_state():
+                                self._store(target).size = others
+                            _accept(merged.offers)
+                            _LOGGER.info(
+                                "The runtime cache '%s' has all kernels already", target
+                            )
+                            return 0
+                    del disk
+                data = ours if merged.data is None else merged.data
+                replaced = file.replace(data, expected, not is_checkpoint)
+                del data
+                if replaced is not None:
+                    break
+                self._count("conflicts")
             else:
                 raise RuntimeError(
                     f"Can't save the runtime cache '{target}': others saved to it {_MAX_MERGES} "
