@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -84,6 +84,13 @@ class Turn(NamedTuple):
     offers: list[str]  # files with the bytes of savers that wait
 
 
+class Draft(NamedTuple):
+    """A file that the caller writes, and that `replace` can make the cache."""
+
+    file: int  # open for reading and writing
+    path: str
+
+
 class OnlyInPlaceError(RuntimeError):
     """The file can only be written in place, and must not be."""
 
@@ -155,6 +162,7 @@ class RuntimeCacheFile:
         data: memoryview,
         expected: FileGeneration | None,
         may_write_in_place: bool = True,
+        draft: Draft | None = None,
     ) -> Replaced | None:
         """Writes `data` durably, under the exclusive lock, unless others have written meanwhile.
 
@@ -172,11 +180,14 @@ class RuntimeCacheFile:
             data: Contiguous, of format "B", not empty.
             expected: A generation that `read` or `replace` returned, or None.
             may_write_in_place: If not, raises OnlyInPlaceError for what could only be written so.
+            draft: Has these very bytes, and is renamed instead of a copy of them.
         """
         try:
             target = _checked_target(self._path)
             with self._lock(self._path, target and target.status):
-                replaced = _replace(self._path, data, expected, may_write_in_place)
+                replaced = _replace(
+                    self._path, data, expected, may_write_in_place, draft
+                )
         except (OSError, FileLockError, NotTrustedError) as error:
             raise self._error("save", error) from error
         if replaced is not None and replaced.is_written:
@@ -190,6 +201,19 @@ class RuntimeCacheFile:
                 len(data),
             )
         return replaced
+
+    @contextmanager
+    def draft(self) -> Iterator[Draft | None]:
+        """Keeps an empty new file beside the target for a block; None if there can be none."""
+        with ExitStack() as kept:
+            draft = None
+            with suppress(OSError, NotTrustedError):  # the next read or write says it
+                target = _checked_target(self._path)
+                if target is not None:
+                    file = _temporary_file(target.path, _FIRST_MODE)
+                    draft = Draft(*kept.enter_context(file))
+                    kept.callback(_remove, draft.path)
+            yield draft
 
     @contextmanager
     def wait_for_turn(self, data: memoryview) -> Iterator[Turn]:
@@ -511,8 +535,12 @@ def accept_offer(offer: str) -> None:
 
     Requires that they are there durably.
     """
+    _remove(offer)
+
+
+def _remove(path: str) -> None:
     with suppress(OSError):
-        os.unlink(offer)
+        os.unlink(path)
 
 
 @contextmanager
@@ -522,7 +550,7 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
     It is gone after a block that raises.
     """
     path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with ExitStack() as opened:
         try:
             file = opened.enter_context(_open(path, flags, mode))
@@ -534,8 +562,7 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
             hold(file)
             yield file, path
         except BaseException:
-            with suppress(OSError):
-                os.unlink(path)
+            _remove(path)
             raise
 
 
@@ -595,6 +622,7 @@ def _replace(
     data: memoryview,
     expected: FileGeneration | None,
     may_write_in_place: bool,
+    draft: Draft | None,
 ) -> Replaced | None:
     """`RuntimeCacheFile.replace`, under the exclusive lock."""
     trusted = resolve_trusted(path)  # again: a link may have changed before the lock
@@ -610,7 +638,7 @@ def _replace(
     _remove_stale_temporaries(target)
     in_place = ""
     try:
-        written = _rename_over(target, data, old)
+        written = _rename_over(target, data, old, draft)
     except _CannotReplaceError as reason:
         with ExitStack() as opened:
             try:
@@ -631,13 +659,16 @@ def _replace(
 
 
 def _rename_over(
-    target: str, data: memoryview, old: os.stat_result | None
+    target: str, data: memoryview, old: os.stat_result | None, draft: Draft | None
 ) -> FileGeneration:
     """`old` is the status of the file that is there, None if none is."""
-    with _temporary_file(target, _FIRST_MODE if old is None else 0o600) as (file, path):
+    mode = _FIRST_MODE if old is None else 0o600
+    new = nullcontext(draft) if draft else _temporary_file(target, mode)
+    with new as (file, path):
         if old is not None:
             _take_over_owner_and_mode(file, path, old)
-        _write_fully(file, data, 0, path)
+        if draft is None:
+            _write_fully(file, data, 0, path)
         _set_time_after(file, old, path)
         _call("fsync", path, os.fsync, file)
         written = _generation_of(_status(file, path))

@@ -8,6 +8,7 @@ It ends when the other end is closed. A body comes beside a packet, as the descr
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import math
@@ -29,6 +30,7 @@ from torchtrt_cache.objects import ObjectContents, ObjectGeneration, ObjectStore
 
 if TYPE_CHECKING:
     from torchtrt_cache.object_store import ObjectStore
+    from torchtrt_cache.runtime_cache_file import Draft
 
 # Modules are found where this process finds them. "-m" would look into the current directory first.
 _PROGRAM = (
@@ -39,6 +41,9 @@ _LONGEST_PACKET = 1 << 16  # bytes
 _LONGEST_STDERR = 1 << 12  # bytes at its end that are looked at
 _LONGEST_EXIT = 1.0  # seconds from the end of the socket to that of the process
 _CHECK_INTERVAL = 5.0  # seconds
+
+_WRITEBACK_STEP = 8 << 20  # bytes
+_SYNC_FILE_RANGE_WRITE = 2  # starts writeback and does not wait for it
 
 Packet = dict[str, Any]
 
@@ -88,17 +93,21 @@ class StoreProcess:
         *,
         on_first_byte: Callable[[], None] = lambda: None,
         deadline: float = math.inf,
+        draft: Draft | None = None,
     ) -> ObjectContents | None:
         """Returns None if there is no such object.
 
         Args:
             on_first_byte: Called when the first byte has arrived, in this thread. An empty object
                 has none.
+            draft: An empty file to have the contents, instead of one in memory.
         """
-        request = {"call": "read", "name": name}
+        request = {"call": "read", "name": name, "draft": draft and draft.path}
         value, body = self._request(request, deadline, on_first_byte=on_first_byte)
         generation = _generation(value)
-        return None if generation is None else ObjectContents(body, generation)
+        if generation is None:
+            return None
+        return ObjectContents(_mapped(draft.file) if draft else body, generation)
 
     def replace(
         self,
@@ -298,12 +307,7 @@ class _Channel:
         contents = memoryview(bytearray())
         for file in files:
             try:
-                size = os.fstat(file).st_size
-                if size > 0:  # else it can't be mapped
-                    mapped = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
-                    contents = memoryview(mapped)
-            except OSError as error:
-                raise ObjectStoreError(f"can't map a body: {error.strerror}") from error
+                contents = _mapped(file)
             finally:
                 os.close(file)
         # The kernel drops a descriptor for which the receiver has no room.
@@ -317,6 +321,17 @@ class _Channel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _mapped(file: int) -> memoryview:
+    """The contents of a file, which may be written to without a change of the file."""
+    try:
+        size = os.fstat(file).st_size
+        if size == 0:  # which can't be mapped
+            return memoryview(bytearray())
+        return memoryview(mmap.mmap(file, size, access=mmap.ACCESS_COPY))
+    except OSError as error:
+        raise ObjectStoreError(f"can't map a body: {error.strerror}") from error
 
 
 def _memory_file() -> IO[bytes]:
@@ -361,6 +376,10 @@ class _Server:
             self._check_parent()
         except ObjectStoreError as error:
             self._channel.send({"error": str(error)})
+        except ConnectionError:
+            raise
+        except OSError as error:
+            self._channel.send({"error": f"can't write a body: {error.strerror}"})
 
     def _value(self, request: Packet, data: memoryview, body: IO[bytes]) -> Any:
         """Of the reply to a request with that data; writes its body."""
@@ -372,7 +391,11 @@ class _Server:
         if call == "generation":
             return self._store.generation(request["name"])
         if call == "read":
-            return self._store.read(request["name"], partial(self._take, body))
+            name, draft = request["name"], request["draft"]
+            if draft is None:
+                return self._store.read(name, partial(self._take, body))
+            with Path(draft).open("r+b") as file:
+                return self._store.read(name, partial(self._take_to_disk, file))
         if call == "replace":
             expected = _generation(request["expected"])
             return self._store.replace(request["name"], data, expected)
@@ -384,6 +407,15 @@ class _Server:
             self._channel.send({"first_byte": True})
         body.write(chunk)
         self._check_parent()
+
+    def _take_to_disk(self, file: IO[bytes], chunk: bytes) -> None:
+        steps = file.tell() // _WRITEBACK_STEP
+        self._take(file, chunk)
+        # Else the disk would be idle during the transfer, and the fsync take long.
+        if file.tell() // _WRITEBACK_STEP > steps:
+            whole = ctypes.c_int64(0)  # as offset and as length
+            sync_file_range = ctypes.CDLL(None).sync_file_range
+            sync_file_range(file.fileno(), whole, whole, _SYNC_FILE_RANGE_WRITE)
 
     def _check_parent(self) -> None:
         """Raises EOFError if the parent ended, though a child of it has its end of the socket."""

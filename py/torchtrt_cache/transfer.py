@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -33,6 +33,7 @@ from torchtrt_cache.records import (
 )
 from torchtrt_cache.runtime_cache_file import (
     Contents,
+    Draft,
     FileGeneration,
     RuntimeCacheFile,
     generation_at,
@@ -69,6 +70,7 @@ class Store(Protocol):
         *,
         on_first_byte: Callable[[], None] = ...,
         deadline: float = ...,
+        draft: Draft | None = ...,
     ) -> ObjectContents | None: ...
     def replace(
         self,
@@ -168,13 +170,14 @@ class Transfers:
                 found = self._found_in_step(name, record, merge, announce)
                 if found:
                     return found
-            contents = self._store.read(
-                name, on_first_byte=announce, deadline=self._deadline
-            )
-            if contents is None or len(contents.data) == 0:
-                announce()
-                return Transfer(name, Outcome.MISSING)
-            return self._take(name, contents, record, merge)
+            with self._draft(cache) as draft:
+                contents = self._store.read(
+                    name, on_first_byte=announce, deadline=self._deadline, draft=draft
+                )
+                if contents is None or len(contents.data) == 0:
+                    announce()
+                    return Transfer(name, Outcome.MISSING)
+                return self._take(name, contents, draft, record, merge)
 
     def _found_in_step(
         self,
@@ -208,10 +211,11 @@ class Transfers:
         self,
         name: str,
         contents: ObjectContents,
+        draft: Draft | None,
         record: Record | None,
         merge: Merge | None,
     ) -> Transfer:
-        """Adds the kernels of an object to a file. Requires the lock."""
+        """Adds the kernels of an object, which a draft has too, to a file. Requires the lock."""
         cache = os.path.join(self._directory, name)
         file = self._file(cache)
         while True:
@@ -240,7 +244,8 @@ class Transfers:
                 remove_record(cache)  # it is out of date
                 return Transfer(name, Outcome.NOT_MERGED)
             expected = None if local is None else local.generation
-            replaced = file.replace(data, expected)
+            is_object = data is contents.data
+            replaced = file.replace(data, expected, draft=draft if is_object else None)
             if replaced is not None:
                 # A merge adds nothing to the object if it only has the object's kernels.
                 is_uploaded = len(data) == len(contents.data)
@@ -395,6 +400,11 @@ class Transfers:
 
     def _file(self, cache: str) -> RuntimeCacheFile:
         return RuntimeCacheFile(cache, LockWaits(deadline=self._deadline))
+
+    def _draft(self, cache: str) -> AbstractContextManager[Draft | None]:
+        """For an object that becomes a first file. Others are likelier to be merged."""
+        is_first = generation_at(cache) is None
+        return self._file(cache).draft() if is_first else nullcontext()
 
     def _time_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +29,7 @@ from torchtrt_cache.file_lock import LockWaits, call_without_lock
 from torchtrt_cache.kinds import RuntimeCacheKind
 from torchtrt_cache.objects import ObjectContents, ObjectGeneration, ObjectStoreError
 from torchtrt_cache.records import record_path_of
-from torchtrt_cache.runtime_cache_file import RuntimeCacheFile
+from torchtrt_cache.runtime_cache_file import Draft, RuntimeCacheFile
 from torchtrt_cache.store_process import StoreProcess
 from torchtrt_cache.transfer import (
     CannotMergeError,
@@ -94,10 +96,13 @@ class Store:
         *,
         on_first_byte: Callable[[], None] = lambda: None,
         deadline: float = math.inf,
+        draft: Draft | None = None,
     ) -> ObjectContents | None:
         self.calls["read"] += 1
         self._happens("before read")
-        contents = self.store.read(name, on_first_byte=on_first_byte, deadline=deadline)
+        contents = self.store.read(
+            name, on_first_byte=on_first_byte, deadline=deadline, draft=draft
+        )
         self._happens("after read")
         return contents
 
@@ -540,6 +545,15 @@ def test_alone_a_file_that_is_first_saved_during_a_pull_stays(machine: Machine) 
     machine.store.once("after read", lambda: machine.save("b"))
     assert machine.pull(None) is Outcome.NOT_MERGED
     assert machine.file == {"b"}
+    assert names_beside(machine) <= {"", ".lock", ".remote.lock"}
+
+
+def test_a_file_that_is_first_saved_during_a_pull_is_merged(machine: Machine) -> None:
+    machine.put("a")
+    machine.store.once("after read", lambda: machine.save("b"))
+    assert machine.pull() is Outcome.TRANSFERRED
+    assert machine.file == {"a", "b"}
+    assert names_beside(machine) == BESIDE
 
 
 def test_a_file_that_is_removed_is_pulled_again(
@@ -791,6 +805,23 @@ def test_machines_that_push_at_once_lose_nothing(
             machine.close()
 
 
+def test_a_disk_without_room_for_the_object_is_an_error(machine: Machine) -> None:
+    machine.put_bytes(bytes(1 << 20))
+    machine.store.store.close()  # the next helper inherits the limit
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(
+            ObjectStoreError, match="can't write a body: File too large"
+        ):
+            machine.pull()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names_beside(machine) == {".remote.lock"}
+    machine.store.store.close()
+    assert machine.pull() is Outcome.TRANSFERRED
+
+
 def test_a_file_that_can_not_be_written_is_an_error_and_stays(machine: Machine) -> None:
     machine.save("b")
     machine.put("a")
@@ -801,6 +832,14 @@ def test_a_file_that_can_not_be_written_is_an_error_and_stays(machine: Machine) 
         machine.push()
     assert machine.file == {"b"}
     assert machine.object == {"a"}
+
+
+BESIDE = {"", ".lock", ".remote", ".remote.lock"}
+
+
+def names_beside(machine: Machine) -> set[str]:
+    """What is in the machine's directory, without the file's name, which all begin with."""
+    return {path.name.removeprefix(NAME) for path in machine.directory.iterdir()}
 
 
 MODULES = {str(m.__file__) for m in (transfer, records, runtime_cache_file)}
@@ -858,7 +897,24 @@ def test_a_process_that_is_killed_loses_nothing(
             machine.push()
             assert machine.object == machine.file == kernels
             assert machine.pull() is Outcome.IN_STEP
-            names = {path.name for path in machine.directory.iterdir()}
-            beside = ("", ".lock", ".remote", ".remote.lock")
-            assert names == {f"{NAME}{suffix}" for suffix in beside}
+            assert names_beside(machine) == BESIDE
+    assert killed > 20
+
+
+def test_a_machine_that_is_killed_in_its_first_pull_pulls_again(
+    url: str, tmp_path: Path
+) -> None:
+    rounds = killed = 0
+    calls = 1
+    while rounds == killed:
+        with closing(Machine(url, tmp_path / f"machine{rounds}")) as machine:
+            machine.put(f"object{rounds}")
+        killed += is_killed(calls, partial(Machine.pull, machine))
+        rounds += 1
+        calls += STEP
+        with closing(machine):
+            assert not machine.path.exists() or machine.file == machine.object
+            machine.pull()
+            assert machine.file == machine.object
+            assert names_beside(machine) == BESIDE
     assert killed > 20

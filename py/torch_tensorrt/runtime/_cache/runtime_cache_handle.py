@@ -688,9 +688,8 @@ class RuntimeCacheHandle:
                         )
                         merged = live.merge(disk.data, ours, offers)
                         self._count("merges")
-                        if (
-                            merged.is_disk_rejected
-                            and not self._may_replace_rejected(target, others)
+                        if merged.is_disk_rejected and not self._may_replace_rejected(
+                            target, others
                         ):
                             return None
                         if merged.adds_nothing:
