@@ -1,8 +1,8 @@
 """What a runtime cache on an object store costs, with real servers on the loopback interface.
 
-- Pull: an object into an empty local tier, where it ends up synced. One baseline gets the bytes with
-  the library of the object store alone. The other also writes and syncs a file. Connections are
-  there before the clock starts. A figure is the lower quartile of turns.
+- Pull: an object into an empty local tier, where it ends up synced. One baseline gets the bytes
+  with the library of the object store alone. The other also writes and syncs a file. Connections
+  are there before the clock starts. A figure is the lower quartile of turns.
 - Start: from having imports and plan to an engine's first result, in a process of its own on the
   simulated device. The delay by a store is what the start takes longer than one with a cache in an
   empty directory of this machine, in the same turn, at worst. Its baseline is the longest delay

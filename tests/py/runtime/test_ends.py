@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.py.runtime.programs import Programs
 from tests.py.runtime.runtime_cache_testing import names_in
@@ -70,6 +71,16 @@ UNSEEN = f"""{START}
 say("compiled")
 exec(sys.stdin.readline())
 """
+
+
+def test_an_end_saves_though_another_process_keeps_the_turn(
+    programs: Programs, runtime: str, path: Path
+) -> None:
+    plan = make_plan("a")
+    with FileLock(f"{path}.merge.lock"):
+        program = programs.run(START, runtime=runtime, path=path, plan=plan)
+        assert program.outcome == (0, "", "")
+    assert kernels_missing(runtime, path, plan) == 0
 
 
 @pytest.mark.parametrize(
