@@ -12,7 +12,7 @@ class Error : public std::exception {
  public:
   Error(const char* file, uint32_t line, const std::string& msg);
 
-  // Returns the message without the place in the source.
+  // Returns the message without the source location.
   const std::string& msg() const noexcept {
     return msg_;
   }
@@ -26,7 +26,7 @@ class Error : public std::exception {
   std::string what_;
 };
 
-// Returns what() without the place in the source.
+// Returns what() without the source location.
 std::string message_of(const std::exception& error);
 
 } // namespace torch_tensorrt

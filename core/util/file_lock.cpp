@@ -11,7 +11,7 @@ namespace {
 
 // Returns the pause before the next attempt of a waiter: an eighth of the time that it has waited, at most 5 ms. From
 // 0.75 s on it is 1/150 of that time, at most 50 ms. No constant pause is both short and cheap: waking up costs up to
-// 40 us of CPU time on a virtual machine, so a pause of 5 ms would cost 0.8 % of a core as long as the wait lasts.
+// 40 us of CPU time on a virtual machine, so a pause of 5 ms would cost 0.8 % of a core for as long as the wait lasts.
 std::chrono::nanoseconds poll_interval(std::chrono::nanoseconds waited) {
   using std::chrono::nanoseconds;
   constexpr nanoseconds kShortest = std::chrono::microseconds(100);
@@ -84,8 +84,8 @@ bool FileLock::owns_lock() const noexcept {
   return handle_.owns_lock();
 }
 
-// Waits without limit if there is no deadline. Opens the file anew each time, because a file kept open could have lost
-// its name.
+// Waits without limit if there is no deadline. Opens the file again in each call, because a file that was kept open
+// since an earlier call may have been unlinked.
 bool FileLock::acquire(const std::optional<Clock::time_point>& deadline) {
   if (owns_lock()) {
     TORCHTRT_THROW_ERROR("Can't lock lock file '" << path_ << "': this object owns its lock already");

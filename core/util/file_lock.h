@@ -16,7 +16,8 @@ namespace torch_tensorrt::core::util {
 // on an object that owns its lock. Meets the standard's TimedLockable, so std::unique_lock and std::lock_guard work.
 //
 // If somebody unlinks or replaces the lock file, its holder keeps the lock, and a waiter goes on waiting for that
-// holder. When the waiter gets the lock of a file that is no longer at the path, it takes the lock of the file that is.
+// holder. If the waiter then gets the lock of a file that is no longer at the path, it takes the lock of the file that
+// is there now.
 //
 // After fork(), the child's copy owns nothing: owns_lock() returns false there, and neither unlock() nor the destructor
 // releases the parent's lock. They close the descriptor that the child inherited, and so does exec(). If the parent
@@ -36,7 +37,7 @@ class FileLock {
     kExclusive,
   };
 
-  // The time-out of try_lock_for() without an argument. The Python runtime has the same.
+  // The timeout of try_lock_for() without an argument. The Python runtime uses the same value.
   static constexpr std::chrono::milliseconds kDefaultTimeout{10'000};
 
   // Returns the path of the lock file that guards `path`, by filelock's convention: `path`.lock
@@ -44,8 +45,8 @@ class FileLock {
     return path + ".lock";
   }
 
-  // `path` is the lock file itself, in UTF-8 on Windows. Throws if it has a NUL in it. Touches no disk: the file is
-  // opened when the lock is taken, and closed when it is released.
+  // `path` is the lock file itself, in UTF-8 on Windows. Throws if it contains a NUL character. Does not touch the
+  // disk: the file is opened when the lock is taken, and closed when it is released.
   explicit FileLock(std::string path, Mode mode = Mode::kExclusive);
   ~FileLock() = default; // releases
 
@@ -61,9 +62,9 @@ class FileLock {
   // Takes the lock and returns true, or returns false if somebody holds it now. Throws as lock() does.
   [[nodiscard]] bool try_lock();
 
-  // Tries for `timeout`, at least once, and returns false once that time has passed. Polls, since neither platform's
-  // call has a time-out: first after 0.1 ms, then at intervals that grow to 5 ms within 40 ms, and in waits beyond
-  // 0.75 s slowly to at most 50 ms. Throws as lock() does.
+  // Tries for `timeout`, at least once, and returns false once that time has passed. Polls, because neither platform's
+  // call has a timeout. The first pause is 0.1 ms. The pauses grow to 5 ms within 40 ms and, in waits longer than 0.75
+  // s, slowly to at most 50 ms. Throws as lock() does.
   template <class Rep, class Period>
   [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& timeout) {
     return try_lock_until_steady(Clock::now() + saturated(timeout));
@@ -92,8 +93,8 @@ class FileLock {
  private:
   using Clock = std::chrono::steady_clock;
 
-  // An open lock file, and the process that owns the lock on it. What differs between platforms is in its functions:
-  // see file_lock_posix.cpp and file_lock_windows.cpp.
+  // An open lock file, and the process that owns the lock on it. Everything that differs between platforms is in its
+  // functions: see file_lock_posix.cpp and file_lock_windows.cpp.
   class LockHandle {
    public:
     LockHandle() = default;
@@ -108,7 +109,7 @@ class FileLock {
     bool open(const std::string& path);
     // Returns false if somebody else holds the lock, never if `wait` is true. Throws on failure.
     bool lock(const std::string& path, Mode mode, bool wait);
-    // Returns whether the open file is the one at the path. Throws if it may not be a lock file.
+    // Returns true if the open file is the one at the path. Throws if it can't be used as a lock file.
     bool is_current(const std::string& path) const;
     // Releases the lock if this process owns it, and closes the file if it is open.
     void close() noexcept;
@@ -120,14 +121,14 @@ class FileLock {
     static constexpr std::intptr_t kNoFile = -1;
     static constexpr std::int64_t kNobody = -1;
 
-    // Returns a number that a forked child does not have in common with its parent.
+    // Returns a number that differs between a process and its forked children.
     static std::int64_t current_process() noexcept;
 
     std::intptr_t file_ = kNoFile; // a file descriptor or a HANDLE; INVALID_HANDLE_VALUE is -1 too
     std::int64_t owner_ = kNobody; // the current_process() that took the lock
   };
 
-  // Returns `timeout` within 0 and 100 years, which can be added to any reading of the clock.
+  // Returns `timeout` clamped to 0 to 100 years, so that it can be added to any reading of the clock.
   template <class Rep, class Period>
   static Clock::duration saturated(const std::chrono::duration<Rep, Period>& timeout) {
     constexpr std::chrono::hours kLongest{24 * 365 * 100};

@@ -16,10 +16,10 @@
 namespace torch_tensorrt::core::util {
 namespace {
 
-// Number of forks since the library was loaded. Unlike a process id it costs no system call and is not reused.
+// Number of forks since the library was loaded. Unlike a process id, it needs no system call and is never reused.
 std::atomic<std::int64_t> forks = 0;
 
-// At load, because a child of fork() would wait for ever for what a thread of its parent was initializing.
+// Initialized at load time. If another thread were initializing it during a fork, the child would wait for it forever.
 const int counting_error = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
 
 [[noreturn]] void fail(const char* action, const std::string& path, const char* hint = "") {
@@ -30,8 +30,8 @@ const int counting_error = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_a
 
 // Returns -1 on failure, with errno as open(2) leaves it.
 int open_file(const std::string& path, int access) {
-  // O_NONBLOCK: a FIFO at the path, or a lease that another process must give up first, would block. No O_TRUNC: the
-  // contents of the file may matter to somebody.
+  // O_NONBLOCK, because a FIFO at the path, or a lease that another process must give up first, would block. No
+  // O_TRUNC, because the contents of the file may matter to somebody.
   const int flags = access | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC;
   int file = -1;
   do {
@@ -56,8 +56,8 @@ std::int64_t FileLock::LockHandle::current_process() noexcept {
 }
 
 bool FileLock::LockHandle::open(const std::string& path) {
-  // Read access is enough for flock(2), quicker, and granted to all who can see the file. O_CREAT comes second: in a
-  // sticky directory Linux refuses it on another user's file, readable or not (fs.protected_regular).
+  // Read access is enough for flock(2), is faster, and is granted to more users. O_CREAT is only the second attempt: in
+  // a sticky directory Linux refuses it on another user's file, even a readable one (fs.protected_regular).
   int file = open_file(path, O_RDONLY);
   if (file < 0 && errno == ENOENT) {
     file = open_file(path, O_RDONLY | O_CREAT);
@@ -79,7 +79,7 @@ bool FileLock::LockHandle::lock(const std::string& path, Mode mode, bool wait) {
   }
   const int operation = (mode == Mode::kShared ? LOCK_SH : LOCK_EX) | (wait ? 0 : LOCK_NB);
   bool is_locked = lock_file(static_cast<int>(file_), operation);
-  if (!is_locked && errno == EBADF) { // NFS emulates flock by fcntl locks, and an exclusive one needs a writable file
+  if (!is_locked && errno == EBADF) { // NFS emulates flock with fcntl locks, and an exclusive one needs write access
     const int writable = open_file(path, O_RDWR);
     if (writable < 0) {
       fail("open", path, " (its file system needs write access to lock it)");
@@ -92,7 +92,7 @@ bool FileLock::LockHandle::lock(const std::string& path, Mode mode, bool wait) {
     owner_ = current_process();
     return true;
   }
-  if (!wait && (errno == EWOULDBLOCK || errno == EACCES)) { // EACCES: where fcntl locks emulate flock
+  if (!wait && (errno == EWOULDBLOCK || errno == EACCES)) { // EACCES where fcntl locks emulate flock
     return false;
   }
   const bool is_unsupported = errno == ENOSYS || errno == ENOTSUP || errno == EOPNOTSUPP || errno == ENOLCK;
@@ -124,7 +124,7 @@ void FileLock::LockHandle::close() noexcept {
   if (!is_open()) {
     return;
   }
-  // Closing alone would leave the lock with every forked child that has the descriptor. A child itself must not unlock,
+  // Closing alone would leave the lock with every forked child that has the descriptor. A child must not unlock,
   // because that would release its parent's lock.
   if (owns_lock()) {
     lock_file(static_cast<int>(file_), LOCK_UN);

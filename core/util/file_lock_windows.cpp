@@ -40,7 +40,7 @@ std::wstring to_wide(const std::string& path) {
 
 // Returns INVALID_HANDLE_VALUE on failure, with GetLastError() as CreateFile leaves it.
 HANDLE open_file(const std::wstring& path, DWORD access, DWORD disposition) {
-  // Like filelock, no FILE_SHARE_DELETE: nobody can remove or replace the file while it is open.
+  // Without FILE_SHARE_DELETE, as in filelock, nobody can remove or replace the file while it is open.
   return ::CreateFileW(
       path.c_str(),
       access,
@@ -78,7 +78,7 @@ bool FileLock::LockHandle::open(const std::string& path) {
     file_ = reinterpret_cast<std::intptr_t>(file);
     return true;
   }
-  if (::GetLastError() == ERROR_SHARING_VIOLATION) { // a virus scanner or a backup has it open for itself alone
+  if (::GetLastError() == ERROR_SHARING_VIOLATION) { // a virus scanner or a backup has it open exclusively
     return false;
   }
   fail("open", path);
@@ -111,7 +111,7 @@ void FileLock::LockHandle::close() noexcept {
   if (!is_open()) {
     return;
   }
-  // Closing alone would release the lock too, but Windows does not say when.
+  // Closing alone would release the lock too, but Windows does not guarantee when.
   if (owns_lock()) {
     OVERLAPPED first_byte{};
     ::UnlockFileEx(to_handle(file_), 0, 1, 0, &first_byte);

@@ -44,8 +44,8 @@ LogLevel level_from_environment() {
   return LogLevel::kWARNING;
 }
 
-// A LogLevel, or kUnknown until the environment was asked. Without a static's initializer, for whose end a child of
-// fork() would wait for ever if a thread of its parent was running it.
+// A LogLevel, or kUnknown until the environment variable is read. Not a static with an initializer: if another thread
+// were running that during a fork, the child would wait for it forever.
 constexpr int kUnknown = -1;
 std::atomic<int> reportable_level = kUnknown;
 

@@ -5,9 +5,9 @@
 #include <string_view>
 
 // Log lines go to stderr as `WARNING: [Torch-TensorRT] - text`, each in one write, so that lines of several threads
-// and processes do not mix. The default level is kWARNING. The environment variable TORCHTRT_LOG_LEVEL, a name or a
-// number as for parse_level(), sets another. It is read at the first use. All functions are thread-safe, and work until
-// the last static destructor has run.
+// and processes do not mix. The default level is kWARNING. The environment variable TORCHTRT_LOG_LEVEL sets another
+// one, by a name or number that parse_level() knows. It is read at the first use. All functions are thread-safe, and
+// work until the last static destructor has run.
 namespace torch_tensorrt::core::util::logging {
 
 // Least verbose first. The values are upstream's; the first five equal those of nvinfer1::ILogger::Severity.
@@ -28,7 +28,7 @@ bool is_reported(LogLevel level);
 // number. Returns nullopt for any other text.
 std::optional<LogLevel> parse_level(std::string_view text);
 
-// Writes `message` at every reportable level. The LOG_* macros call is_reported() first.
+// Writes `message`, whatever the reportable level is. The LOG_* macros call is_reported() first.
 void log(LogLevel level, const std::string& message);
 
 } // namespace torch_tensorrt::core::util::logging

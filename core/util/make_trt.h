@@ -5,7 +5,7 @@
 namespace torch_tensorrt::core::util {
 
 // Takes ownership of the object that a TensorRT-RTX create*() function returned. Returns null for null. Plain `delete`
-// destroys such an object since TensorRT 10, which removed destroy().
+// destroys such an object, because TensorRT 10 removed destroy().
 template <class T>
 std::shared_ptr<T> make_trt(T* object) {
   return std::shared_ptr<T>(object);
