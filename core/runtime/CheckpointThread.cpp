@@ -23,14 +23,14 @@ constexpr int kPausePerWork = 100;
 
 std::atomic<CheckpointThread*> instance = nullptr;
 std::atomic<bool> is_exit_registered = false;
-std::atomic<Clock::time_point> deadline_of_exit = Clock::time_point::max(); // max: the process does not end yet
+std::atomic<Clock::time_point> deadline_of_exit = Clock::time_point::max(); // max until the end begins
 
-// Of this thread alone, each time anew, since CUDA may start after it. By the driver, because nothing else here needs
-// the headers and the library of the CUDA runtime.
+// Applies to the calling thread only. The thread calls it before all work, because CUDA may start later than the
+// thread. It calls the driver, because nothing else here needs the headers and the library of the CUDA runtime.
 void relax_stream_capture() {
   void* const driver = ::dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   if (driver == nullptr) { // without CUDA there is nothing to capture
-    // The second call frees what libc keeps of the failure for this thread, where leak checkers may not find it.
+    // The second call frees the error text that libc keeps for this thread, where leak checkers may not find it.
     ::dlerror();
     ::dlerror();
     return;
@@ -42,7 +42,7 @@ void relax_stream_capture() {
   }
 }
 
-// At load, because a child would wait for ever for what a thread of its parent was initializing at the fork.
+// Initialized at load time. If another thread were initializing it during a fork, the child would wait for it forever.
 [[maybe_unused]] const CheckpointThread& first_instance = CheckpointThread::get();
 
 } // namespace
@@ -54,13 +54,13 @@ CheckpointThread& CheckpointThread::get() {
         [] { instance.load()->mutex_.lock(); },
         [] { instance.load()->mutex_.unlock(); },
         [] {
-          // The thread is not here, and its condition variables may have waiters that are not either.
+          // The child has neither the thread nor the waiters that its condition variables may still count.
           instance = new CheckpointThread;
           deadline_of_exit = Clock::time_point::max();
         });
   }();
   if (error != 0) {
-    TORCHTRT_THROW_ERROR("Can't have runtime caches saved: " << std::generic_category().message(error));
+    TORCHTRT_THROW_ERROR("Can't save runtime caches in the background: " << std::generic_category().message(error));
   }
   return *instance;
 }
@@ -124,7 +124,7 @@ std::optional<CheckpointThread::Clock::time_point> CheckpointThread::exit_deadli
   return deadline == Clock::time_point::max() ? std::nullopt : std::optional(deadline);
 }
 
-// Saves what engines that live to the end of the process have, and ends the thread.
+// Saves the caches of engines that live to the end of the process, and ends the thread.
 void CheckpointThread::exit_now() {
   const Clock::time_point deadline = begin_exit();
   std::vector<std::shared_ptr<Entry>> entries;
@@ -155,7 +155,7 @@ void CheckpointThread::exit_now() {
   done_.wait_until(lock, deadline, [this] { return !is_running_; });
 }
 
-// Returns whether the thread runs. Requires mutex_.
+// Starts the thread if it is not running. Returns true if it runs. Requires mutex_.
 bool CheckpointThread::start_locked() {
   if (is_running_ || is_stopping_) {
     return is_running_;
@@ -163,7 +163,7 @@ bool CheckpointThread::start_locked() {
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
-  ::pthread_sigmask(SIG_SETMASK, &all, &before); // which the thread inherits
+  ::pthread_sigmask(SIG_SETMASK, &all, &before); // the thread inherits the mask
   try {
     std::thread([this] { loop(); }).detach();
     is_running_ = true;
@@ -242,7 +242,7 @@ void CheckpointThread::checkpoint_all(std::unique_lock<std::mutex>& lock) {
     entry->schedule.done(end, result.found);
     work += end - start - result.lock_wait;
   }
-  // One of them may be the last to refer to a cache.
+  // Destroyed without the mutex, because an entry may be the last owner of a cache.
   lock.unlock();
   entries.clear();
   lock.lock();

@@ -19,10 +19,10 @@ class TensorRTLogger final : public nvinfer1::ILogger {
   }
 };
 
-// Never destroyed: TensorRT-RTX wants it valid until its last object is gone, which may be in static storage.
+// Never destroyed: it must outlive TensorRT-RTX's last object, which may be in static storage.
 TensorRTLogger& logger = *new TensorRTLogger;
 
-// Never destroyed, since another thread may be calling it. A mutex could be stuck in a child of fork().
+// Never destroyed, because another thread may be calling it. A mutex instead could be stuck in a child of fork().
 struct Installed {
   EngineLoader loader;                 // empty means the default
   const Installed* previous = nullptr; // so that a leak checker finds it
@@ -42,7 +42,7 @@ std::optional<RuntimeCacheKind> kind_of(c10::Device device) {
 } // namespace
 
 LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
-  // Not the device guard's deviceCount(): torch's fake tensors put a guard of no effect there, which counts one.
+  // Not the device guard's deviceCount(): torch's fake tensors install a guard without effect, which counts one device.
   if (!at::hasCUDA()) {
     TORCHTRT_THROW_ERROR(
         "A TensorRT-RTX engine needs an NVIDIA GPU, and torch finds none on this machine (driver missing, "
@@ -60,7 +60,7 @@ LoadedEngine load_engine_with_tensorrt_rtx(std::string_view plan) {
         << plan.size() << " bytes on " << device
         << "; the log has its reasons (another version, another GPU, or no plan)");
   }
-  // The engine must go before its runtime, which the deleter holds.
+  // The engine must be destroyed before its runtime, which the deleter owns.
   return {
       std::shared_ptr<nvinfer1::ICudaEngine>(engine, [runtime](nvinfer1::ICudaEngine* e) { delete e; }),
       device,

@@ -9,36 +9,38 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// Where an engine's inferences run, one after another: on torch's current stream, unless that is the default one. On
-// the default stream each enqueueV3 costs a synchronization (NvInferRuntime.h), and CUDA can't capture it for the
-// graphs that TensorRT-RTX makes by itself. In its place comes a stream of the engine's own; each of the two waits for
-// the other.
+// The stream for an engine's inferences, which run one after another. It is torch's current stream, unless that is the
+// default stream. On the default stream, each enqueueV3 costs a synchronization (NvInferRuntime.h), and CUDA can't
+// capture it for the graphs that TensorRT-RTX itself makes. Inferences then run on a stream of the engine's own, and
+// the two streams wait for each other.
 //
-// One object in one thread at a time, with the device current. Errors of CUDA: c10::Error.
+// Thread safety: one thread per object at a time (external synchronization), with the device current. Errors: throws
+// c10::Error if CUDA fails.
 class EngineStream {
  public:
-  // A CPU has no streams; nothing waits there.
+  // A CPU has no streams, so nothing waits there.
   explicit EngineStream(c10::Device device) : device_(device) {}
 
-  // Whether the current stream is being captured in a CUDA graph. False with versions of torch that can't tell without
-  // CUDA's own headers (2.11).
+  // Returns true if the current stream is being captured in a CUDA graph. Always returns false with versions of torch
+  // that can't tell without CUDA's own headers (2.11).
   bool is_capturing() const;
 
-  // What to give to enqueueV3: null on a CPU. The inference will wait for what the current stream has to do, and for
-  // the inference before. While capturing nothing is waited for, since that would tie the graph to what is outside of
-  // it.
+  // Returns the stream for enqueueV3, or null on a CPU. The inference will wait for the work on the current stream and
+  // for the previous inference. During a capture it waits for nothing, because a wait would tie the graph to work
+  // outside it.
   cudaStream_t begin();
 
-  // To be called once the inference that began is enqueued, or failed to be: the current stream waits for it.
+  // Must be called once the inference is enqueued or could not be enqueued. Makes the current stream wait for the
+  // inference.
   void end();
 
-  // Waits for the last inference on the host.
+  // Blocks the calling thread until the last inference has ended.
   void synchronize();
 
  private:
   const c10::Device device_;
   std::optional<c10::Stream> own_;
-  std::optional<c10::Stream> current_;     // of the inference that began, unless it is captured
+  std::optional<c10::Stream> current_;     // at begin(), until end(); unset during a capture
   std::optional<c10::Stream> last_stream_; // of the last inference
   std::optional<c10::Event> current_is_ready_;
   std::optional<c10::Event> last_inference_; // its end

@@ -26,8 +26,8 @@ bool equal(View a, View b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end());
 }
 
-// While it lives, `device` is the current one, with a CUDA context. TensorRT-RTX compares the bytes that it serializes
-// or deserializes to the context of the calling thread.
+// Makes `device` current, with a CUDA context, for as long as the object lives. TensorRT-RTX checks the bytes that it
+// serializes or deserializes against the context of the calling thread.
 class OnDevice {
  public:
   explicit OnDevice(c10::Device device) {
@@ -36,8 +36,8 @@ class OnDevice {
     }
     guard_.reset_device(device);
     try {
-      // A new thread has no context until it calls CUDA, which the guard does not where the device is the current one
-      // already.
+      // A new thread has no context until it calls CUDA. The guard does not call CUDA if the device is already the
+      // current one.
       const c10::impl::VirtualGuardImpl backend(device.type());
       c10::Event(device.type()).record(backend.getStreamFromGlobalPool(device));
     } catch (const c10::Error& error) {
@@ -53,7 +53,7 @@ bool deserialize_into(IRuntimeCache& cache, View bytes) {
   return cache.deserialize(bytes.data(), bytes.size());
 }
 
-// Undefined if TensorRT-RTX fails. The tensor shares the memory of its result.
+// Returns an undefined tensor if TensorRT-RTX fails. The tensor shares the memory of its result.
 at::Tensor serialize_from(const IRuntimeCache& cache) {
   std::shared_ptr<nvinfer1::IHostMemory> bytes = util::make_trt(cache.serialize());
   if (bytes == nullptr) {
@@ -116,9 +116,10 @@ LiveRuntimeCache::Merged LiveRuntimeCache::merge(View disk, View ours, const std
   return merged;
 }
 
-// TensorRT-RTX does not document whether deserialize() adds to what a cache has. It does if both orders give the same
-// kernels; otherwise one of the two got lost on the way. Serialized caches of one kind are told apart by their size,
-// which only a union of two can exceed, so that nothing is assumed of the order of kernels in them.
+// TensorRT-RTX does not document whether deserialize() adds to the contents of a cache or replaces them. It adds if
+// both orders give the same kernels; otherwise one of the two was lost. Serialized caches of one kind are compared by
+// size, so that nothing is assumed about the order of the kernels in them. Only a union of the two can be larger than
+// both.
 LiveRuntimeCache::Merged LiveRuntimeCache::merge_two(View disk, View ours) {
   const Merged kFailed{.reason_against = "TensorRT-RTX failed to deserialize or serialize them"};
   if (!scratch_->reset()) {
@@ -145,14 +146,14 @@ LiveRuntimeCache::Merged LiveRuntimeCache::merge_two(View disk, View ours) {
   }
   const bool is_same_size = ours_first.nbytes() == disk_first.nbytes();
   if (is_same_size && (disk.size() != ours.size() || equal(view(ours_first), view(disk_first)))) {
-    LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had all of the other's");
+    LOG_INFO("TensorRT-RTX's deserialize adds to a runtime cache, and one of the two had all kernels of the other");
     return {.bytes = disk_first, .adds_nothing = disk_first.nbytes() == disk.size()};
   }
   LOG_INFO("TensorRT-RTX's deserialize replaces what a runtime cache has");
   return {.reason_against = "TensorRT-RTX's deserialize replaces what a cache has"};
 }
 
-// Merges what other savers offer too, in the cache that has what was merged so far.
+// Adds the offers of other savers. The scratch cache has the two caches merged so far.
 void LiveRuntimeCache::merge_offers(const std::vector<std::string>& offers, size_t disk_size, Merged& merged) {
   for (const std::string& offer : offers) {
     const auto contents = RuntimeCacheFile::read_offer(offer);

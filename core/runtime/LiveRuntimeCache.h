@@ -19,21 +19,21 @@ class IRuntimeConfig;
 
 namespace torch_tensorrt::core::runtime {
 
-// An nvinfer1::IRuntimeCache on one device, and a second one to merge serialized caches in. Makes the device current,
-// with a CUDA context, where TensorRT-RTX needs that. Byte tensors are uint8 [size in bytes] on the CPU.
+// An nvinfer1::IRuntimeCache on one device, and a second one in which serialized caches are merged. Makes the device
+// current, with a CUDA context, where TensorRT-RTX needs that. Byte tensors are uint8 [size in bytes] on the CPU.
 //
-// Thread safety: merge() from any thread; the rest one thread at a time (external synchronization), while engines
-// compile into the cache.
+// Thread safety: merge() may be called from any thread, the rest from one thread at a time (external synchronization).
+// Engines may compile into the cache meanwhile.
 class LiveRuntimeCache {
  public:
   using View = RuntimeCacheFile::View;
 
   struct Merged {
-    at::Tensor bytes = {};                // the kernels of both; undefined if they can't be had
-    bool adds_nothing = false;            // those on disk are all of them
-    const char* reason_against = "";      // why they can't be had
-    bool is_disk_rejected = false;        // that is the reason
-    std::vector<std::string> offers = {}; // those that are in `bytes` too
+    at::Tensor bytes = {};                // the kernels of both; undefined if they can't be merged
+    bool adds_nothing = false;            // the bytes on disk have all of the kernels
+    const char* reason_against = "";      // why they can't be merged
+    bool is_disk_rejected = false;        // the reason is that TensorRT-RTX rejects the bytes on disk
+    std::vector<std::string> offers = {}; // the offers whose kernels are in `bytes`
   };
 
   // Throws torch_tensorrt::Error if TensorRT-RTX can't create a cache. `path` is for the message.
@@ -47,7 +47,7 @@ class LiveRuntimeCache {
     return device_;
   }
 
-  // That of the device; nullopt if it is unknown.
+  // The kind of the device; nullopt if it is unknown.
   const std::optional<RuntimeCacheKind>& kind() const {
     return kind_;
   }
@@ -56,7 +56,7 @@ class LiveRuntimeCache {
     return cache_;
   }
 
-  // The tensor shares the memory of TensorRT-RTX's result. Undefined if TensorRT-RTX fails.
+  // Returns the serialized cache in the memory that TensorRT-RTX allocated. Returns an undefined tensor if it fails.
   at::Tensor serialize() const;
 
   // Returns false if TensorRT-RTX rejects the bytes.
@@ -65,11 +65,10 @@ class LiveRuntimeCache {
   // Removes all kernels. Returns false if TensorRT-RTX fails.
   bool reset();
 
-  // Whether a cache without kernels serializes to these bytes. False if that is not known.
+  // Returns true if a cache without kernels serializes to these bytes. Returns false if that is unknown.
   bool is_without_kernels(View bytes) const;
 
-  // Merges two serialized caches and, where that works, the offers of other savers
-  // (RuntimeCacheFile::wait_for_turn).
+  // Merges two serialized caches and, if that succeeds, the offers of other savers (RuntimeCacheFile::wait_for_turn).
   Merged merge(View disk, View ours, const std::vector<std::string>& offers = {});
 
  private:
@@ -79,10 +78,11 @@ class LiveRuntimeCache {
   const c10::Device device_;
   const std::optional<RuntimeCacheKind> kind_;
   std::shared_ptr<nvinfer1::IRuntimeCache> cache_;
-  // Empty between merges, which may come after the last config that could create one. Null if it could not be created.
+  // Created early, because a merge may follow the last config that could create a cache. Empty between merges. Null if
+  // it could not be created.
   std::shared_ptr<nvinfer1::IRuntimeCache> scratch_;
   std::mutex scratch_mutex_;
-  at::Tensor empty_; // how a cache without kernels serializes; undefined if that is not known
+  at::Tensor empty_; // a serialized cache without kernels; undefined if that is unknown
 };
 
 } // namespace torch_tensorrt::core::runtime

@@ -28,18 +28,18 @@ namespace fs = std::filesystem;
 using util::FileLock;
 using View = RuntimeCacheFile::View;
 
-constexpr std::chrono::milliseconds kStopPoll{50}; // between two checks whether a wait for a lock must stop
+constexpr std::chrono::milliseconds kStopPoll{50}; // between two checks for a stop request in a wait for a lock
 constexpr int kReadsOfAChangingFile = 3;
-constexpr mode_t kFirstMode = 0664; // less the umask; of a cache that is not there yet
+constexpr mode_t kFirstMode = 0664; // of a new cache; the umask applies
 constexpr size_t kCompareChunk = 64 * 1024;
 constexpr int64_t kNanosecondsPerSecond = 1'000'000'000;
 
-// Reads like "open '/path': Permission denied"; with_context() puts the rest before it.
+// Throws an error with a text like "open '/path': Permission denied". with_context() adds the rest before it.
 [[noreturn]] void fail(const char* action, const std::string& path, int code = errno) {
   throw std::system_error(code, std::generic_category(), std::string(action) + " '" + path + "'");
 }
 
-// The file can't be replaced by a rename, whatever is done about its contents.
+// Thrown if the file can't be replaced by a rename. It may still be possible to write it in place.
 class CannotReplace : public std::system_error {
  public:
   using std::system_error::system_error;
@@ -54,7 +54,7 @@ auto uninterrupted(const Call& call) {
   return result;
 }
 
-// What is logged once the lock is released: a log line can block, and nobody should wait for that.
+// A message to log once the lock is released, because logging can block and nobody should wait for that.
 struct Note {
   util::logging::LogLevel level;
   std::string text;
@@ -63,7 +63,7 @@ using Notes = std::vector<Note>;
 
 class Descriptor {
  public:
-  // Not open, with errno set, if open(2) fails. O_NONBLOCK: a FIFO at the path would block.
+  // If open(2) fails, the descriptor is not open and errno is set. O_NONBLOCK, because a FIFO at the path would block.
   Descriptor(const std::string& path, int flags, mode_t mode = 0)
       : fd_(uninterrupted([&] { return ::open(path.c_str(), flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, mode); })) {}
 
@@ -104,7 +104,7 @@ FileGeneration generation_of(const struct stat& status) {
       .mtime_ns = int64_t{status.st_mtim.tv_sec} * kNanosecondsPerSecond + status.st_mtim.tv_nsec};
 }
 
-// None for an empty file, which counts as a missing one.
+// Returns nullopt for an empty file, which counts as a missing one.
 std::optional<FileGeneration> checked_generation(const struct stat& status, const std::string& path) {
   if (!S_ISREG(status.st_mode)) {
     TORCHTRT_THROW_ERROR("'" << path << "' is not a regular file");
@@ -112,7 +112,7 @@ std::optional<FileGeneration> checked_generation(const struct stat& status, cons
   return status.st_size == 0 ? std::nullopt : std::optional(generation_of(status));
 }
 
-// None if a directory on the way is missing. Throws, so that what must be refused gets no lock file.
+// Returns nullopt if a directory on the way is missing. Throws if the path is refused, so that it gets no lock file.
 std::optional<TrustedPath> checked_target(const std::string& path) {
   std::optional<TrustedPath> target = resolve_trusted(path);
   if (target && target->status) {
@@ -132,7 +132,7 @@ std::string directory_of(const std::string& path) {
   return directory.empty() ? "." : directory.string();
 }
 
-// False if the file ends before `size` bytes.
+// Returns false if the file ends before `size` bytes.
 bool read_fully(const Descriptor& file, std::byte* buffer, size_t size, uint64_t offset, const std::string& path) {
   while (size > 0) {
     const ssize_t n = uninterrupted([&] { return ::pread(file.get(), buffer, size, static_cast<off_t>(offset)); });
@@ -167,7 +167,7 @@ void sync(const Descriptor& file, const std::string& path) {
   }
 }
 
-// None for a missing or empty file.
+// Returns nullopt for a missing or empty file.
 std::optional<RuntimeCacheFile::Contents> read_whole(const TrustedPath& target) {
   const std::string& path = target.path;
   for (int i = 0; i < kReadsOfAChangingFile; ++i) {
@@ -191,8 +191,8 @@ std::optional<RuntimeCacheFile::Contents> read_whole(const TrustedPath& target) 
   TORCHTRT_THROW_ERROR("read '" << path << "': it kept changing, by a program that does not take the lock");
 }
 
-// Requires that the file has the size of `bytes`, which is not 0. Piece by piece, so that a save needs no second copy
-// of a large cache.
+// Requires that the file has the size of `bytes`, which is not 0. Compares piece by piece, so that a save needs no
+// second copy of a large cache.
 bool holds_exactly(const Descriptor& file, View bytes, const std::string& path) {
   const auto buffer = std::make_unique_for_overwrite<std::byte[]>(std::min(kCompareChunk, bytes.size()));
   const auto holds_piece_at = [&](size_t offset) {
@@ -200,7 +200,8 @@ bool holds_exactly(const Descriptor& file, View bytes, const std::string& path) 
     return read_fully(file, buffer.get(), piece.size(), offset, path) &&
         std::memcmp(buffer.get(), piece.data(), piece.size()) == 0;
   };
-  // Caches of one size that differ do so at an end nearly always, in a header, a checksum or the newest kernel.
+  // Different caches of the same size nearly always differ at one of their ends: in a header, a checksum or the newest
+  // kernel.
   const size_t last = (bytes.size() - 1) / kCompareChunk * kCompareChunk;
   if (!holds_piece_at(last)) {
     return false;
@@ -239,7 +240,8 @@ bool is_temporary_name(std::string_view name, std::string_view target_name, std:
       take_while("0123456789abcdef") == kTemporaryDigits && name == suffix;
 }
 
-// The files beside `target` whose names end in `suffix`. Those of a directory that can't be listed are left out.
+// Returns the temporary files beside `target` whose names end in `suffix`. Returns none if the directory can't be
+// listed.
 std::vector<std::string> temporaries_of(const std::string& target, std::string_view suffix) {
   const std::string target_name = fs::path(target).filename().string();
   std::vector<std::string> paths;
@@ -252,8 +254,9 @@ std::vector<std::string> temporaries_of(const std::string& target, std::string_v
   return paths;
 }
 
-// Requires the exclusive lock. That lock does not exclude a writer that reached the same target by another name, but a
-// living writer holds its temporary file. Its process id proves nothing: containers number their processes anew.
+// Requires the exclusive lock. That lock does not exclude a writer that uses another name for the same target, but a
+// living writer holds a lock on its temporary file. The process id in a file's name proves nothing, because each
+// container numbers its own processes.
 void remove_stale_temporaries(const std::string& target, Notes& notes) {
   for (const std::string_view suffix : {kTemporarySuffix, kOfferSuffix}) {
     for (const std::string& path : temporaries_of(target, suffix)) {
@@ -266,7 +269,7 @@ void remove_stale_temporaries(const std::string& target, Notes& notes) {
   }
 }
 
-// An open file beside the target that is gone with this object unless it was renamed.
+// An open file beside the target. The destructor removes it unless it was renamed to the target.
 class TemporaryFile {
  public:
   TemporaryFile(const std::string& target, mode_t mode)
@@ -278,7 +281,7 @@ class TemporaryFile {
       }
       fail("create", path_, code);
     }
-    ::flock(file_.get(), LOCK_EX | LOCK_NB); // nobody else has it, and only the sweeping of others depends on it
+    ::flock(file_.get(), LOCK_EX | LOCK_NB); // a failure is harmless: only the sweeping by other writers needs the lock
   }
 
   ~TemporaryFile() {
@@ -300,7 +303,7 @@ class TemporaryFile {
 
   void rename_to(const std::string& target) {
     if (::rename(path_.c_str(), target.c_str()) != 0) {
-      // EBUSY: the target is a mount point. EPERM, EACCES: somebody else's file in a sticky directory, for example.
+      // EBUSY: the target is a mount point. EPERM, EACCES: such as for somebody else's file in a sticky directory.
       const int code = errno;
       if (code == EBUSY || code == EPERM || code == EACCES) {
         throw CannotReplace(code, std::generic_category(), "rename to '" + target + "'");
@@ -310,7 +313,7 @@ class TemporaryFile {
     renamed_ = true;
   }
 
-  // From now on others see it as an offer.
+  // Makes the file an offer, which other savers can see.
   void rename_to_offer() {
     const std::string offer = path_.substr(0, path_.size() - kTemporarySuffix.size()) + std::string(kOfferSuffix);
     if (::rename(path_.c_str(), offer.c_str()) != 0) {
@@ -342,8 +345,8 @@ void take_over_owner_and_mode(const TemporaryFile& temporary, const struct stat&
   }
 }
 
-// A lock file has the cache's mode less everything for others, because whoever can read it can hold it. Its owner may
-// read and write it in any case. FileLock, which opens it next, has the error of whatever fails here.
+// A lock file has the cache's mode without permissions for others, because anyone who can read it can hold it. Its
+// owner may always read and write it. Errors are ignored here, because FileLock opens the file next and reports them.
 void create_lock_file(const std::string& path, const std::optional<struct stat>& cache) {
   const mode_t mode = ((cache ? cache->st_mode : kFirstMode) & 0770) | 0600;
   const Descriptor file(path, O_RDONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
@@ -353,8 +356,8 @@ void create_lock_file(const std::string& path, const std::optional<struct stat>&
   }
 }
 
-// A file written within the tick of the clock that its predecessor was written in, or after the clock was set back,
-// would look like it if it also had its inode and size.
+// Makes the file's time later than that of its predecessor. Otherwise a file that is written within the same tick of
+// the clock, or after the clock was set back, would have the same generation if its inode and size were also the same.
 void set_time_after(
     const Descriptor& file,
     const std::optional<struct stat>& old,
@@ -368,7 +371,7 @@ void set_time_after(
       {.tv_sec = 0, .tv_nsec = UTIME_OMIT},
       {.tv_sec = next / kNanosecondsPerSecond, .tv_nsec = next % kNanosecondsPerSecond},
   }};
-  if (::futimens(file.get(), times.data()) != 0) { // written in place, by somebody who does not own it
+  if (::futimens(file.get(), times.data()) != 0) { // it was written in place by a user who does not own it
     notes.push_back(
         {util::logging::LogLevel::kDEBUG,
          "Can't set the time of '" + path + "': " + std::generic_category().message(errno)});
@@ -378,7 +381,7 @@ void set_time_after(
 void sync_directory(const std::string& directory) {
   const Descriptor file(directory, O_RDONLY | O_DIRECTORY);
   if (!file.is_open() && errno == EACCES) {
-    return; // we may write it but not list it; there is no other way to sync it
+    return; // this process may write to it but not list it, and there is no other way to sync it
   }
   if (!file.is_open()) {
     fail("open", directory);
@@ -408,7 +411,7 @@ FileGeneration write_in_place(
     const std::optional<struct stat>& old,
     Notes& notes) {
   const auto old_size = static_cast<uint64_t>(old ? old->st_size : 0);
-  // What needs new space comes first: when the disk is full, nothing of the old contents has been touched yet.
+  // The part that needs new space is written first, so that a full disk leaves the old contents untouched.
   const size_t head = std::min<size_t>(old_size, bytes.size());
   try {
     write_fully(file, bytes.subspan(head), head, target);
@@ -430,7 +433,7 @@ FileGeneration write_in_place(
   return generation_of(status_of(file, target));
 }
 
-// Requires the exclusive lock. `old` is the status of the file that is there, none if none is.
+// Requires the exclusive lock. `old` is the status of the existing file, or nullopt if there is none.
 RuntimeCacheFile::Replaced write(
     const TrustedPath& trusted,
     View bytes,
@@ -458,14 +461,14 @@ RuntimeCacheFile::Replaced write(
   return replaced;
 }
 
-// Requires the exclusive lock; otherwise as RuntimeCacheFile::replace().
+// Like RuntimeCacheFile::replace(). Requires the exclusive lock.
 std::optional<RuntimeCacheFile::Replaced> replace_locked(
     const std::string& path,
     View bytes,
     const std::optional<FileGeneration>& expected,
     bool may_write_in_place,
     Notes& notes) {
-  const std::optional<TrustedPath> target = resolve_trusted(path); // again: a link may have changed before the lock
+  const std::optional<TrustedPath> target = resolve_trusted(path); // again, because a link may have changed
   if (!target) {
     fail("open", path, ENOENT);
   }
@@ -489,12 +492,12 @@ std::optional<RuntimeCacheFile::Replaced> replace_locked(
   return write(*target, bytes, old, may_write_in_place, notes);
 }
 
-// The path that is locked while merging.
+// Returns the path that is locked during a merge.
 std::string turn_path(const std::string& path) {
   return path + ".merge";
 }
 
-// Runs `body` and says, in whatever error comes out of it, what could not be done to which file.
+// Runs `body`. Adds the operation and the path of the cache to the text of any error that it throws.
 template <class Body>
 auto with_context(const char* operation, const std::string& path, const Body& body) {
   std::string reason;
@@ -577,7 +580,7 @@ RuntimeCacheFile::Turn RuntimeCacheFile::wait_for_turn(View bytes) const {
   std::optional<TrustedPath> target;
   try {
     target = resolve_trusted(path_);
-  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): the caller's next read or write says it
+  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): the caller's next read or write reports it
   }
   if (!target) {
     return turn;
@@ -611,7 +614,7 @@ bool RuntimeCacheFile::is_turn_taken() const noexcept {
   try {
     FileLock lock(FileLock::lock_path(turn_path(path_)), FileLock::Mode::kShared);
     return fs::exists(fs::symlink_status(lock.path())) && !lock.try_lock();
-  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): whoever waits for the turn says it
+  } catch (const std::exception&) { // NOLINT(bugprone-empty-catch): wait_for_turn() reports it
     return false;
   }
 }
@@ -619,7 +622,7 @@ bool RuntimeCacheFile::is_turn_taken() const noexcept {
 std::optional<RuntimeCacheFile::Contents> RuntimeCacheFile::read_offer(const std::string& offer) {
   const Descriptor file(offer, O_RDONLY | O_NOFOLLOW);
   struct stat status{};
-  // A link to another file of ours could hold what somebody else wrote, so the mode counts too.
+  // The mode counts too, because a hard link to another file of this user could hold what somebody else wrote.
   const bool is_ours = file.is_open() && ::fstat(file.get(), &status) == 0 && S_ISREG(status.st_mode) &&
       status.st_uid == ::geteuid() && (status.st_mode & 0077) == 0;
   if (!is_ours || status.st_size == 0) {
@@ -662,12 +665,14 @@ FileLock RuntimeCacheFile::take_lock(
     const auto limit = std::max(std::chrono::round<std::chrono::milliseconds>(end - start), {});
     TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << limit.count() << " ms");
   }
-  // The time of the last use of the cache, whose own time is part of its generation. Only who may write it can set it.
+  // Records the last use of the cache, whose own time is part of its generation. Fails if this process may not write to
+  // the lock file.
   ::utimensat(AT_FDCWD, lock.path().c_str(), nullptr, AT_SYMLINK_NOFOLLOW);
   return lock;
 }
 
-// None where the lock file is closed to us, or does not exist and its directory is closed to us.
+// Returns nullopt if this process may not open the lock file, or if the lock file is missing and this process may not
+// create it.
 std::optional<FileLock> RuntimeCacheFile::take_lock_to_read(const struct stat& cache) const {
   const char* reason = "";
   try {
@@ -676,7 +681,7 @@ std::optional<FileLock> RuntimeCacheFile::take_lock_to_read(const struct stat& c
     const std::string lock_path = FileLock::lock_path(path_);
     const Descriptor lock_file(lock_path, O_RDONLY | O_NOFOLLOW);
     const int code = lock_file.is_open() ? 0 : errno;
-    // faccessat asks with the effective ids, unlike access, and knows of read-only mounts and immutable directories.
+    // Unlike access, faccessat checks the effective ids. It knows read-only mounts and immutable directories.
     if (code == EACCES) {
       reason = "its lock file is closed to this user";
     } else if (code == ENOENT && ::faccessat(AT_FDCWD, directory_of(lock_path).c_str(), W_OK | X_OK, AT_EACCESS) != 0) {

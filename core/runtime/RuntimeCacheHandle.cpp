@@ -34,7 +34,7 @@ namespace torch_tensorrt::core::runtime {
 using nvinfer1::IRuntimeCache;
 using View = RuntimeCacheFile::View;
 
-// The lock waits of one load or save, which the statistics count.
+// The waits for locks of one load or save. The destructor adds them to the statistics.
 class RuntimeCacheHandle::Waits : public LockWaits {
  public:
   explicit Waits(RuntimeCacheHandle& handle, Clock::time_point end = Clock::time_point::max())
@@ -58,9 +58,9 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::chrono::milliseconds kDiskMutexPoll{5};
-constexpr int kReplacementsByOthers = 2;         // of which the first may have been damage
+constexpr int kReplacementsByOthers = 2;         // the first one may be due to damage
 constexpr int64_t kLargeFile = int64_t{1} << 30; // bytes
-constexpr int kChangesWithoutGrowth = 10;        // after which a checkpoint does not count them as new kernels
+constexpr int kChangesWithoutGrowth = 10;        // after these, only growth means new kernels to a checkpoint
 
 bool are_checkpoints_on() {
   static std::atomic<bool> has_warned = false;
@@ -100,7 +100,7 @@ size_t hash(View bytes) {
   return std::hash<std::string_view>()({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
 }
 
-// The bytes in one piece, uncopied where they are so already. Throws unless they are a tensor of bytes.
+// Returns the bytes in one piece, without a copy if they already are. Throws unless they are a tensor of bytes.
 at::Tensor contiguous_bytes(const at::Tensor& bytes) {
   if (!bytes.defined()) {
     TORCHTRT_THROW_ERROR("The bytes of a runtime cache are an undefined tensor");
@@ -123,7 +123,7 @@ at::Tensor copy(const at::Tensor& bytes) {
   return copied;
 }
 
-// The tensor takes over their memory. Unlike one of at::from_blob it can be lazily cloned.
+// Returns a tensor that takes over the memory of `contents`. Unlike one of at::from_blob, it can be lazily cloned.
 at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
   std::byte* const bytes = contents.bytes.release();
   c10::DataPtr memory(bytes, bytes, [](void* p) { delete[] static_cast<std::byte*>(p); }, at::kCPU);
@@ -132,14 +132,14 @@ at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
   return allocate(0).set_(storage, 0, {static_cast<int64_t>(size)});
 }
 
-// The kind of the current CUDA device.
+// Returns the kind of the current CUDA device.
 RuntimeCacheKind current_kind() {
   int ordinal = 0;
   try {
     if (at::hasCUDA()) {
       ordinal = c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA).getDevice().index();
     }
-  } catch (const c10::Error& error) { // as in a child of a process that used CUDA before it forked
+  } catch (const c10::Error& error) { // such as in a child of a process that used CUDA before it forked
     TORCHTRT_THROW_ERROR(error.what_without_backtrace());
   }
   return RuntimeCacheKind::of(ordinal);
@@ -158,11 +158,11 @@ bool is_empty(const std::string& path) {
     const std::vector<std::string> files = files_to_load(path, current_kind());
     return std::ranges::all_of(files, RuntimeCacheFile::is_empty);
   } catch (const Error&) {
-    return false; // there may be one
+    return false; // there may be a file
   }
 }
 
-// Makes the last directory of the path if it is missing and the others are trusted.
+// Creates the last directory of the path if it is missing and the others are trusted.
 void make_directory(const std::string& path) {
   std::error_code ignored;
   if (fs::is_directory(path, ignored)) {
@@ -209,7 +209,7 @@ class Handles {
     handles_.erase(handle);
   }
 
-  // The path cache, and whether it is new.
+  // Returns the path cache, and whether it is new.
   std::pair<c10::intrusive_ptr<Handle>, bool> find_or_make(const std::string& path) {
     const Key key = key_of(path);
     const std::lock_guard lock(mutex_);
@@ -235,10 +235,10 @@ class Handles {
   // The real path of the directory, and the last component, which is empty if the path means the directory itself.
   using Key = std::pair<std::string, std::string>;
 
-  // A fork waits until no handle is being changed, and a child starts without the contents of live ones, which belong
-  // to engines of its parent.
+  // A fork waits until no handle is being changed. A child starts without the contents of live handles, which belong to
+  // engines of its parent.
   Handles() {
-    CheckpointThread::get(); // its fork handlers come first, since its mutex is taken under those of handles
+    CheckpointThread::get(); // registers its fork handlers first, because its mutex is taken under those of handles
     ::pthread_atfork(
         [] {
           get().mutex_.lock();
@@ -253,7 +253,7 @@ class Handles {
           get().mutex_.unlock();
         },
         [] {
-          std::construct_at(&get().mutex_); // it belongs to the thread of the parent
+          std::construct_at(&get().mutex_); // a thread of the parent owns it
           for (Handle* handle : get().handles_) {
             handle->start_over_in_child();
             handle->state_mutex_.unlock();
@@ -269,13 +269,13 @@ class Handles {
     return {error ? written.parent_path().string() : directory.string(), written.filename().string()};
   }
 
-  std::recursive_mutex mutex_; // guards the rest; recursive, since handles come and go where path_caches_ changes
+  std::recursive_mutex mutex_; // guards the rest; recursive, because changes of path_caches_ make and destroy handles
   std::set<Handle*> handles_;
   std::map<Key, c10::weak_intrusive_ptr<Handle>> path_caches_;
 };
 
 namespace {
-// At load, because a child would wait for ever for what a thread of its parent was initializing at the fork.
+// Initialized at load time. If another thread were initializing it during a fork, the child would wait for it forever.
 [[maybe_unused]] const Handles& handles = Handles::get();
 } // namespace
 
@@ -302,7 +302,7 @@ c10::intrusive_ptr<RuntimeCacheHandle> RuntimeCacheHandle::from_state(const Stat
     handle->checkpoints_ = checkpoints;
   }
   if (is_new && (!is_path_cache || is_empty(path))) {
-    // Other threads may have got the path cache meanwhile.
+    // Other threads may have obtained the path cache meanwhile.
     const std::lock_guard disk_lock(handle->disk_mutex_);
     const std::lock_guard lock(handle->state_mutex_);
     const auto* pending = std::get_if<at::Tensor>(&handle->contents_);
@@ -317,7 +317,7 @@ RuntimeCacheHandle::State RuntimeCacheHandle::state() const {
   const bool is_path_cache = Handles::get().has_path_cache(this);
   const Place place = place_of(path_);
   const std::lock_guard lock(state_mutex_);
-  // What the copy must not overwrite as long as it is pending: no newer file, since this cache can still merge with it.
+  // The files of which a pending copy must not overwrite newer versions, because this cache can still merge with them.
   std::vector<std::string> files;
   for (const auto& [path, store] : stores_) {
     if (store.digest || store.contained) {
@@ -340,8 +340,8 @@ void RuntimeCacheHandle::release_resources() {
   contents_ = nothing_;
 }
 
-// In a child of fork(). Requires state_mutex_. Allocates only what is to leak, since any lock may be held for ever by a
-// thread that is not there.
+// Called in a child of fork(). Requires state_mutex_. Allocates only what is meant to leak, because any lock may be
+// held forever by a thread that does not exist here.
 void RuntimeCacheHandle::start_over_in_child() noexcept {
   if (auto* lives = std::get_if<Lives>(&contents_)) {
     new Lives(std::move(*lives));
@@ -351,7 +351,7 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
   autosave_ = false;
   statistics_ = {};
   size_at_load_ = 0;
-  // Whoever had them is not here.
+  // The threads that used these do not exist here.
   std::construct_at(&disk_mutex_);
   std::construct_at(&reported_causes_);
   has_warned_of_unknown_kind_ = false;
@@ -367,7 +367,7 @@ void RuntimeCacheHandle::set_checkpoints(bool checkpoints) {
   mark_if_live();
 }
 
-// For kernels that came before the cache was checkpointed.
+// Schedules a checkpoint for kernels that were compiled before the cache had checkpoints.
 void RuntimeCacheHandle::mark_if_live() {
   if (is_checkpointed()) {
     CheckpointThread::get().begin(this, has_lazy_engines_);
@@ -424,7 +424,7 @@ void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
     old = take(copied, {});
     return;
   }
-  // Either the files' kernels are not here, or perhaps those of others no longer.
+  // The contents may no longer have the files' kernels.
   forget_stores();
   for (const auto& live : *lives) {
     if (copied.numel() > 0) {
@@ -465,8 +465,8 @@ int64_t RuntimeCacheHandle::load(const std::string& path) {
   return load_locked(place_of(from));
 }
 
-// What a path means. One that was a directory at an earlier use stays one, so that nobody who removes it makes a file
-// of it that all kinds share.
+// Returns what a path means. A path that was a directory at an earlier use stays one. Otherwise, after somebody removed
+// the directory, a save would create a file there that all kinds share.
 RuntimeCacheHandle::Place RuntimeCacheHandle::place_of(const std::string& path) const {
   const bool is_one = is_directory(path);
   if (is_one && path == path_) {
@@ -475,8 +475,8 @@ RuntimeCacheHandle::Place RuntimeCacheHandle::place_of(const std::string& path) 
   return {.path = path, .is_directory = is_one || (path == path_ && was_directory_)};
 }
 
-// The live caches by the file that the place has for them; "" for those without one, because the path is empty or their
-// kind is unknown. Requires state_mutex_ and a live handle.
+// Returns the live caches by the file that each has at `place`. The file is "" for a cache that has none, because the
+// path is empty or the kind is unknown. Requires state_mutex_ and a live handle.
 RuntimeCacheHandle::LivesByFile RuntimeCacheHandle::lives_by_file(const Place& place) const {
   const auto& lives = std::get<Lives>(contents_);
   if (!place.is_directory) {
@@ -502,7 +502,7 @@ int64_t RuntimeCacheHandle::load_locked(const Place& place) {
     const auto loaded = read(place, place.is_directory ? current_kind_or_warn(place.path) : std::nullopt);
     return loaded ? take_loaded(*loaded) : 0;
   }
-  std::vector<std::pair<Lives, Loaded>> read_files; // all, so that an error leaves the handle as it was
+  std::vector<std::pair<Lives, Loaded>> read_files; // all of them first, so that an error leaves the handle unchanged
   for (const auto& [file, lives] : by_file) {
     if (auto loaded = read(place, lives.front()->kind())) {
       read_files.emplace_back(lives, std::move(*loaded));
@@ -522,7 +522,7 @@ int64_t RuntimeCacheHandle::load_locked(const Place& place) {
   return size;
 }
 
-// Reads what the place has for a kind, which a directory needs. Requires disk_mutex_.
+// Reads the file that `place` has for `kind`, which only a directory needs. Requires disk_mutex_.
 std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read(
     const Place& place,
     const std::optional<RuntimeCacheKind>& kind) {
@@ -549,7 +549,7 @@ std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read(
 int64_t RuntimeCacheHandle::take_loaded(const Loaded& loaded) {
   at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
-  old = take(loaded.bytes, {loaded.file, loaded.own}); // they are older than what `own` may get meanwhile
+  old = take(loaded.bytes, {loaded.file, loaded.own}); // whatever others save to `own` meanwhile is newer
   note_loaded(loaded);
   return loaded.bytes.numel();
 }
@@ -573,7 +573,7 @@ std::optional<RuntimeCacheKind> RuntimeCacheHandle::current_kind_or_warn(const s
   }
 }
 
-// Once. Requires disk_mutex_.
+// Logs the warning only once. Requires disk_mutex_.
 void RuntimeCacheHandle::warn_of_unknown_kind(const std::string& path, const std::string& reason) {
   if (!std::exchange(has_warned_of_unknown_kind_, true)) {
     LOG_WARNING(unknown_kind("load", path, reason) << ". Kernels will be compiled anew");
@@ -650,7 +650,7 @@ CheckpointThread::Result RuntimeCacheHandle::checkpoint(const std::stop_token& s
     if (stop.stop_requested() || CheckpointThread::exit_deadline()) {
       return {Found::kLater, waits.waited};
     }
-    // Names of temporary files differ each time.
+    // The cause is the end of the message, because names of temporary files differ each time.
     const std::string message = message_of(error);
     const size_t colon = message.rfind(": ");
     const bool is_news = reported_causes_.insert(message.substr(colon == std::string::npos ? 0 : colon)).second;
@@ -669,9 +669,9 @@ void RuntimeCacheHandle::save_at_exit() noexcept {
     save_until("", now + (CheckpointThread::begin_exit() - now) / 2);
   } catch (const std::exception& error) {
     LOG_WARNING(message_of(error));
-    autosave_ = false; // an engine that ends later would only say so again
+    autosave_ = false; // an engine that ends later would only log the same failure
   }
-  if (engines_ > 0) { // else it was summed up when the last one ended
+  if (engines_ > 0) { // otherwise they were logged when the last one ended
     log_statistics();
   }
 }
@@ -708,7 +708,7 @@ void RuntimeCacheHandle::log_statistics() const noexcept try {
   LOG_INFO("The runtime cache '" << path_ << "' can't be summed up: " << message_of(error));
 }
 
-// Returns how many bytes were written, or nullopt if nothing was to be written. Requires disk_mutex_.
+// Returns the number of bytes written, or nullopt if there was nothing to write. Requires disk_mutex_.
 std::optional<int64_t> RuntimeCacheHandle::save_locked(const Place& place, LockWaits& waits, bool is_checkpoint) {
   RECORD_FUNCTION("RuntimeCache:save", c10::ArrayRef<const c10::IValue>{});
   LivesByFile by_file;
@@ -733,7 +733,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const Place& place, LockW
         written = written.value_or(0) + *more;
       }
     } catch (const std::exception& error) {
-      if (failure != nullptr) { // which is thrown once the others are saved
+      if (failure != nullptr) { // the first failure is thrown once the others are saved
         LOG_WARNING(message_of(error));
       } else {
         failure = std::current_exception();
@@ -746,7 +746,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const Place& place, LockW
   return written;
 }
 
-// The file that the place has for a pending handle; empty if the bytes are those of other kinds there.
+// Returns the file that `place` has for a pending handle, or "" if the bytes are those of other kinds there.
 std::string RuntimeCacheHandle::file_of_pending(const Place& place) const {
   if (!place.is_directory || !has_cache()) {
     return place.path;
@@ -760,7 +760,7 @@ std::string RuntimeCacheHandle::file_of_pending(const Place& place) const {
   return has_bytes_of_other_kinds(file) ? "" : file;
 }
 
-// Whether the bytes of a pending handle are from files beside `file`, and not from that.
+// Returns true if the bytes of a pending handle are from other files beside `file`, and not from `file`.
 bool RuntimeCacheHandle::has_bytes_of_other_kinds(const std::string& file) const {
   const std::lock_guard lock(state_mutex_);
   bool is_of_others = false;
@@ -774,7 +774,7 @@ bool RuntimeCacheHandle::has_bytes_of_other_kinds(const std::string& file) const
   return is_of_others;
 }
 
-// Saves to the file that the place has for `lives`, which are none for a pending handle. Otherwise as save_locked().
+// Like save_locked(), for one file and the live caches that have it at `place`. A pending handle has no live caches.
 std::optional<int64_t> RuntimeCacheHandle::save_file(
     const Place& place,
     const std::string& file,
@@ -793,14 +793,14 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
   std::error_code error;
   const auto file_size = fs::file_size(file, error);
   const bool is_file_empty = error || file_size == 0;
-  // Merges only make a file grow. A smaller one was removed and made anew, without our kernels.
+  // Merges only make a file grow. A file that is smaller than before was removed and created again without our kernels.
   const bool is_reset = is_file_empty || (live != nullptr && file_size < store.size);
-  // Not even the lock is taken, which a read-only directory would refuse.
+  // Returns before the lock is taken, because that would fail in a read-only directory.
   if (digest == store.digest && !is_reset) {
     LOG_INFO("There are no new kernels for the runtime cache '" << file << "'");
     return std::nullopt;
   }
-  // Writing it would at best create a file without kernels, and at worst overwrite one with.
+  // A write would create a file without kernels, or overwrite one that has kernels.
   if (ours.numel() == 0 || (live != nullptr && live->is_without_kernels(view(ours)))) {
     LOG_INFO("There are no kernels for the runtime cache '" << file << "'");
     return std::nullopt;
@@ -830,8 +830,8 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
   return written;
 }
 
-// Writes `ours`, merged with what is there by the scratch cache of `live`, or alone if that is null. Returns nullopt if
-// it leaves the file to another kind of machine. Requires disk_mutex_.
+// Writes `ours`. If `live` is not null, its scratch cache merges them with the bytes in the file. Returns nullopt if
+// the file is left to another kind of machine. Requires disk_mutex_.
 std::optional<int64_t> RuntimeCacheHandle::write(
     const RuntimeCacheFile& file,
     const std::string& path,
@@ -892,7 +892,7 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   store.has_been_saved = true;
   store.size = replaced->generation.size;
   warn_of_size(path, static_cast<int64_t>(replaced->generation.size));
-  // The others' kernels are on disk and not in us.
+  // The kernels of others are on disk and not in our contents.
   store.contained = merged.bytes.defined() ? std::nullopt : std::optional(replaced->generation);
   if (!replaced->is_written) {
     return 0;
@@ -919,7 +919,7 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   return written;
 }
 
-// Whether to write over bytes that TensorRT-RTX rejects. If not, logs a warning, the first time.
+// Returns true if the save may overwrite bytes that TensorRT-RTX rejects. The first time it may not, logs a warning.
 bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t size) {
   const std::lock_guard lock(state_mutex_);
   Store& store = stores_[file];
@@ -940,7 +940,7 @@ bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t si
   return may_replace;
 }
 
-// Once per file. Requires state_mutex_.
+// Logs a warning, once per file, if the file is large. Requires state_mutex_.
 void RuntimeCacheHandle::warn_of_size(const std::string& file, int64_t size) {
   if (size > kLargeFile && !std::exchange(stores_[file].has_warned_of_size, true)) {
     LOG_WARNING(
@@ -1000,7 +1000,7 @@ void RuntimeCacheHandle::go_live(const Place& place, const std::shared_ptr<LiveR
   const bool is_accepted = start_with(*live, bytes);
   contents_ = Lives{live};
   for (auto& [path, store] : stores_) {
-    // A copy only keeps away from its original's files. Now it can merge with them.
+    // A pending copy must not overwrite its original's files. Now it can merge with them.
     if (!is_accepted || !store.contained) {
       store.contained.reset();
       store.digest.reset();
@@ -1028,7 +1028,7 @@ void RuntimeCacheHandle::go_live(const Place& place, const std::shared_ptr<LiveR
            }});
 }
 
-// Adds a device to a live handle. `siblings` have the same file. Requires disk_mutex_.
+// Adds a device to a live handle. `siblings` are the live caches with the same file. Requires disk_mutex_.
 void RuntimeCacheHandle::add_live(
     const Place& place,
     const std::shared_ptr<LiveRuntimeCache>& live,
@@ -1053,7 +1053,8 @@ bool RuntimeCacheHandle::start_with(LiveRuntimeCache& live, const at::Tensor& by
   return true;
 }
 
-// As read(). Returns nullopt if the path is empty, or, with a warning, if it fails. Requires disk_mutex_.
+// Like read(), but returns nullopt if the path is empty. If it fails, logs a warning and returns nullopt. Requires
+// disk_mutex_.
 std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read_or_warn(
     const Place& place,
     const std::optional<RuntimeCacheKind>& kind) {
@@ -1065,7 +1066,7 @@ std::optional<RuntimeCacheHandle::Loaded> RuntimeCacheHandle::read_or_warn(
   }
 }
 
-// The file that the bytes are from, for messages; empty if there is none. Requires state_mutex_.
+// Returns the file that the bytes are from, for messages, or "" if there is none. Requires state_mutex_.
 std::string RuntimeCacheHandle::source_locked() const {
   std::string source;
   for (const auto& [file, store] : stores_) {
@@ -1073,13 +1074,13 @@ std::string RuntimeCacheHandle::source_locked() const {
       return file;
     }
     if (store.digest && source.empty()) {
-      source = file; // a copy's
+      source = file; // of the original, if this is a copy
     }
   }
   return source;
 }
 
-// Null if the handle is not live there.
+// Returns null if the handle is not live on `device`.
 std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device) const {
   const std::lock_guard lock(state_mutex_);
   if (const auto* lives = std::get_if<Lives>(&contents_)) {
@@ -1092,7 +1093,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
   return nullptr;
 }
 
-// Null if the handle is live on no device of that kind.
+// Returns null if the handle is not live on a device of that kind.
 std::shared_ptr<LiveRuntimeCache> RuntimeCacheHandle::live_of_kind(const std::string& file_name) const {
   const std::lock_guard lock(state_mutex_);
   if (const auto* lives = std::get_if<Lives>(&contents_)) {
@@ -1117,7 +1118,7 @@ const std::string& RuntimeCacheHandle::path_or_default(const std::string& path) 
   return path.empty() ? path_ : path;
 }
 
-// Replaces the bytes of a pending handle by others, which `files` have, and returns the old ones. Requires
+// Replaces the bytes of a pending handle with `bytes`, which are those of `files`, and returns the old ones. Requires
 // state_mutex_.
 at::Tensor RuntimeCacheHandle::take(at::Tensor bytes, const std::vector<std::string>& files) {
   forget_stores();
@@ -1135,13 +1136,13 @@ void RuntimeCacheHandle::forget_stores() {
   }
 }
 
-// As serialize(). Requires state_mutex_.
+// Like serialize(). Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::serialize_locked() const {
   const at::Tensor bytes = bytes_locked();
   return std::holds_alternative<Lives>(contents_) ? bytes : at::_lazy_clone(bytes);
 }
 
-// The bytes, those of all devices merged. Nobody may write to them. Requires state_mutex_.
+// Returns the bytes, merged for all devices. Callers must not write to them. Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::bytes_locked() const {
   if (const auto* pending = std::get_if<at::Tensor>(&contents_)) {
     return *pending;
@@ -1154,7 +1155,7 @@ at::Tensor RuntimeCacheHandle::bytes_locked() const {
   return merged_bytes(lives);
 }
 
-// The bytes of live caches, merged. Nobody may write to them. Requires state_mutex_.
+// Returns the merged bytes of `lives`. Callers must not write to them. Requires state_mutex_.
 at::Tensor RuntimeCacheHandle::merged_bytes(const Lives& lives) const {
   at::Tensor bytes;
   for (const auto& live : lives) {
@@ -1179,8 +1180,8 @@ at::Tensor RuntimeCacheHandle::merged_bytes(const Lives& lives) const {
   return bytes;
 }
 
-// Gives bytes to a live cache. Returns false, with a warning, if it rejects them. `source` is the file that they are
-// from, or empty. Requires state_mutex_.
+// Gives bytes to a live cache. If it rejects them, logs a warning and returns false. `source` is the file that they are
+// from, or "". Requires state_mutex_.
 bool RuntimeCacheHandle::feed(LiveRuntimeCache& live, View bytes, const std::string& source) {
   if (live.deserialize(bytes)) {
     return true;
@@ -1189,7 +1190,7 @@ bool RuntimeCacheHandle::feed(LiveRuntimeCache& live, View bytes, const std::str
   return false;
 }
 
-// Whether any of them accepts the bytes. Requires state_mutex_.
+// Gives the bytes to each of `lives`. Returns true if any of them accepts them. Requires state_mutex_.
 bool RuntimeCacheHandle::feed_all(const Lives& lives, const Loaded& loaded) {
   bool is_accepted = false;
   for (const auto& live : lives) {

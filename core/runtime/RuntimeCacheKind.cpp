@@ -22,10 +22,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kLongestSlug = 128; // so that the names of locks and temporary files fit, too
+constexpr size_t kLongestSlug = 128; // leaves room for the suffixes of lock files and temporary files
 constexpr std::string_view kSuffix = ".bin";
 
-// Lower-case letters, digits and single dashes.
+// Returns `text` in lower-case letters, digits and single dashes.
 std::string slug(std::string_view text) {
   std::string slug;
   for (const char c : text) {
@@ -43,13 +43,14 @@ std::string slug(std::string_view text) {
   return slug;
 }
 
-// The name up to the driver's version.
+// Returns the file name up to the driver's version.
 std::string prefix(const RuntimeCacheKind& kind) {
   return slug(kind.gpu) + "-sm" + std::to_string(kind.compute_capability) + "-rtx" + kind.tensorrt_rtx + "-" +
       slug(kind.os_family) + "-driver";
 }
 
-// The minor version of the driver in a name that has everything else of `kind`'s, the driver's major version included.
+// Returns the driver's minor version in `name`, or nullopt if anything else in `name`, including the driver's major
+// version, differs from `kind`.
 std::optional<int> minor_of_driver(std::string_view name, const RuntimeCacheKind& kind) {
   const std::string start = prefix(kind) + std::to_string(kind.cuda_driver / 1000) + ".";
   if (!name.starts_with(start) || !name.ends_with(kSuffix)) {
@@ -140,7 +141,7 @@ std::vector<std::string> files_to_load(const std::string& directory, const Runti
   }
   files.push_back((fs::path(directory) / ("runtime_cache-" + kind.tensorrt_rtx + std::string(kSuffix))).string());
   std::erase_if(files, RuntimeCacheFile::is_empty);
-  files.insert(files.begin(), file_in(directory, kind)); // even if it is empty, so that its errors are not hidden
+  files.insert(files.begin(), file_in(directory, kind)); // even if it looks empty, so that its errors are reported
   return files;
 }
 

@@ -30,7 +30,7 @@ std::string name_of(Strategy strategy) {
   return std::string(Names<Strategy>::kAll.at(static_cast<size_t>(strategy)));
 }
 
-// Reads like "lazy, eager or none".
+// Returns a text like "lazy, eager or none".
 template <class Strategy>
 std::string known_ones() {
   constexpr auto& all = Names<Strategy>::kAll;

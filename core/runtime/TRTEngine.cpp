@@ -20,7 +20,7 @@ namespace {
 
 using nvinfer1::TensorIOMode;
 
-constexpr size_t kMostShapes = 4096; // to remember; 100 KiB
+constexpr size_t kMostShapes = 4096; // that an engine remembers, about 100 KiB
 
 std::string_view bytes_of(const at::Tensor& plan) {
   if (!plan.defined()) {
@@ -35,7 +35,7 @@ std::string_view bytes_of(const at::Tensor& plan) {
   return {static_cast<const char*>(plan.const_data_ptr()), plan.nbytes()};
 }
 
-// None for types that torch has none for.
+// Returns nullopt for types that torch lacks.
 std::optional<at::ScalarType> scalar_type(nvinfer1::DataType type) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT:
@@ -76,7 +76,7 @@ const char* name_of(TensorIOMode mode) {
   return mode == TensorIOMode::kINPUT ? "input" : "output";
 }
 
-// Reads like "[1 to 8, 3]".
+// Returns a text like "[1 to 8, 3]".
 std::string ranges(const std::vector<int64_t>& min, const std::vector<int64_t>& max) {
   std::ostringstream text;
   for (size_t i = 0; i < min.size(); ++i) {
@@ -169,10 +169,11 @@ TRTEngine::~TRTEngine() {
   }
   try {
     const c10::DeviceGuard guard(loaded_.device);
-    // Before config_ ends and with it the cache is saved: a kernel that compiles in the background is in it by then.
+    // Done before config_ is destroyed, which saves the cache. A kernel that is compiling in the background is then in
+    // the cache.
     release_context();
   } catch (...) {
-    // CUDA is gone at the end of a process, and its work with it.
+    // At the end of a process CUDA, and its work, may be gone.
   }
 }
 
@@ -311,7 +312,7 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
   return binding;
 }
 
-// The contiguous form of `input`.
+// Returns the contiguous form of `input`. Throws if the binding does not accept it.
 at::Tensor TRTEngine::checked(const at::Tensor& input, const Binding& binding) {
   const auto fail = [&binding](const auto& got) {
     TORCHTRT_THROW_ERROR(
@@ -339,7 +340,7 @@ at::Tensor TRTEngine::checked(const at::Tensor& input, const Binding& binding) {
 }
 
 void TRTEngine::bind(const Binding& binding, const at::Tensor& tensor) {
-  // TensorRT-RTX wants an address also for a tensor without elements, whose own is null.
+  // TensorRT-RTX needs an address even for a tensor without elements, whose own address is null.
   static char nothing[256];
   void* const address = tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nothing;
   if (!(context_->setTensorAddress(binding.name.c_str(), address))) {

@@ -24,19 +24,21 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// A TensorRT-RTX engine that runs on torch's tensors; in Python `torch.classes.tensorrt.Engine(plan, inputs, outputs)`,
-// run by `torch.ops.tensorrt.execute_engine`.
+// A TensorRT-RTX engine that runs on torch's tensors. In Python it is `torch.classes.tensorrt.Engine(plan, inputs,
+// outputs)`, and `torch.ops.tensorrt.execute_engine` runs it.
 //
-// Its inputs and outputs ("bindings") are known by their names in the plan; the lists of names say in which order they
-// are given and returned. It uses the plan's first optimization profile. Its execution context is made on first use.
+// Its inputs and outputs ("bindings") are identified by their names in the plan. The lists of names set the order in
+// which they are given and returned. The engine uses the plan's first optimization profile. Its execution context is
+// made on first use.
 //
-// Errors: torch_tensorrt::Error, in Python a RuntimeError. About its runtime cache there are warnings alone.
+// Errors: throws torch_tensorrt::Error, in Python a RuntimeError. Failures of its runtime cache are only logged, as
+// warnings.
 //
-// A child of fork() can't use an engine of its parent: all that needs TensorRT-RTX throws there, and the destructor
-// destroys nothing that TensorRT-RTX made.
+// A child of fork() can't use an engine of its parent: all methods that need TensorRT-RTX throw there, and the
+// destructor destroys nothing that TensorRT-RTX made.
 //
-// Thread safety: all members, from any thread, one inference being set up at a time. Inferences on several streams run
-// one after another, since they share the context's memory.
+// Thread safety: all members may be called from any thread. One inference at a time is set up. Inferences on several
+// streams run one after another, because they share the context's memory.
 class TRTEngine : public torch::CustomClassHolder {
  public:
   // Plan (uint8 [size in bytes]), input names, output names, the two strategies' names, and the runtime cache.
@@ -49,22 +51,22 @@ class TRTEngine : public torch::CustomClassHolder {
       std::optional<c10::intrusive_ptr<RuntimeCacheHandle>>>;
 
   // Loads a serialized plan, a uint8 tensor [size in bytes] on the CPU, on the current CUDA device. Throws if that is
-  // impossible, such as on a machine without a GPU, if the names are not exactly those of the plan, or if a binding is
-  // of a kind that torch's tensors can't be bound to.
+  // impossible, such as on a machine without a GPU, if the names are not exactly those in the plan, or if a torch
+  // tensor can't be bound to one of the bindings.
   TRTEngine(
       const at::Tensor& plan,
       std::vector<std::string> input_names,
       std::vector<std::string> output_names,
       RuntimeSettings settings = {});
 
-  // The same for an engine that has been loaded.
+  // The same, for an engine that has already been loaded.
   TRTEngine(
       LoadedEngine engine,
       std::vector<std::string> input_names,
       std::vector<std::string> output_names,
       RuntimeSettings settings = {});
 
-  // The same with all bindings in the plan's own order.
+  // The same, with all bindings in the order of the plan.
   explicit TRTEngine(const LoadedEngine& engine, RuntimeSettings settings = {});
 
   explicit TRTEngine(const State& state);
@@ -77,28 +79,29 @@ class TRTEngine : public torch::CustomClassHolder {
 
   RuntimeSettings runtime_settings() const;
 
-  // True if these are other settings than before: then the next inference makes a new execution context, and if another
-  // runtime cache is among them, the one before it is saved.
+  // Returns true if the settings differ from the previous ones. Then the next inference makes a new execution context.
+  // If the runtime cache differs, the engine detaches from the previous one as the destructor does.
   bool set_runtime_settings(RuntimeSettings settings);
 
-  // Inputs that execute() takes, all ones, of the shapes that the optimization profile was tuned for: to warm up with.
+  // Returns inputs for a warm-up with execute(): tensors of ones, with the shapes that the optimization profile was
+  // tuned for.
   std::vector<at::Tensor> example_inputs() const;
 
-  // Enqueues one inference, in order with the current stream of the engine's device, and returns the outputs, which are
-  // filled when that stream gets there. Throws, naming the binding and what it wants, for an input of another number,
-  // dtype, device, rank or shape.
+  // Enqueues one inference, in order with the current stream of the engine's device, and returns the outputs. They are
+  // complete once that stream has reached this point. Throws if the number of inputs is wrong, or the dtype, device,
+  // rank or shape of one of them. The error names the input and what it must be.
   std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs);
 
-  // Serializes the engine anew, so that no engine has to keep its plan in memory.
+  // Serializes the engine each time, so that no engine has to keep its plan in memory.
   State state() const;
 
  private:
   struct Binding {
     std::string name;
     at::ScalarType dtype;
-    c10::Device device;        // host memory for what TensorRT-RTX reads or writes there
+    c10::Device device;        // the CPU if TensorRT-RTX reads or writes the tensor in host memory
     std::vector<int64_t> dims; // -1 where dynamic
-    // What an input may have; all of them dims where that is static.
+    // The shapes that an input may have. All three equal `dims` if that is static.
     std::vector<int64_t> min = {};
     std::vector<int64_t> opt = {};
     std::vector<int64_t> max = {};
@@ -123,8 +126,8 @@ class TRTEngine : public torch::CustomClassHolder {
 
   std::mutex mutex_; // guards the rest
   std::shared_ptr<nvinfer1::IExecutionContext> context_;
-  std::optional<size_t> last_shapes_ = {}; // hash of the last inference's
-  std::unordered_set<size_t> shapes_ = {}; // hashes of those that the context has run
+  std::optional<size_t> last_shapes_ = {}; // hash of the input shapes of the last inference
+  std::unordered_set<size_t> shapes_ = {}; // hashes of the input shapes that the context has run with
   EngineStream stream_;
 };
 

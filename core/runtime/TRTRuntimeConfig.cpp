@@ -105,7 +105,7 @@ void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config, con
   const auto& handle = settings_.runtime_cache;
   try {
     auto cache = handle->ensure_materialized(&config, engine.device, engine.kind);
-    // Both live as long as the config, which TensorRT-RTX may let point to the cache even after it has refused it.
+    // The config keeps the cache alive, because it may point to the cache even after TensorRT-RTX has refused it.
     config_ = std::shared_ptr<nvinfer1::IRuntimeConfig>(
         config_.get(), [config = config_, cache](nvinfer1::IRuntimeConfig*) mutable {
           config.reset();
@@ -126,7 +126,7 @@ void TRTRuntimeConfig::attach_cache_locked(nvinfer1::IRuntimeConfig& config, con
 std::shared_ptr<nvinfer1::IExecutionContext> TRTRuntimeConfig::create_execution_context(
     const LoadedEngine& engine,
     nvinfer1::ExecutionContextAllocationStrategy allocation_strategy) {
-  // Held throughout, since the allocation strategy is the config's. A context compiles its kernels here.
+  // Held throughout, because the allocation strategy belongs to the config. Creating a context compiles its kernels.
   const std::lock_guard lock(mutex_);
   initialize_locked(engine);
   config_->setExecutionContextAllocationStrategy(allocation_strategy);

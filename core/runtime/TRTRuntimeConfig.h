@@ -16,12 +16,12 @@ namespace torch_tensorrt::core::runtime {
 
 // Carries an engine's RuntimeSettings into the nvinfer1::IRuntimeConfig that its execution contexts are created with.
 //
-// A runtime cache never makes the engine fail: if it can't be loaded, attached or saved, there is a warning, and the
-// engine compiles its kernels anew where it must.
+// A runtime cache never makes the engine fail: if it can't be loaded, attached or saved, a warning is logged and the
+// engine compiles the kernels that it lacks.
 //
-// Errors: torch_tensorrt::Error where named below.
+// Errors: throws torch_tensorrt::Error where stated below.
 //
-// Thread safety: all members, from any thread.
+// Thread safety: all members may be called from any thread.
 class TRTRuntimeConfig {
  public:
   explicit TRTRuntimeConfig(RuntimeSettings settings = {});
@@ -35,27 +35,28 @@ class TRTRuntimeConfig {
 
   RuntimeSettings settings() const;
 
-  // Returns true if these are other settings than before. Then they hold for contexts created from now on, while those
-  // there are keep theirs. If another cache is among them, detaches from the one before it, as the destructor does.
+  // Returns true if the settings differ from the previous ones. They apply to contexts created from now on; existing
+  // contexts keep theirs. If the cache differs, detaches from the previous one as the destructor does.
   bool settings(RuntimeSettings settings);
 
-  // Returns a context with these settings, which keeps alive what it needs of them, but not the engine. All calls must
-  // be for one engine, with its device current. The first one after new settings creates the IRuntimeConfig, makes the
-  // settings' runtime cache live and attaches it. Throws if TensorRT-RTX can't create an IRuntimeConfig or a context.
+  // Returns a context with these settings. The context keeps alive what it needs of them, but not the engine. All calls
+  // must be for the same engine, with its device current. The first call after a change of settings creates the
+  // IRuntimeConfig, makes the settings' runtime cache live and attaches it. Throws if TensorRT-RTX can't create an
+  // IRuntimeConfig or a context.
   std::shared_ptr<nvinfer1::IExecutionContext> create_execution_context(
       const LoadedEngine& engine,
       nvinfer1::ExecutionContextAllocationStrategy allocation_strategy =
           nvinfer1::ExecutionContextAllocationStrategy::kSTATIC);
 
-  // Whether kernels may be compiled in the background, long after the inference that needed them.
+  // Returns true if kernels may be compiled in the background, long after the inference that needed them.
   bool specializes_lazily(bool has_dynamic_inputs) const;
 
-  // The runtime cache that the contexts compile into; null if there is none.
+  // Returns the runtime cache that the contexts compile into, or null if there is none.
   c10::intrusive_ptr<RuntimeCacheHandle> attached_cache() const;
 
-  // Whether somebody else may capture the next inference of `context` on `stream`, with whatever is around it, in one
-  // CUDA graph. False if TensorRT-RTX says so, if it would itself capture meanwhile, or if it would specialize kernels
-  // in the background, which the graph would never get to use.
+  // Returns true if the caller may capture the next inference of `context` on `stream`, together with the work around
+  // it, in one CUDA graph. Returns false if TensorRT-RTX reports that it can't be captured, if TensorRT-RTX would
+  // itself capture a graph, or if it would specialize kernels in the background, which the graph would never use.
   bool is_monolithic_capturable(
       bool has_dynamic_inputs,
       const nvinfer1::IExecutionContext& context,

@@ -65,13 +65,13 @@ double to_seconds(std::chrono::nanoseconds time) {
   return std::chrono::duration<double>(time).count();
 }
 
-// At most a year, and at least none.
+// Returns `seconds` clamped to 0 to one year.
 std::chrono::nanoseconds to_nanoseconds(double seconds) {
   const std::chrono::duration<double> time(std::clamp(seconds, 0.0, 365.0 * 24 * 3600));
   return std::chrono::duration_cast<std::chrono::nanoseconds>(time);
 }
 
-// RuntimeCacheHandle::Statistics in the order of its members; times in seconds, and 0 for no save.
+// RuntimeCacheHandle::Statistics in the order of its members. Times are in seconds; the last one is 0 without a save.
 using StatisticsTuple = std::tuple<
     int64_t,
     std::string,
@@ -104,7 +104,7 @@ StatisticsTuple to_tuple(const RuntimeCacheHandle::Statistics& s) {
       s.last_save ? to_seconds(s.last_save->time_since_epoch()) : 0.0};
 }
 
-// Returns the seconds that the end of the process may still take.
+// Begins the end of the process, and returns how many seconds it may still take.
 double begin_exit() {
   return to_seconds(CheckpointThread::begin_exit() - CheckpointThread::Clock::now());
 }

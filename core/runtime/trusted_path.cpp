@@ -23,13 +23,13 @@ namespace torch_tensorrt::core::runtime {
 namespace {
 
 constexpr int kLinksFollowed = 40;        // as Linux does
-constexpr size_t kNameBuffer = 16 * 1024; // bytes; an entry that needs more is shown by its number
+constexpr size_t kNameBuffer = 16 * 1024; // bytes; an entry that needs more is shown as a number
 
 [[noreturn]] void fail(const std::string& path, int code = errno) {
   throw std::system_error(code, std::generic_category(), "stat '" + path + "'");
 }
 
-// What a user namespace shows for every id that has no number in it.
+// Returns the id that a user namespace shows for every user or group without a number in it.
 unsigned read_overflow_id(const char* path) {
   constexpr unsigned kUsual = 65534;
   unsigned id = 0;
@@ -79,7 +79,7 @@ std::string group(gid_t id) {
   return with_name(found == nullptr ? nullptr : found->gr_name, id);
 }
 
-// Returns why `path` can't be trusted, and what to do about it; empty if it can.
+// Returns why `path` can't be trusted and what to do about it, or "" if it can be trusted.
 std::string refusal(const std::string& path, const struct stat& status, const std::vector<uid_t>& users) {
   const bool is_sticky = S_ISDIR(status.st_mode) && (status.st_mode & S_ISVTX) != 0;
   const bool does_mode_count = S_ISREG(status.st_mode) || (S_ISDIR(status.st_mode) && !is_sticky);
@@ -109,7 +109,7 @@ struct Walk {
   std::string path;                  // absolute and without links
   std::optional<struct stat> status; // none if nothing is there
   std::vector<uid_t> users;          // who may own a file there
-  std::string refusal;               // of the first thing on the way that can't be trusted; empty if all can
+  std::string refusal;               // why the first untrusted thing on the way is refused; empty if there is none
 };
 
 std::string read_link(const std::string& link, const std::string& path) {
@@ -141,7 +141,7 @@ std::optional<Walk> walk(const std::string& path) {
     std::erase(way.users, overflow_uid());
   }
 
-  std::string rest; // of the path; never ends in "/", so that it is empty after its last name
+  std::string rest; // of the path, still to be walked; never ends in "/", so that it is empty after the last name
   const auto go_first = [&rest](const std::string& before) {
     const std::string after = rest.empty() ? "" : "/" + rest;
     rest = before + (before.ends_with('/') ? "." : "") + after;
@@ -220,7 +220,7 @@ bool is_listed(const std::string& path) {
       if (way && (path + "/").starts_with(way->path == "/" ? "/" : way->path + "/")) {
         return true;
       }
-    } catch (const std::system_error&) { // NOLINT(bugprone-empty-catch): it lists nothing
+    } catch (const std::system_error&) { // NOLINT(bugprone-empty-catch): such an entry lists nothing
     }
   }
   return false;

@@ -8,26 +8,28 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// Whose kernels may be loaded, and where kernels may be saved. Kernels are code, so a path is trusted only if
-// no one else could have put a file there than the process's user, root and members of the process's groups. All ids
-// are effective ones. Root is the owner of "/", whose number differs in a user namespace.
+// Decides whose kernels may be loaded, and where kernels may be saved. Kernels are code, so a path is trusted only if
+// nobody but the process's user, root and members of the process's groups could have put a file there. All ids are
+// effective ids. Root is the owner of "/", whose number differs in a user namespace.
 //
-// - Everything on the way (directories, symbolic links, the file) belongs to the user or root, or to a group of ours.
-// - Directories without the sticky bit, and the file, are writable neither by everybody nor by a group that is not
-// ours.
+// - Everything on the way (directories, symbolic links, the file) belongs to the user or root, or to a group of this
+// process.
+// - Directories without the sticky bit, and the file, are not writable by everybody, nor by a group that is not one of
+// this process's.
 //
-// A user namespace shows one number, the overflow id, for everybody without a number in it. That may be root and any
-// stranger. If the owner of "/" has it, others who have it count as root only as owners of directories and symbolic
-// links that are in no sticky directory. So a stranger's directory counts as root's there, but no stranger's file as
-// anybody's. The overflow id of groups is no group of this process, even if it is its real one.
+// A user namespace shows one number, the overflow id, for every user who has no number in it. That may be root or any
+// stranger. If the owner of "/" has this id, then everybody with this id counts as root, but only as the owner of
+// directories and symbolic links that are not in a sticky directory. So a stranger's directory may count as root's
+// there, but a stranger's file never does. The overflow id of groups never counts as a group of this process, even if
+// it is the process's own group id.
 //
-// The environment variable TORCHTRT_TRUSTED_PATHS lists absolute paths, separated by ":". What lies at or below one of
-// them is trusted without a check; links are followed on both sides.
+// The environment variable TORCHTRT_TRUSTED_PATHS lists absolute paths, separated by ":". Everything at or below one of
+// them is trusted without a check. Links are followed in the list and in the path.
 //
-// The way is checked from "/" down, one name at a time. So nobody untrusted can change what a checked directory has,
-// and there is no race between the check and the use of the path. A sticky directory is the exception: there a stranger
-// may create what was missing at the check. So what is opened at the resolved path must be opened with O_NOFOLLOW and
-// given to check_trusted().
+// The way is checked from "/" down, one name at a time. So no untrusted user can change the contents of a directory
+// that has been checked, and there is no race between the check and the use of the path. A sticky directory is the
+// exception: a stranger may create there what was missing during the check. So the file at the resolved path must be
+// opened with O_NOFOLLOW and given to check_trusted().
 //
 // docs/cache-file-contract.md has these rules for other programs. torchtrt_cache/trust.py has them in Python.
 struct TrustedPath {
@@ -37,8 +39,8 @@ struct TrustedPath {
   std::vector<uid_t> users;          // who may own a file there
 };
 
-// Returns where `path` leads, or nullopt if a directory on the way is missing. Throws torch_tensorrt::Error, which says
-// why and what to do, if that is not trusted, and std::system_error if it can't be told.
+// Returns where `path` leads, or nullopt if a directory on the way is missing. If `path` is not trusted, throws
+// torch_tensorrt::Error, which says why and what to do. Throws std::system_error if the check itself fails.
 std::optional<TrustedPath> resolve_trusted(const std::string& path);
 
 // Throws torch_tensorrt::Error if the open file with the status `opened` is not trusted.
