@@ -32,7 +32,7 @@ class LiveRuntimeCache {
     at::Tensor bytes = {};                // the kernels of both; undefined if they can't be merged
     bool adds_nothing = false;            // the bytes on disk have all of the kernels
     const char* reason_against = "";      // why they can't be merged
-    bool is_disk_rejected = false;        // the reason is that TensorRT-RTX rejects the bytes on disk
+    bool is_disk_rejected = false;        // because TensorRT-RTX rejects the bytes on disk
     std::vector<std::string> offers = {}; // the offers whose kernels are in `bytes`
   };
 

@@ -452,7 +452,7 @@ RuntimeCacheFile::Replaced write(
     }
     checked_status(file, trusted);
     if (!may_write_in_place) {
-      TORCHTRT_THROW_ERROR("it can only be written in place, which a kill could tear: " << reason.what());
+      TORCHTRT_THROW_ERROR("it can only be written in place, and a kill could tear it: " << reason.what());
     }
     replaced.in_place = reason.what();
     replaced.generation = write_in_place(file, bytes, target, old, notes);

@@ -108,7 +108,7 @@ at::Tensor contiguous_bytes(const at::Tensor& bytes) {
   const bool is_plain = bytes.layout() == at::kStrided && bytes.is_cpu();
   if (!is_plain || bytes.scalar_type() != at::kByte || bytes.dim() != 1) {
     TORCHTRT_THROW_ERROR(
-        "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the CPU, got one of "
+        "The bytes of a runtime cache must be a dense one-dimensional uint8 tensor on the CPU, got one of "
         << bytes.scalar_type() << " and shape " << bytes.sizes() << " on " << bytes.device() << ", " << bytes.layout());
   }
   return bytes.contiguous();
@@ -705,7 +705,7 @@ void RuntimeCacheHandle::log_statistics() const noexcept try {
                             << std::setprecision(3) << std::chrono::duration<double>(s.lock_wait).count()
                             << " s of waiting for locks");
 } catch (const std::exception& error) {
-  LOG_INFO("The runtime cache '" << path_ << "' can't be summed up: " << message_of(error));
+  LOG_INFO("The runtime cache '" << path_ << "' has no statistics: " << message_of(error));
 }
 
 // Returns the number of bytes written, or nullopt if there was nothing to write. Requires disk_mutex_.
@@ -733,7 +733,7 @@ std::optional<int64_t> RuntimeCacheHandle::save_locked(const Place& place, LockW
         written = written.value_or(0) + *more;
       }
     } catch (const std::exception& error) {
-      if (failure != nullptr) { // the first failure is thrown once the others are saved
+      if (failure != nullptr) { // the first one is thrown after the other saves
         LOG_WARNING(message_of(error));
       } else {
         failure = std::current_exception();
@@ -900,9 +900,8 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   const auto written = static_cast<int64_t>(replaced->generation.size);
   if (!replaced->in_place.empty() && !std::exchange(store.has_warned_of_writing_in_place, true)) {
     LOG_WARNING(
-        "The runtime cache '"
-        << path << "' is written in place, so a crash meanwhile can tear it, because it can't be replaced: "
-        << replaced->in_place);
+        "The runtime cache '" << path << "' is written in place, because it can't be replaced: " << replaced->in_place
+                              << ". A crash during a write can tear it");
   }
   if (others > 0 && live == nullptr) {
     LOG_WARNING(
@@ -914,7 +913,7 @@ std::optional<int64_t> RuntimeCacheHandle::write(
     LOG_WARNING(
         "The " << others << " bytes that others saved to the runtime cache '" << path
                << "' could not be merged and were replaced by " << written
-               << " of this process's: " << merged.reason_against);
+               << " bytes of this process: " << merged.reason_against);
   }
   return written;
 }
@@ -934,8 +933,8 @@ bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t si
         "The runtime cache '"
             << file << "' was replaced again by " << size
             << " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of"
-               " machine (GPU, driver or TensorRT-RTX version) share the path. A directory as the path"
-               " would serve both");
+               " machine (GPU, driver or TensorRT-RTX version) share the path. To serve both, use a"
+               " directory as the path");
   }
   return may_replace;
 }
@@ -964,7 +963,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   const auto live = std::make_shared<LiveRuntimeCache>(*config, device, kind, path_);
   const Place place = place_of(path_);
   if (place.is_directory && !kind) {
-    warn_of_unknown_kind(path_, "CUDA does not tell its GPU or driver");
+    warn_of_unknown_kind(path_, "CUDA does not identify its GPU or driver");
   }
   std::optional<Lives> others;
   {

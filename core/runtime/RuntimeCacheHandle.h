@@ -138,7 +138,7 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   }
 
   // Must be called when an engine starts and when it stops using the cache. detach() returns true if no other engine
-  // uses the cache. Its caller must then save the cache.
+  // uses the cache. Its caller then saves the cache.
   void attach() noexcept;
   bool detach() noexcept;
 

@@ -29,7 +29,7 @@ std::string_view bytes_of(const at::Tensor& plan) {
   const bool is_plain = plan.layout() == at::kStrided && plan.is_cpu() && plan.is_contiguous();
   if (!(is_plain && plan.scalar_type() == at::kByte && plan.dim() == 1)) {
     TORCHTRT_THROW_ERROR(
-        "The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got one of "
+        "The plan of an engine must be a contiguous one-dimensional uint8 tensor on the CPU, got one of "
         << plan.scalar_type() << " and shape " << plan.sizes() << " on " << plan.device());
   }
   return {static_cast<const char*>(plan.const_data_ptr()), plan.nbytes()};
@@ -213,7 +213,7 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   check_process();
   if (inputs.size() != inputs_.size()) {
     TORCHTRT_THROW_ERROR(
-        "The engine wants " << inputs_.size() << " inputs (" << joined(input_names()) << "), got " << inputs.size());
+        "The engine takes " << inputs_.size() << " inputs (" << joined(input_names()) << "), got " << inputs.size());
   }
   const c10::DeviceGuard guard(loaded_.device);
   std::vector<at::Tensor> checked_inputs;
@@ -225,7 +225,8 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   const bool is_capturing = stream_.is_capturing();
   if (context_ == nullptr) {
     if (is_capturing) {
-      TORCHTRT_THROW_ERROR("The engine's first inference can't be captured in a CUDA graph; run it once before");
+      TORCHTRT_THROW_ERROR(
+          "The engine's first inference can't be captured in a CUDA graph; run it once before the capture");
     }
     context_ = config_.create_execution_context(loaded_);
   }
@@ -287,7 +288,7 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
   if (!(dtype.has_value())) {
     TORCHTRT_THROW_ERROR(
         "The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
-               << ", which torch has no tensors of");
+               << ", which torch does not support");
   }
   if (!(engine.getTensorFormat(name.c_str()) == nvinfer1::TensorFormat::kLINEAR)) {
     TORCHTRT_THROW_ERROR(
@@ -316,7 +317,7 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
 at::Tensor TRTEngine::checked(const at::Tensor& input, const Binding& binding) {
   const auto fail = [&binding](const auto& got) {
     TORCHTRT_THROW_ERROR(
-        "The input '" << binding.name << "' wants a dense " << binding.dtype << " tensor "
+        "The input '" << binding.name << "' must be a dense " << binding.dtype << " tensor "
                       << ranges(binding.min, binding.max) << " on " << binding.device << ", got " << got);
   };
   if (!input.defined()) {

@@ -99,7 +99,7 @@ class TRTEngine : public torch::CustomClassHolder {
   struct Binding {
     std::string name;
     at::ScalarType dtype;
-    c10::Device device;        // the CPU if TensorRT-RTX reads or writes the tensor in host memory
+    c10::Device device;        // the CPU if TensorRT-RTX uses the tensor in host memory
     std::vector<int64_t> dims; // -1 where dynamic
     // The shapes that an input may have. All three equal `dims` if that is static.
     std::vector<int64_t> min = {};

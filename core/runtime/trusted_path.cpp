@@ -93,7 +93,7 @@ std::string refusal(const std::string& path, const struct stat& status, const st
     problem = "everybody may write it";
     remedy = "chmod o-w";
   } else if (writers != 0 && !is_our_group(status.st_gid)) {
-    problem = "its group " + group(status.st_gid) + " may write it, and this user is no member";
+    problem = "its group " + group(status.st_gid) + " may write it, and this user is not a member";
     remedy = "chmod g-w";
   } else {
     return "";

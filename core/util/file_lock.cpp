@@ -88,7 +88,7 @@ bool FileLock::owns_lock() const noexcept {
 // since an earlier call may have been unlinked.
 bool FileLock::acquire(const std::optional<Clock::time_point>& deadline) {
   if (owns_lock()) {
-    TORCHTRT_THROW_ERROR("Can't lock lock file '" << path_ << "': this object owns its lock already");
+    TORCHTRT_THROW_ERROR("Can't lock lock file '" << path_ << "': this object already owns its lock");
   }
   LockHandle handle;
   std::optional<Clock::time_point> start; // of the wait

@@ -1,8 +1,8 @@
 """The runtime half of Torch-TensorRT for TensorRT-RTX.
 
 It loads serialized engines, runs them from torch, and keeps the kernels that TensorRT-RTX compiles
-at run time in a file that other processes share. Where the C++ runtime can't be loaded, the Python
-runtime takes its place, with a warning.
+at run time in a file that processes share. If the C++ runtime can't be loaded, a warning is logged
+and the Python runtime is used instead.
 """
 
 from torch_tensorrt import dynamo, logging, runtime
@@ -21,4 +21,4 @@ __all__ = [
     "runtime",
 ]
 
-library_error()  # loads the library, so that torch knows the C++ runtime's classes and ops
+library_error()  # loads the library, which registers the C++ runtime's classes and ops with torch

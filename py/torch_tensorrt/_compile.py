@@ -1,4 +1,4 @@
-"""From a torch module to an engine, and engines in files."""
+"""Compiles torch modules to engines, and loads engines from files."""
 
 from __future__ import annotations
 
@@ -28,48 +28,49 @@ def compile(
     runtime_settings: RuntimeSettings | None = None,
     use_python_runtime: bool = False,
 ) -> EngineModule:
-    """Builds a TensorRT-RTX engine of a whole module, ahead of time and on the CPU.
+    """Builds a TensorRT-RTX engine from a whole module, ahead of time and on the CPU.
 
-    torch exports the module to ONNX, TensorRT-RTX builds the engine of that; a GPU is needed for
-    neither. Kernels are compiled when the engine runs, and kept in its runtime cache.
+    torch exports the module to ONNX, and TensorRT-RTX builds the engine from that. Neither needs a
+    GPU. Kernels are compiled when the engine runs, and are kept in its runtime cache.
 
-    The module that comes back takes the tensors of the example inputs: by position, first those of
-    `arg_inputs` and then those of `kwarg_inputs`, or by the names of `module`'s arguments. Tensors
-    in lists, tuples and dicts are inputs of their own. It returns a tensor, or a tuple of all
-    tensors that `module` returns. dtypes are those of `module`: float32, float16, bfloat16, int32,
-    int64, bool, and what else TensorRT-RTX has.
+    The returned module takes the tensors of the example inputs: by position, first those of
+    `arg_inputs` and then those of `kwarg_inputs`, or by the names of `module`'s arguments. Each
+    tensor in a list, tuple or dict is an input of its own. The module returns a tensor, or a tuple
+    of all tensors that `module` returns. The dtypes are those of `module`: float32, float16,
+    bfloat16, int32, int64, bool, and others that TensorRT-RTX supports.
 
     Args:
-        module: in eval mode, on any device. It is not changed.
-        arg_inputs: example tensors for the positional arguments, on the module's device. Their
-            shapes are the engine's but for dynamic ones, for which it is tuned to them. Their
-            contents are not used.
-        kwarg_inputs: likewise for the keyword arguments.
-        dynamic_shapes: as `torch.export.export` takes them. Each dynamic dimension needs a maximum:
-            `{"x": {0: torch.export.Dim("batch", min=1, max=32)}}`; its minimum is 1 if not given.
-        compute_capabilities: of the GPUs that the engine is for, as in `["8.6", (12, 0)]`. With
-            None it is for the current GPU of this machine.
-        runtime_settings: with None, the default ones and a cache at `default_runtime_cache_path()`.
-        use_python_runtime: True for a `PythonTorchTensorRTModule`, else it is a
+        module: The module to compile, in eval mode, on any device. It is not changed.
+        arg_inputs: Example tensors for the positional arguments, on the module's device. The engine
+            has their shapes. In dynamic dimensions it is tuned for them. Their contents are not
+            used.
+        kwarg_inputs: Example tensors for the keyword arguments, with the same rules.
+        dynamic_shapes: As for `torch.export.export`. Each dynamic dimension needs a maximum:
+            `{"x": {0: torch.export.Dim("batch", min=1, max=32)}}`. The default minimum is 1.
+        compute_capabilities: Those of the GPUs that the engine is for, such as `["8.6", (12, 0)]`.
+            None means that of the current GPU.
+        runtime_settings: None means the default ones, with a cache at
+            `default_runtime_cache_path()`.
+        use_python_runtime: True returns a `PythonTorchTensorRTModule`, False a
             `TorchTensorRTModule`.
 
     Raises:
-        ImportError: onnx or onnxscript is missing, which the wheel's extra `compile` installs.
-        TypeError, ValueError: an argument that can't be served, or a module that is in training
-            mode or writes to its inputs or buffers.
-        UnsupportedOperatorError: (a RuntimeError) ONNX or TensorRT-RTX lacks an operator, which it
-            names with its place in the module's code. There is no falling back to torch.
-        RuntimeError: the module can't be captured as one graph; the build failed; or
-            `compute_capabilities` is None where there is no GPU.
+        ImportError: onnx or onnxscript is missing. The wheel's extra `compile` installs both.
+        TypeError, ValueError: An argument is unsupported, or the module is in training mode or
+            writes to its inputs or buffers.
+        UnsupportedOperatorError: ONNX or TensorRT-RTX lacks an operator. The message has its name
+            and its place in the module's code. Nothing falls back to torch. It is a RuntimeError.
+        RuntimeError: The module can't be captured as one graph, the build failed, or
+            `compute_capabilities` is None and there is no GPU.
 
-    Not thread-safe, as `torch.export` is not.
+    Not thread-safe, because `torch.export` is not.
     """
-    # Here, so that only who compiles waits for the import of what compiling needs.
+    # Imported here, so that only callers of compile() wait for these imports.
     from torch_tensorrt._onnx_export import export_to_onnx
     from torch_tensorrt._plan_builder import build_plan, parse_compute_capabilities
 
     if runtime_settings is not None:
-        check_settings(runtime_settings)  # rather than after building an engine
+        check_settings(runtime_settings)  # before the slow build
     capabilities = parse_compute_capabilities(compute_capabilities)
     model = export_to_onnx(module, arg_inputs, kwarg_inputs, dynamic_shapes)
     return _make_module(
@@ -88,20 +89,22 @@ def load(
     runtime_settings: RuntimeSettings | None = None,
     use_python_runtime: bool = False,
 ) -> EngineModule:
-    """The module that `module.save(path)` wrote, of a result of `compile` or any other.
+    """Loads the module that `module.save(path)` wrote, from `compile` or made otherwise.
 
-    The plan is checked against the SHA-256 in the file, which files of earlier versions lack.
+    The plan is checked against the SHA-256 in the file. Files of earlier versions have none and are
+    not checked.
 
     Args:
-        path: an engine file. It must not be written in place while the module lives; `save` never
+        path: An engine file. It must not be written in place while the module lives. `save` never
             does that.
-        runtime_settings: with None, the strategies of the saved module and a cache at
+        runtime_settings: None means the strategies of the saved module, and a cache at
             `default_runtime_cache_path()`.
-        use_python_runtime: as for `compile`.
+        use_python_runtime: As for `compile`.
 
     Raises:
-        OSError: there is no such file, or it can't be read.
-        ValueError: it is no engine file, damaged, or of a later version of this package.
+        OSError: The file is missing or can't be read.
+        ValueError: The file is not an engine file, is damaged, or is from a later version of this
+            package.
     """
     engine = load_engine_file(path)
     settings = runtime_settings or _default_settings().merge(

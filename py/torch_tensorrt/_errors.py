@@ -1,4 +1,4 @@
-"""The errors of this package that are classes of their own."""
+"""The error classes of this package."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 class UnsupportedOperatorError(RuntimeError):
-    """A module has operators that can't become part of an engine; the text says where.
+    """A module has operators that can't become part of an engine. The message says where.
 
     Attributes:
-        operators: their names: torch's where the exporter to ONNX knows none for it, as in
-            "aten.special_airy_ai.default", else ONNX's, as in "Det".
+        operators: The names of the operators: torch's name if the exporter to ONNX does not know
+            the operator, such as "aten.special_airy_ai.default", otherwise ONNX's, such as "Det".
     """
 
     def __init__(self, message: str, operators: Sequence[str]) -> None:
@@ -23,5 +23,5 @@ class UnsupportedOperatorError(RuntimeError):
 
 
 def message_of(error: BaseException) -> str:
-    """Its text, without the place in the source with which those of the C++ runtime begin."""
+    """Returns the error's text without the source location that the C++ runtime puts first."""
     return re.sub(r"^\[Error thrown at [^]]*\] ", "", str(error))

@@ -28,8 +28,8 @@ def library_error() -> ImportError | None:
 
 def _load() -> ImportError | None:
     try:
-        # Brings the shared library that ours is linked to, and which ours would not find where pip
-        # put the packages into different folders. torch, imported above, brings its own.
+        # Loads the shared library that ours is linked to. Ours would not find it if pip installed
+        # the packages into different folders. torch, imported above, loads its own libraries.
         import tensorrt_rtx
     except ImportError as error:
         return ImportError(f"{LIBRARY_PATH} needs tensorrt_rtx: {error}")

@@ -1,4 +1,4 @@
-"""From a torch module to an ONNX model, by torch's own exporter."""
+"""Exports torch modules to ONNX models with torch's own exporter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 class ExportedInput:
     """An input of an exported model, and the shapes that it may have.
 
-    `opt` is the example's shape. Without dynamic dimensions the three are one.
+    `opt` is the example's shape. Without dynamic dimensions, all three are equal.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ExportedOutput:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """A module as an ONNX model; inputs and outputs are in the model's order."""
+    """A module as an ONNX model. Inputs and outputs are in the model's order."""
 
     program: ONNXProgram
     inputs: tuple[ExportedInput, ...]
@@ -66,9 +66,9 @@ def export_to_onnx(
 
     Raises:
         ImportError: onnx or onnxscript is missing.
-        TypeError, ValueError: a module in training mode or with state that it changes, an input or
-            output that is no tensor, a dynamic dimension without a maximum.
-        UnsupportedOperatorError: ONNX has nothing for an operator.
+        TypeError, ValueError: The module is in training mode or changes its own state, an input or
+            output is not a tensor, or a dynamic dimension has no maximum.
+        UnsupportedOperatorError: ONNX lacks an operator.
         RuntimeError: torch can't capture the module as one graph.
     """
     _require_onnx()
@@ -101,7 +101,7 @@ def _check_module(module: object) -> None:
         )
     training = [name for name, part in module.named_modules() if part.training]
     if training:
-        # Not switched here, since whoever goes on training it would be surprised.
+        # Not switched here, which would surprise a caller that continues to train it.
         which = f" ('{training[0]}' is)" if training[0] else ""
         raise ValueError(
             f"{type(module).__name__} is in training mode{which}, but an engine only infers: "
@@ -142,7 +142,7 @@ def _checked_inputs(
 
 @contextlib.contextmanager
 def _quiet_exporters() -> Iterator[None]:
-    """Silences what the exporters tell about their own progress and about other packages."""
+    """Silences messages of the exporters about their progress and about other packages."""
     loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -151,7 +151,7 @@ def _quiet_exporters() -> Iterator[None]:
     try:
         # torch.export prints the graph so far to stderr when it fails.
         with warnings.catch_warnings(), contextlib.redirect_stderr(told):
-            # Of LSTM and its like, which keep their parameters in a list besides.
+            # LSTM and similar modules cause it, which also keep their parameters in a list.
             warnings.filterwarnings(
                 "ignore", "The tensor attribute.* assigned during export"
             )
@@ -181,7 +181,7 @@ def _capture(
 
 
 def _essence(message: str) -> str:
-    """What happened and where, of paragraphs that are mostly advice on torch.export's own tools."""
+    """Returns what happened and where, without torch.export's advice on its own tools."""
     first, *others = message.strip().split("\n\n")
     return "\n".join([first, *(other for other in others if 'File "' in other)])
 
@@ -225,7 +225,7 @@ def _range(
             "TensorRT-RTX needs one: give it in dynamic_shapes, as in "
             'torch.export.Dim("batch", min=1, max=32)'
         )
-    # A torch.export.Dim of which only the maximum was given begins at 0, which nobody meant.
+    # A torch.export.Dim with only a maximum begins at 0, which nobody means.
     return max(1, int(limits.lower)), int(limits.upper)
 
 
@@ -253,7 +253,7 @@ def _outputs(
 
 
 def _check_no_state(module: torch.nn.Module, program: ONNXProgram) -> None:
-    # Of the program that the exporter decomposed: only there do writes show in the signature.
+    # Writes show only in the signature of the program that the exporter decomposed.
     assert program.exported_program is not None
     signature = program.exported_program.graph_signature
     changed = [
@@ -300,13 +300,13 @@ def _convert(
 
 
 def _innermost(error: BaseException) -> tuple[torch.fx.Node | None, str]:
-    """The node that the exporter was at, and the first line of what it stumbled over."""
+    """Returns the node at which the exporter failed, and the first line of the reason."""
     node = None
     cause: BaseException | None = error
     while cause is not None:
         error, traceback = cause, cause.__traceback__
         while traceback is not None:
-            # The exporter's exceptions name the node in prose only, which has no location.
+            # The exporter's exceptions only have the node's name in their text, without a location.
             candidate = traceback.tb_frame.f_locals.get("node")
             if isinstance(candidate, torch.fx.Node):
                 node = candidate
@@ -316,7 +316,7 @@ def _innermost(error: BaseException) -> tuple[torch.fx.Node | None, str]:
 
 
 def code_location(stack_trace: str | None) -> str:
-    """` at "FILE", line N, in F: CODE` of an exporter's stack trace's last call, or nothing."""
+    """Returns ` at "FILE", line N, in F: CODE` for the last call of a stack trace, or ""."""
     lines = [line.strip() for line in (stack_trace or "").splitlines()]
     calls = [i for i, line in enumerate(lines) if line.startswith("File ")]
     if not calls:

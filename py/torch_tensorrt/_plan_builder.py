@@ -1,4 +1,4 @@
-"""From an ONNX model to a serialized engine, by TensorRT-RTX on the CPU."""
+"""Builds serialized engines from ONNX models, with TensorRT-RTX on the CPU."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def _known_capabilities() -> dict[tuple[int, int], Any]:
 def parse_compute_capabilities(
     capabilities: Iterable[str | tuple[int, int]] | None,
 ) -> list[tuple[int, int]]:
-    """The named compute capabilities, each once, or with None that of the current CUDA device.
+    """Returns the named compute capabilities, each once. None means the current CUDA device's.
 
     Raises:
-        ValueError: TensorRT-RTX knows no such capability, or none was named.
-        RuntimeError: None, and there is no GPU.
+        ValueError: TensorRT-RTX does not know a capability, or there are none.
+        RuntimeError: `capabilities` is None and there is no GPU.
     """
     if capabilities is None:
         if not torch.cuda.is_available():
             raise RuntimeError(
-                "There is no GPU here to build an engine for; name the compute capabilities of "
-                f'those that will run it, as in compute_capabilities=["8.6"]: {_list_of_known()}'
+                "There is no GPU here to build an engine for; name the compute capabilities of the "
+                f'GPUs that will run it, as in compute_capabilities=["8.6"]: {_list_of_known()}'
             )
         return [_checked_capability(torch.cuda.get_device_capability(), "This GPU's ")]
     if isinstance(capabilities, str) or not isinstance(capabilities, Iterable):
@@ -87,7 +87,7 @@ def _checked_capability(capability: object, whose: str) -> tuple[int, int]:
         ".".join(map(str, parsed)) if isinstance(parsed, tuple) else repr(capability)
     )
     raise ValueError(
-        f"{whose}compute capability {shown} is none that an engine can be built for; "
+        f"{whose}compute capability {shown} is not one that an engine can be built for; "
         f"{_list_of_known()}"
     )
 
@@ -98,7 +98,7 @@ def _list_of_known() -> str:
 
 
 class _Logger(trt.ILogger):  # type: ignore[misc]
-    """Keeps the errors of one build, and hands everything on to this module's logger as DEBUG."""
+    """Keeps the errors of one build, and logs warnings at level DEBUG."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class _Logger(trt.ILogger):  # type: ignore[misc]
 
 @cache
 def _tensorrt_logger() -> _Logger:
-    # TensorRT-RTX uses the first logger for all, until the last builder and runtime are gone: an
-    # engine loaded by another thread during a build may still have it afterwards.
+    # TensorRT-RTX uses the first logger for everything until the last builder and runtime are
+    # destroyed: an engine that another thread loads during a build may use it afterwards.
     return _Logger()
 
 
@@ -124,16 +124,16 @@ _build = threading.Lock()  # guards the errors of _tensorrt_logger()
 def build_plan(
     model: ExportedModel, capabilities: Sequence[tuple[int, int]]
 ) -> bytearray:
-    """Builds on the CPU an engine for GPUs of the given compute capabilities.
+    """Builds an engine for GPUs of the given compute capabilities, on the CPU.
 
-    Its bindings have the names and the order of the model's inputs and outputs. Thread-safe; builds
-    follow one another.
+    Its bindings have the names and the order of the model's inputs and outputs. Thread-safe: builds
+    run one after another.
 
     Raises:
         UnsupportedOperatorError: TensorRT-RTX lacks an operator, or can't use it this way.
-        ValueError: a dtype that TensorRT-RTX lacks.
-        RuntimeError: the build failed otherwise, with TensorRT-RTX's reasons.
-        OSError: the temporary folder has no room for the model.
+        ValueError: TensorRT-RTX lacks a dtype.
+        RuntimeError: The build failed for another reason. The message has TensorRT-RTX's reasons.
+        OSError: The temporary folder has no space for the model.
     """
     with _build:
         logger = _tensorrt_logger()
@@ -151,12 +151,15 @@ def build_plan(
 
 
 def define_network(builder: Any, logger: Any, model: ExportedModel) -> Any:
-    """The model as an `INetworkDefinition`, with the model's names and dtypes. Raises as above."""
+    """Returns the model as an `INetworkDefinition` with its names and dtypes.
+
+    Raises: As `build_plan`.
+    """
     _check_dtypes(model)
     network = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    # Kept alive by the network, since it owns the weights.
+    # The network keeps it alive, because it owns the weights.
     parser = trt.OnnxParser(network, logger)
     _parse(parser, model)
     _check_bindings(network, model)
@@ -164,7 +167,7 @@ def define_network(builder: Any, logger: Any, model: ExportedModel) -> Any:
 
 
 def _parse(parser: Any, model: ExportedModel) -> None:
-    # By a file, since the weights of a model in memory could not exceed 2 GiB, ONNX's limit.
+    # Uses a file, because ONNX limits the weights of a model in memory to 2 GiB.
     with tempfile.TemporaryDirectory(prefix="torch_tensorrt-") as folder:
         path = Path(folder, "model.onnx")
         model.program.save(path, external_data=True)
@@ -180,7 +183,7 @@ def _parse(parser: Any, model: ExportedModel) -> None:
         raise RuntimeError(f"TensorRT-RTX can't read the exported model: {reasons}")
     graph = model.program.model.graph
     raise UnsupportedOperatorError(
-        "TensorRT-RTX can't take "
+        "TensorRT-RTX can't use "
         + "; ".join(_describe(error, graph) for error in operators.values()),
         list(operators),
     )
@@ -198,13 +201,13 @@ def _describe(error: Any, graph: onnx_ir.Graph) -> str:
 
 
 def _reason(text: str) -> str:
-    """What the parser says, without the calls to CUDA that fail where there is no GPU."""
+    """Returns the parser's reason, without the CUDA calls that fail if there is no GPU."""
     lines = [line for line in text.splitlines() if "cudaError" not in line]
     return "" if lines == ["false"] else f": {', '.join(lines)}"
 
 
 def _check_dtypes(model: ExportedModel) -> None:
-    # Here, since the parser takes some for float32, and prints its complaints of others to stderr.
+    # Checked here, because the parser takes some dtypes for float32 and prints others to stderr.
     for kind, tensors in ("input", model.inputs), ("output", model.outputs):
         for tensor in tensors:
             if tensor.dtype not in _DTYPES.values():
@@ -233,8 +236,8 @@ def _check_tensors(
     for wanted, tensor in zip(expected, tensors, strict=True):
         if _DTYPES.get(tensor.dtype) != wanted.dtype:
             raise RuntimeError(
-                f"TensorRT-RTX made the {kind} '{wanted.name}' of {wanted.dtype} one of "
-                f"{tensor.dtype}"
+                f"TensorRT-RTX changed the dtype of the {kind} '{wanted.name}' from {wanted.dtype} "
+                f"to {tensor.dtype}"
             )
 
 
@@ -243,7 +246,7 @@ def configure(
     inputs: Sequence[ExportedInput],
     capabilities: Sequence[tuple[int, int]],
 ) -> Any:
-    """An `IBuilderConfig` for these GPUs, with a profile if an input is dynamic."""
+    """Returns an `IBuilderConfig` for these GPUs, with a profile if an input is dynamic."""
     config = builder.create_builder_config()
     known = _known_capabilities()
     config.num_compute_capabilities = len(capabilities)

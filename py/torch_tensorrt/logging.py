@@ -1,13 +1,13 @@
-"""How much both runtimes tell of what they do.
+"""Sets how much both runtimes log.
 
-The C++ runtime writes lines like `INFO: [Torch-TensorRT] - text` to stderr. The Python one gives
-its own to Python's logger `torch_tensorrt`; as long as no handler there or above takes them, they
+The C++ runtime writes lines like `INFO: [Torch-TensorRT] - text` to stderr. The Python runtime
+uses Python's logger `torch_tensorrt`. As long as no handler there or above takes its messages, they
 too go to stderr, in the same form.
 
-The environment variable TORCHTRT_LOG_LEVEL sets the level at first, by its name or number. Without
-it the C++ runtime tells of warnings, and the Python one what Python's loggers are set to.
+The environment variable TORCHTRT_LOG_LEVEL sets the initial level, by name or number. Without it,
+the C++ runtime logs warnings and errors, and the Python runtime what Python's loggers are set to.
 
-Thread safety: any function from any thread; the level is one for the whole process.
+Thread safety: any function may be called from any thread. The level applies to the whole process.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ _level = Level.WARNING
 
 
 def set_level(level: Level | int | str) -> None:
-    """Makes both runtimes tell what is of this level or graver.
+    """Makes both runtimes log messages of this level and of more severe ones.
 
     Args:
-        level: a `Level`, its number, or its name in any case.
+        level: A `Level`, its number, or its name in any case.
 
     Raises:
-        ValueError: there is no such level; it says which there are.
+        ValueError: The level is unknown. The message lists the known ones.
     """
     global _level
     _level = _parse(level)
@@ -79,37 +79,37 @@ def set_level(level: Level | int | str) -> None:
 
 
 def get_level() -> Level:
-    """The level set last, here or by TORCHTRT_LOG_LEVEL; `Level.WARNING` if none was."""
+    """Returns the level set last, here or by TORCHTRT_LOG_LEVEL, or else `Level.WARNING`."""
     return _level
 
 
 def internal_errors() -> AbstractContextManager[None]:
-    """Makes both runtimes tell of internal errors alone for a block."""
+    """Makes both runtimes log only internal errors in a block."""
     return _at(Level.INTERNAL_ERROR)
 
 
 def errors() -> AbstractContextManager[None]:
-    """Makes both runtimes tell of errors alone for a block."""
+    """Makes both runtimes log only errors in a block."""
     return _at(Level.ERROR)
 
 
 def warnings() -> AbstractContextManager[None]:
-    """Makes both runtimes tell of warnings, and what is graver, for a block."""
+    """Makes both runtimes log warnings and errors in a block."""
     return _at(Level.WARNING)
 
 
 def info() -> AbstractContextManager[None]:
-    """Makes both runtimes tell for a block what they do, such as load and save a cache."""
+    """Makes both runtimes log what they do, such as load and save a cache, in a block."""
     return _at(Level.INFO)
 
 
 def debug() -> AbstractContextManager[None]:
-    """Makes both runtimes tell details for a block."""
+    """Makes both runtimes log details in a block."""
     return _at(Level.DEBUG)
 
 
 def graphs() -> AbstractContextManager[None]:
-    """Makes both runtimes tell all that they can for a block."""
+    """Makes both runtimes log everything that they can in a block."""
     return _at(Level.GRAPH)
 
 
@@ -121,7 +121,7 @@ def _at(level: Level) -> Iterator[None]:
         yield
     finally:
         set_level(before)
-        _LOGGER.setLevel(python_before)  # which may have been somebody else's
+        _LOGGER.setLevel(python_before)  # other code may have set it
 
 
 def _parse(level: Level | int | str) -> Level:
@@ -135,10 +135,10 @@ def _parse(level: Level | int | str) -> Level:
 
 
 class _HandlerOfLastResort(logging.Handler):
-    """For records that nobody else handles.
+    """Writes records that no other handler takes.
 
-    Python's own handler of last resort drops what is below a warning, so that a level set here, or
-    in the environment, would change nothing in a program that has not set up logging.
+    Python's own handler of last resort drops everything below a warning. With it, a level set here
+    or in the environment would change nothing in a program that has not set up logging.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -167,7 +167,7 @@ def _set_level_from_environment() -> None:
     if not text:
         return
     if library_error() is None:
-        # It reads the variable too, and warns of one that it does not know.
+        # The C++ runtime reads the variable too, and logs a warning about an unknown level.
         set_level(torch.ops.tensorrt.get_logging_level())
         return
     try:

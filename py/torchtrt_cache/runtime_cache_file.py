@@ -651,7 +651,7 @@ def _replace(
             if not may_write_in_place:
                 raise OnlyInPlaceError(
                     f"Can't save the runtime cache '{path}': it can only be written in place, "
-                    f"which a kill could tear: {in_place}"
+                    f"and a kill could tear it: {in_place}"
                 ) from reason
             written = _write_in_place(file, data, target, old)
     _sync_directory(_directory_of(target))

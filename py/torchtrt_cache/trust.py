@@ -160,7 +160,7 @@ def _refusal(path: str, status: os.stat_result, users: frozenset[int]) -> str:
         problem = "everybody may write it"
         remedy = "chmod o-w"
     elif writers & stat.S_IWGRP and not _is_our_group(status.st_gid):
-        problem = f"its group {_group(status.st_gid)} may write it, and this user is no member"
+        problem = f"its group {_group(status.st_gid)} may write it, and this user is not a member"
         remedy = "chmod g-w"
     else:
         return ""

@@ -283,7 +283,7 @@ TEST_F(FileLockTest, MisuseThrows) {
   EXPECT_THROW(lock.unlock(), Error);
   lock.lock();
   const std::string locked_twice = error_of([&] { lock.lock(); });
-  EXPECT_TRUE(says(locked_twice, "Can't lock lock file '" + path_ + "': this object owns its lock already"))
+  EXPECT_TRUE(says(locked_twice, "Can't lock lock file '" + path_ + "': this object already owns its lock"))
       << locked_twice;
   EXPECT_THROW(std::ignore = lock.try_lock(), Error);
   EXPECT_THROW(std::ignore = lock.try_lock_for(0s), Error);

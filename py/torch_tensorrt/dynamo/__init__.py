@@ -1,1 +1,1 @@
-"""What upstream has for graphs that torch.export made; here its runtime modules."""
+"""Upstream's package for graphs from torch.export. Here it has only the runtime modules."""

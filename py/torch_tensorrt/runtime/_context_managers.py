@@ -1,4 +1,4 @@
-"""Settings and caches that hold for a block."""
+"""Context managers for the settings and caches of engines."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def runtime_config(target_or_targets: Targets, **overrides: Any) -> Iterator[Non
         with runtime_config(model, cuda_graph_strategy="whole_graph_capture"):
             model(x)
 
-    Each engine keeps its other settings. Blocks may be nested: the inner one wins. The very caches
-    that were in use before are so again afterwards, also if the block raises. A decorator too.
+    Each engine keeps its other settings. Blocks may be nested: the inner one wins. Afterwards the
+    engines use the same cache objects as before, even if the block raises. After an error all
+    engines have their previous settings. Also works as a decorator.
 
     Args:
-        target_or_targets: a module, or an iterable of modules. The engines are the
+        target_or_targets: A module, or an iterable of modules. The engines are the
             `TorchTensorRTModule`s and `PythonTorchTensorRTModule`s among them and their submodules
             when the block begins, each once.
-        **overrides: fields of `RuntimeSettings`.
+        **overrides: Fields of `RuntimeSettings`.
 
     Raises:
-        ValueError: there is no engine under a target, the cache is one of the other runtime, or as
+        ValueError: There is no engine under a target, the cache belongs to the other runtime, or as
             `RuntimeSettings`.
-        TypeError: a target is no module, or as `RuntimeSettings.merge`.
-        After any of them all engines have the settings from before.
+        TypeError: A target is not a module, or as `RuntimeSettings.merge`.
 
     Thread safety: other threads may run the engines meanwhile, but not change their settings.
     """
@@ -50,7 +50,7 @@ def runtime_config(target_or_targets: Targets, **overrides: Any) -> Iterator[Non
     with ExitStack() as stack:
         for module in modules:
             settings = module.runtime_settings
-            # First, so that a module whose new settings fail half-way is put back too.
+            # Registered first, so that a module whose new settings fail half-way is restored too.
             stack.callback(setattr, module, "runtime_settings", settings)
             module.runtime_settings = settings.merge(**overrides)
         yield
@@ -67,32 +67,35 @@ def runtime_cache(
         with runtime_cache(model, "/var/cache/model.bin") as cache:
             model(x)
 
-    A file that can't be loaded costs a warning and a cold start. The save follows once the engines
-    have their own settings back and none compiles in the background for this cache any more. It
-    also happens if the block raises; what then goes wrong with it is logged, and the block's
-    exception goes on. Blocks may be nested: the inner one wins. A decorator too.
+    If the file can't be loaded, logs a warning and starts with an empty cache. The cache is saved
+    once the engines have their own settings back and none of them compiles in the background for
+    this cache. It is also saved if the block raises. A failure of that save is logged, and the
+    block's exception propagates. Blocks may be nested: the inner one wins. Also works as a
+    decorator.
 
     Args:
-        target_or_targets: as for `runtime_config`; all engines of one runtime, C++ or Python.
-        path_or_stream: the path of a file or directory, or a URL, shared with others as a
-            `RuntimeCache`'s is; or a binary stream. A directory's file for this kind of machine is
-            loaded by the first engine that runs, whose device tells the kind. A stream that can be
-            read is loaded from its position to its end. If it can also be sought, it stands at that
-            position again in the block and after it, and the save replaces all from there on; else
-            the save is written at the stream's position. A save without bytes leaves a stream
-            alone.
-        autosave: whether to save.
+        target_or_targets: As for `runtime_config`. All engines must be of one runtime, C++ or
+            Python.
+        path_or_stream: The path of a file or directory, or a URL, which processes share as they
+            share that of a `RuntimeCache`. Or a binary stream. The file in a directory for this
+            kind of machine is loaded by the first engine that runs, because its device determines
+            the kind. A readable stream is loaded from its position to its end. If it is also
+            seekable, its position is the same again in the block and after it, and the save
+            replaces everything from there on. Otherwise the save is written at the stream's
+            position. A save without bytes leaves a stream unchanged.
+        autosave: Whether to save.
 
     Yields:
         The cache. It may be used after the block.
 
     Raises:
-        ValueError: there is no engine under a target, the engines are of both runtimes, the path
-            can be no file's or is not valid UTF-8, or the stream is closed or, with `autosave`,
-            can't be written to.
-        TypeError: a target is no module, or `path_or_stream` neither a path nor a binary stream.
-        RuntimeError: the file could not be saved, after a block that did not raise.
-        OSError: the stream could not be read, before the block, or written, after it.
+        ValueError: There is no engine under a target, the engines are of both runtimes, the path
+            can't be that of a file or is not valid UTF-8, or the stream is closed or, with
+            `autosave`, not writable.
+        TypeError: A target is not a module, or `path_or_stream` is neither a path nor a binary
+            stream.
+        RuntimeError: The file could not be saved, after a block that did not raise.
+        OSError: The stream could not be read before the block, or written after it.
 
     Thread safety: as `runtime_config`.
     """
@@ -125,7 +128,7 @@ def runtime_cache(
         try:
             finish()
         except Exception as failure:
-            logger.warning("While an exception left the block: %s", failure)
+            logger.warning("After an exception in the block: %s", failure)
         raise
     finish()
 
@@ -160,8 +163,8 @@ def _is_cpp_runtime(modules: list[EngineModule]) -> bool:
     if 0 < number < len(modules):
         raise ValueError(
             f"{number} of the engines run on the C++ runtime and {len(modules) - number} on the "
-            "Python runtime, and a cache belongs to one of the two; a runtime_cache for each may "
-            "have the same path"
+            "Python runtime, and a cache serves only one of the two; use a runtime_cache for each, "
+            "which may have the same path"
         )
     return number > 0
 
@@ -171,21 +174,21 @@ def _load_or_warn(cache: RuntimeCache) -> None:
         cache.load()
     except Exception as error:
         logger.warning(
-            "The engines start without what is in their runtime cache: %s", error
+            "The engines start without the kernels of their runtime cache: %s", error
         )
 
 
 def _load_from_stream(
     cache: RuntimeCache, stream: Any, autosave: bool
 ) -> Callable[[], None]:
-    """Loads the cache if the stream can be read, and returns what saves it."""
+    """Loads the cache if the stream can be read, and returns a function that saves it."""
     if isinstance(stream, io.TextIOBase) or not hasattr(stream, "readable"):
         raise TypeError(
             f"The place of the runtime cache is {stream!r}, of type {type(stream).__name__}; "
             "expected a path or a binary stream"
         )
     if autosave and not stream.writable():
-        raise ValueError(f"{stream!r} can't be written to, as autosave=True asks")
+        raise ValueError(f"{stream!r} can't be written to, as autosave=True requires")
     start = None
     if stream.readable():
         start = stream.tell() if stream.seekable() else None

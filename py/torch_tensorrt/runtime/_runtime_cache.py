@@ -57,14 +57,14 @@ from torchtrt_cache.kinds import is_directory
 
 logger = logging.getLogger(__name__)
 
-# Of both kinds of handle: path, bytes, and the files that have them.
+# The state of either kind of handle: path, bytes, and the files that contain them.
 _State = tuple[str, bytes, list[str]]
 
 _CPP_HANDLE = "__torch__.torch.classes.tensorrt.RuntimeCacheHandle"
 
 
 class _Handle(Protocol):
-    """The surface of both handles: core/runtime/RuntimeCacheHandle.h has their contract."""
+    """The methods of both handles. core/runtime/RuntimeCacheHandle.h has their contract."""
 
     lock_timeout: float
     autosave: bool
@@ -85,13 +85,13 @@ class _Handle(Protocol):
 
 
 class _Engine(Protocol):
-    """An engine that uses a cache; see EngineSlot."""
+    """An engine that uses a cache: see `EngineSlot`."""
 
     def release(self) -> None: ...
 
 
-# The real path of a file's directory and its last component, or that of a directory and "", and
-# whether the cache is one of the Python runtime.
+# The real path of a file's directory and the file's name, or the real path of a directory and "".
+# Then whether the cache is one of the Python runtime.
 _Key = tuple[str, str, bool]
 
 
@@ -111,19 +111,22 @@ class _PathCaches:
         )
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(), whose parent's caches belong to the parent's engines."""
+        """Called in a child of fork(): the caches belong to the parent's engines."""
         self._start_over()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nothing waits in it: what the garbage collector ends there is saved after the block."""
+        """Holds the lock in a block, which must not wait.
+
+        Caches that the garbage collector ends in the block are saved after it.
+        """
         with deferred_calls(), self._lock:
             yield
 
     def find_or_make(
         self, path: str, use_python_runtime: bool
     ) -> tuple[RuntimeCache, bool]:
-        """The cache, and whether it is new."""
+        """Returns the cache, and whether it is new."""
         tier = None
         if is_url(path):
             tier = remote_tier_of(CacheURL.parse(path))
@@ -147,70 +150,72 @@ class _PathCaches:
 
 _path_caches = _PathCaches()
 
-# What saves the caches that save themselves; see RuntimeCache._anchor.
+# The exit functions of the caches that save themselves: see RuntimeCache._anchor.
 _anchors: set[functools.partial[None]] = set()
 
 
 class RuntimeCache:
     """The kernels that TensorRT-RTX compiles at run time, and the file where processes share them.
 
-    Any number of engines may use one, all of its own runtime. Until the first of them runs, the
-    bytes that it was given wait in it; from then on each kernel that is compiled goes into it. The
-    file holds TensorRT-RTX's own bytes, under the lock `<path>.lock`: a save adds what other
-    processes saved meanwhile, and replaces the file at once.
+    Any number of engines may use one cache, all of the cache's own runtime. Until the first of them
+    runs, the cache holds the bytes that it was given. After that, each kernel that is compiled goes
+    into the cache. The file holds TensorRT-RTX's own bytes, under the lock `<path>.lock`. A save
+    adds the kernels that other processes saved meanwhile, and replaces the file atomically.
 
     A path that is a directory, or ends in a separator, means the file in it for this kind of
     machine: GPU, TensorRT-RTX, operating system and CUDA driver. So machines of several kinds can
-    share one path. After an upgrade of the driver a start loads the file of the newest older driver
-    with the same major version. The kind is that of the devices of the engines; before the first of
-    them has run, it is that of the current CUDA device. Where it is unknown, as without a GPU,
-    nothing is loaded, with one warning, and a save of bytes raises. Asking for the current device
-    is a use of CUDA, so a process must fork before that.
+    share one path. After an upgrade of the driver, a start loads the file of the newest older
+    driver with the same major version. The kind is that of the devices of the engines or, before
+    the first of them has run, of the current CUDA device. If the kind is unknown, such as without a
+    GPU, nothing is loaded, a warning is logged once, and a save of bytes raises. Asking for the
+    current device counts as a use of CUDA, so a process must fork before that.
 
-    A path may also be a URL, `s3://BUCKET/PREFIX/` (or gs://, az://), as `CacheURL.parse` takes it.
-    Then the files are in a directory of this machine, the local tier, which a thread keeps in step
-    with the objects under the URL. The first engine that uses the cache waits up to 15 s for what
-    others uploaded. A store that fails costs a warning and freshness.
+    A path may also be a URL, `s3://BUCKET/PREFIX/` (or gs://, az://), as `CacheURL.parse` accepts
+    it. Then the files are in a directory of this machine, the local tier, which a thread keeps in
+    step with the objects under the URL. The first engine that uses the cache waits up to 15 s for
+    kernels that others uploaded. If the store fails, a warning is logged and the exchange of
+    kernels is delayed, but none are lost.
 
-    A `RuntimeCache` that is constructed is an object of its own, whatever other caches have its
-    path. Where a path is given in the place of a cache (`RuntimeSettings`, the default of `load`
-    and `compile`), it means this process's cache for that path: made on first use, shared by all
-    engines of one runtime that name it, and saved when the last of them lets it go or when the
-    interpreter exits. Two paths name one cache if the real paths of their directories and their
-    last components are equal, or if both lead to one directory.
+    The constructor makes a separate cache, even if other caches have its path. A path in the place
+    of a cache (in `RuntimeSettings`, and the default of `load` and `compile`) means this process's
+    cache for that path. It is made on first use, shared by all engines of one runtime that name it,
+    and saved when the last of them lets it go or when the interpreter exits. Two paths name the
+    same cache if the real paths of their directories and their last components are equal, or if
+    both lead to the same directory.
 
-    A cache that saves itself, one for a path or one with `autosave_on_del`, is also saved while its
-    process runs, by a background thread, so that a process that is killed loses little: each kernel
-    that an engine's caller waited for is saved within 3 s, or within 101 times the duration of the
-    last such checkpoint if that is longer. Checkpoints write a file only where they can replace it.
-    The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns them off.
+    A cache that saves itself, which is one for a path or one with `autosave_on_del`, is also saved
+    while its process runs, by a background thread. So a process that is killed loses little: each
+    kernel that an engine's caller waited for is saved within 3 s, or within 101 times the duration
+    of the last such checkpoint if that is longer. Checkpoints write a file only if they can replace
+    it. The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns them off.
 
-    Equal to itself alone. A pickled or copied cache carries path, bytes, kind of runtime,
-    `autosave_on_del` and `checkpoints`; unpickled where there is no C++ runtime, it is one of the
-    Python runtime. A copy of the process's cache for a path is that cache. Unpickled elsewhere it
-    becomes the cache that the process there has for the path; its bytes are used only if that is
-    new and the file is missing. Of a directory, the kind of machine there must be known, and have
-    no file.
+    A cache is equal only to itself. A pickle or copy has the path, the bytes, the kind of runtime,
+    `autosave_on_del` and `checkpoints`. If there is no C++ runtime where it is unpickled, it
+    becomes a cache of the Python runtime. A copy of the process's cache for a path is that same
+    cache. Unpickled in another process, it becomes that process's cache for the path, and its bytes
+    are used only if that cache is new and the file is missing. For a directory, the kind of the
+    machine must be known there and its file must be missing.
 
     A process may fork at any moment. The child starts without any cache for a path. A cache that it
-    has from its parent is empty there if an engine has used it, and does not save itself.
+    inherited is empty there if an engine has used it, and does not save itself.
 
-    Thread safety: any method from any thread, while engines run too.
+    Thread safety: any method may be called from any thread, also while engines run.
 
     Args:
-        path: The file or directory, as it is written: relative to the working directory at the
-            time of a load or save, and `~` is not expanded. Or a URL. Without any, `load` and
-            `save` need their argument.
+        path: The file or directory as written, or a URL. A relative path is relative to the working
+            directory at the time of a load or save. `~` is not expanded. If it is empty, `load` and
+            `save` need an argument.
         autosave_on_del: See the property.
         checkpoints: See the property.
-        use_python_runtime: The runtime of the engines that are to use it: the Python one, or the
-            C++ one. None takes the C++ one where its library can be loaded.
+        use_python_runtime: Whether the engines that use it run on the Python runtime or on the C++
+            runtime. None selects the C++ runtime if its library can be loaded.
 
     Raises:
         TypeError: The path is neither a str nor an os.PathLike of one.
-        ValueError: The path has a NUL in it or is not valid UTF-8, or it is no URL of a cache.
-        ImportError: The C++ runtime is asked for and can't be loaded, or the path is a URL and the
-            extra `fleet` is not installed. Unpickling raises the latter, too.
+        ValueError: The path contains a NUL character, is not valid UTF-8, or is not the URL of a
+            cache.
+        ImportError: The C++ runtime is requested and can't be loaded, or the path is a URL and the
+            extra `fleet` is not installed. Unpickling raises the latter too.
     """
 
     _autosave_on_del = False
@@ -234,7 +239,7 @@ class RuntimeCache:
         self.autosave_on_del = autosave_on_del
 
     def _init(self, handle: _Handle, key: _Key | None, tier: RemoteTier | None) -> None:
-        """`key`: that of a path cache, of which there is one in a process."""
+        """`key` identifies a path cache, of which a process has only one. Otherwise it is None."""
         self._atexit_token: functools.partial[None] | None = None
         self._process = os.getpid()
         self._engines: set[_Engine] = set()
@@ -251,16 +256,16 @@ class RuntimeCache:
 
     @property
     def path(self) -> str:
-        """The place of `load` and `save` by default, as it was given; empty if there is none."""
+        """The default path or URL of `load` and `save`, as it was given. Empty if there is none."""
         return self._handle.path if self._tier is None else str(self._tier.url)
 
     @property
     def autosave_on_del(self) -> bool:
-        """Whether the cache saves itself: while it is used, when it goes, or at interpreter exit.
+        """Whether the cache saves itself: while it is used, when it is deleted, and at exit.
 
-        A failure is logged as a warning. All saves of an exit together take 8 s at most. Only the
-        process that turned this on does it. To save a cache of its parent, a forked child must turn
-        it on again, or call `save`.
+        A failure is logged as a warning. All saves at interpreter exit together take 8 s at most.
+        Only the process that turned this on saves the cache. To save an inherited cache, a forked
+        child must turn it on again or call `save`.
         """
         return self._autosave_on_del
 
@@ -282,7 +287,7 @@ class RuntimeCache:
         self._handle.checkpoints = bool(checkpoints)
 
     def is_cpp_runtime(self) -> bool:
-        """Whether engines of the C++ runtime can use it; if not, those of the Python runtime."""
+        """Whether engines of the C++ runtime can use it. If not, those of the Python one can."""
         return not isinstance(self._handle, RuntimeCacheHandle)
 
     def has_cache(self) -> bool:
@@ -290,16 +295,17 @@ class RuntimeCache:
         return self._handle.has_cache()
 
     def load(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Takes over the file's kernels and returns its size in bytes.
+        """Takes the kernels of the file and returns its size in bytes.
 
-        0, and all stays as it is, if there is no such file, or an empty one, or TensorRT-RTX
-        rejects it, which is a warning: it is damaged, or of another version, GPU or driver.
+        Returns 0 and changes nothing if the file is missing or empty, or if TensorRT-RTX rejects
+        it. TensorRT-RTX rejects a file that is damaged, or from another version, GPU or driver. The
+        rejection is logged as a warning.
 
         Args:
             path: Another file or directory than the cache's own.
 
         Raises:
-            RuntimeError: The file can't be read or locked; there is no path.
+            RuntimeError: The file can't be read or locked, or there is no path.
             TypeError, ValueError: As for the constructor.
         """
         if path is None:
@@ -307,39 +313,41 @@ class RuntimeCache:
         return self._handle.load(_path_or_default(path))
 
     def save(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Writes the kernels, with those that others saved, and returns how many bytes that is.
+        """Writes the kernels, merged with those that others saved.
 
-        0 if nothing was to be written: no kernels, or the file has them. A cache that no engine has
-        used yet can't add to what others saved: it leaves their file alone if its bytes were
-        loaded from it, and else replaces it, with a warning. A path that ends in a separator is
-        made a directory, if the one above it is there.
+        A cache that no engine has used yet can't merge. If its bytes were loaded from the file, it
+        leaves the file to the others. Otherwise it replaces the file and logs a warning. A path
+        that ends in a separator is created as a directory, if its parent exists.
 
-        If TensorRT-RTX rejects what others wrote over an earlier save of this cache, the save
-        writes over it. The second time, two kinds of machine share the path: the cache logs a
-        warning and leaves the file alone.
+        If others replace an earlier save of this cache with bytes that TensorRT-RTX rejects, the
+        save overwrites them. If that happens again, two kinds of machine share the path. The cache
+        logs a warning and leaves the file alone.
 
-        Of a URL, writes the local tier's file. The upload follows in the background.
+        If the path is a URL, writes the local tier's file. The upload follows in the background.
 
         Args:
             path: Another file or directory than the cache's own.
 
+        Returns:
+            The number of bytes written: 0 if there are no kernels or the file already has them all.
+
         Raises:
-            RuntimeError: The file can't be written, or locked within 10 s, and is as it was; there
-                is no path; the path is a directory and the kind of machine is unknown. When the
-                interpreter exits, all saves to own paths end within 8 s.
+            RuntimeError: The file can't be written, or can't be locked within 10 s, and is
+                unchanged. Or there is no path, or the path is a directory and the kind of machine
+                is unknown. When the interpreter exits, all saves to own paths end within 8 s.
             TypeError, ValueError: As for the constructor.
         """
         if path is None:
-            self._begin_to_fetch()  # which begins uploads, too
+            self._begin_to_fetch()  # the same thread uploads
         deadline = exit_deadline()
         if path is None and deadline < math.inf:
             return self._handle.save_within(max(0.0, deadline - time.monotonic()))
         return self._handle.save(_path_or_default(path))
 
     def statistics(self) -> RuntimeCacheStatistics:
-        """What the cache did since it was made, and what it has now. Serializes the kernels.
+        """Returns what the cache has done since it was made. Serializes the kernels for their size.
 
-        At its end a cache that saves itself logs it in one line, at level info.
+        A cache that saves itself logs the statistics at its end, in one line at level info.
         """
         values = self._handle.statistics()
         if isinstance(values, RuntimeCacheStatistics):
@@ -348,13 +356,13 @@ class RuntimeCache:
         return RuntimeCacheStatistics(*[*others, last_save_time or None])
 
     def load_from_stream(self, stream: Reader) -> int:
-        """Takes over what a binary stream has, to its end, and returns the number of bytes read.
+        """Takes the bytes of a binary stream, to its end, and returns the number of bytes read.
 
-        If that is 0, all stays as it is. Bytes that TensorRT-RTX rejects are a warning.
+        If that is 0, the cache is unchanged. If TensorRT-RTX rejects the bytes, logs a warning.
 
         Raises:
             TypeError: It is a text stream.
-            BlockingIOError: It is a non-blocking one that has no bytes yet.
+            BlockingIOError: It is a non-blocking stream that has no bytes yet.
         """
         data = read_all(stream)
         if data:
@@ -364,7 +372,7 @@ class RuntimeCache:
     def save_to_stream(self, stream: Writer) -> int:
         """Writes the bytes to a binary stream and returns their number.
 
-        It neither flushes nor closes the stream.
+        Neither flushes nor closes the stream.
 
         Raises:
             TypeError: It is a text stream.
@@ -409,7 +417,7 @@ class RuntimeCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         use_python_runtime = not state["is_cpp_runtime"] or library_error() is not None
-        url = state.get("url")  # which older pickles lack
+        url = state.get("url")  # missing in older pickles
         tier = None
         path, data, files = state["handle"]
         if url is not None:
@@ -421,7 +429,7 @@ class RuntimeCache:
         self.autosave_on_del = state["autosave_on_del"]
 
     def _begin_to_fetch(self) -> None:
-        """Of a URL, begins to fetch what an engine can start with."""
+        """If the place is a URL, begins to fetch what an engine can start with."""
         if self._tier is not None:
             self._tier.begin()
 
@@ -430,7 +438,7 @@ class RuntimeCache:
             self._tier.wait_until_fetched()
 
     def _attach(self, engine: _Engine) -> None:
-        """An engine begins to use the cache."""
+        """Must be called when an engine starts using the cache."""
         with _path_caches.locked():
             self._engines.add(engine)
             if self._has_ended and self._key is not None:
@@ -440,7 +448,7 @@ class RuntimeCache:
                 _path_caches.caches.setdefault(self._key, self)
 
     def _detach(self, engine: _Engine) -> None:
-        """An engine, which has been released, lets the cache go.
+        """Must be called when an engine, which has been released, stops using the cache.
 
         Saves a path cache that no other engine uses.
         """
@@ -449,7 +457,7 @@ class RuntimeCache:
             if self._key is not None and not self._engines and not self._has_ended:
                 self._has_ended = True
                 self._autosave_if_enabled()
-                # Only then, so that an engine made meanwhile does not load the file from before.
+                # After the save, so that an engine made meanwhile does not load the old file.
                 call_without_lock(self._leave_table)
 
     def _leave_table(self) -> None:
@@ -459,7 +467,7 @@ class RuntimeCache:
                 del _path_caches.caches[key]
 
     def _save_if_autosaving(self) -> None:
-        """Saves a cache of its own that an engine was switched away from."""
+        """Saves a cache that is not a path cache, after an engine was switched away from it."""
         if self._key is None and self._autosave_on_del:
             self._save_or_warn()
 
@@ -471,19 +479,19 @@ class RuntimeCache:
             pass
 
     def _anchor(self) -> None:
-        """Has the cache saved at exit, for it may still be alive when torch is no longer."""
+        """Registers a save at exit, because the cache may outlive torch."""
         token = functools.partial(_autosave_at_exit, weakref.ref(self))
         atexit.register(token)
         self._atexit_token = token
         _anchors.add(token)
         if multiprocessing.parent_process() is not None:
-            # Before CPython 3.13 a worker that was forked ends without atexit's functions.
+            # Before CPython 3.13, a forked worker ends without calling atexit's functions.
             self._worker_token = multiprocessing.util.Finalize(
                 None, token, exitpriority=0
             )
 
     def _drop_anchor(self) -> None:
-        """Undoes `_anchor`, so that the registries grow with the caches there are."""
+        """Undoes `_anchor`, so that the registries only have the caches that exist."""
         if self._atexit_token is not None:
             atexit.unregister(self._atexit_token)
             _anchors.discard(self._atexit_token)
@@ -493,7 +501,7 @@ class RuntimeCache:
             self._worker_token = None
 
     def _autosave_if_enabled(self) -> None:
-        """Saves as `autosave_on_del` says, for `__del__` and for the exit. Raises nothing."""
+        """Saves if `autosave_on_del` is on, for `__del__` and for the exit. Raises nothing."""
         with _path_caches.locked():
             if self._autosave_on_del:
                 self._autosave_on_del = False
@@ -501,28 +509,28 @@ class RuntimeCache:
                 if self._key is None or exit_deadline() < math.inf:
                     self._handle.autosave = False
                 self._has_ended = True
-                # The garbage collector may run this within another cache's save to the same file,
-                # which would never go on while this waits for its lock.
+                # The garbage collector may run this during another cache's save to the same file.
+                # That save could not continue while this one waited for its lock.
                 call_without_lock(self._autosave)
 
     def _autosave(self) -> None:
         try:
             if not self._is_inherited():
-                # First, so that what compiles in their background is saved too. In a reference
-                # cycle they may outlive this object's finalizer.
+                # Released first, so that kernels that compile in the background are saved too. In a
+                # reference cycle, engines may outlive this object's finalizer.
                 for engine in tuple(self._engines):
                     engine.release()
                 self._save_or_warn()
                 if self._key is not None:
                     _detach_from(self._handle)
                 self._log_statistics()
-        except BaseException as error:  # of a signal, which nobody above could take
+        except BaseException as error:  # also of a signal handler: no caller expects it
             self._warn(error)
 
     def _save_or_warn(self, deadline: float = math.inf) -> None:
-        """Saves a cache that has a path, in the process that owns it. An error is a warning.
+        """Saves a cache that has a path, in the process that owns it. Logs an error as a warning.
 
-        A deadline, by time.monotonic(), is for everything.
+        The deadline, by time.monotonic(), limits the whole save.
         """
         try:
             if self._is_inherited() or not self.path:
@@ -556,13 +564,13 @@ class RuntimeCache:
 
     def _warn(self, error: BaseException) -> None:
         message = message_of(error)
-        if not isinstance(error, RuntimeError):  # one of ours says what failed
+        if not isinstance(error, RuntimeError):  # which already says what failed
             name = type(error).__name__
             message = f"Can't save the runtime cache '{self.path}': {name}: {message}"
-        # One warning is enough for the end of a process, which may try to save twice.
+        # One warning is enough at the end of a process, which may try to save twice.
         is_known = self._last_warning > exit_deadline() - EXIT_TIMEOUT
         self._last_warning = time.monotonic()
-        with contextlib.suppress(Exception):  # of the user's log handlers
+        with contextlib.suppress(Exception):  # exceptions of the user's log handlers
             logger.log(logging.INFO if is_known else logging.WARNING, "%s", message)
 
     def _is_inherited(self) -> bool:
@@ -570,7 +578,7 @@ class RuntimeCache:
         return self._process != os.getpid()
 
     def _of_this_process(self) -> RuntimeCache:
-        """This process's cache for the path in the place of one that its parent had for it."""
+        """Returns this cache, or this process's cache for the path if this is the parent's."""
         if self._key is None or not self._is_inherited():
             return self
         use_python_runtime = not self.is_cpp_runtime()
@@ -581,16 +589,16 @@ class RuntimeCache:
 
 
 def path_cache(path: str, *, use_python_runtime: bool) -> RuntimeCache:
-    """This process's cache for an absolute path.
+    """Returns this process's cache for an absolute path.
 
     Raises:
-        ImportError: The C++ runtime is asked for and can't be loaded.
+        ImportError: The C++ runtime is requested and can't be loaded.
     """
     return _path_caches.find_or_make(path, use_python_runtime)[0]
 
 
 def save_all_within(seconds: float) -> None:
-    """Saves the caches that save themselves, on the checkpoint threads. An error is a warning."""
+    """Saves the caches that save themselves, on the checkpoint threads. Logs errors as warnings."""
     deadline = time.monotonic() + seconds
     for anchor in tuple(_anchors):
         cache: RuntimeCache | None = anchor.args[0]()
@@ -618,7 +626,7 @@ def _autosave_at_exit(ref: weakref.ref[RuntimeCache]) -> None:
         cache._autosave_if_enabled()
 
 
-@atexit.register  # now, so that it runs after all of those above
+@atexit.register  # registered now, so that it runs after the exit functions of all caches
 def _end() -> None:
     deadline = begin_exit()
     checkpoint_thread.stop(deadline)
@@ -629,8 +637,7 @@ def _path_or_default(path: str | os.PathLike[str] | None) -> str:
     checked = "" if path is None else checked_path(path, may_be_empty=True)
     if is_url(checked):
         raise ValueError(
-            f"load() and save() take a path, got {checked!r}: a URL is the place of a cache of "
-            "its own, RuntimeCache(url)"
+            f"load() and save() take a path, got {checked!r}. For a URL, use RuntimeCache(url)"
         )
     return checked
 
@@ -650,9 +657,9 @@ def _make_handle(
 
 
 def _attach_to(handle: Any) -> None:
-    """Keeps a C++ engine from saving the cache as the last one that uses it.
+    """Keeps the last C++ engine that uses the cache from saving it.
 
-    It would hold the interpreter's lock as it waits for the file's.
+    That engine would hold the interpreter's lock while it waits for the file's lock.
     """
     if not isinstance(handle, RuntimeCacheHandle):
         handle.attach()
@@ -664,10 +671,10 @@ def _detach_from(handle: Any) -> None:
 
 
 def _state_of(handle: Any) -> _State:
-    """The state alone, without the class, which the process that unpickles it may not have.
+    """Returns the state without the class, which may be missing in the process that unpickles it.
 
-    The bytes are no tensor in it: multiprocessing would share its memory, which is gone before a
-    spawned process opens it, and `torch.load` would move it to where map_location says.
+    The bytes are not a tensor: multiprocessing would share its memory, which is gone before a
+    spawned process opens it, and `torch.load` would move it as `map_location` says.
     """
     if isinstance(handle, RuntimeCacheHandle):
         path, data, files = handle.state

@@ -1,4 +1,4 @@
-"""The run-time knobs of an engine."""
+"""The run-time settings of an engine."""
 
 # A path is not normalized, which pathlib would do.
 # ruff: noqa: PTH109, PTH117, PTH118
@@ -20,30 +20,31 @@ CUDA_GRAPH_STRATEGIES = ("disabled", "whole_graph_capture")
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """How an engine runs; the same engine may run with other settings later.
+    """How an engine runs. The same engine may run with other settings later.
 
-    Two settings are equal, and one key of a dict, if their strategies are and their caches are one
-    object or one path. Immutable, hence usable from any thread.
+    Two settings are equal, and have the same hash, if their strategies are equal and their caches
+    are the same object or the same path. Immutable, and therefore thread-safe.
 
     Attributes:
-        dynamic_shapes_kernel_specialization_strategy: when TensorRT-RTX compiles kernels for one
+        dynamic_shapes_kernel_specialization_strategy: When TensorRT-RTX compiles kernels for one
             shape of an engine with dynamic shapes. "lazy": in the background, while kernels that
-            fit any shape run; "eager": before the first inference with the shape; "none": never.
-        cuda_graph_strategy: whether TensorRT-RTX itself runs inferences as CUDA graphs. "disabled":
-            no; "whole_graph_capture": a graph of the whole engine for each shape, where it can.
-        runtime_cache: where compiled kernels are kept. A `RuntimeCache`, which any number of
-            engines may share; a path, which means this process's cache for it, shared by all
-            engines that name it and saved when the last of them lets it go (see `RuntimeCache`);
-            None: nowhere. A path may be that of a directory, which has a file for each kind of
-            machine, or a URL such as `s3://BUCKET/PREFIX/`. A path is kept as an absolute str: the
-            working directory is put before it, and nothing is normalized. A URL is kept in its
-            shortest form.
+            fit any shape run. "eager": before the first inference with the shape. "none": never.
+        cuda_graph_strategy: Whether TensorRT-RTX itself runs inferences as CUDA graphs. "disabled":
+            no. "whole_graph_capture": one graph of the whole engine per shape, where TensorRT-RTX
+            can capture it.
+        runtime_cache: Where compiled kernels are kept. A `RuntimeCache` may be shared by any number
+            of engines. A path means this process's cache for it, which is shared by all engines
+            that name it and saved when the last of them lets it go (see `RuntimeCache`). None means
+            that kernels are not kept. A path may be that of a directory, which has one file per
+            kind of machine, or a URL such as `s3://BUCKET/PREFIX/`. A path is kept as an absolute
+            str: the working directory is put before it, and nothing is normalized. A URL is kept in
+            its shortest form.
 
     Raises:
-        ValueError: an unknown strategy, naming the known ones, or a path that is empty, has a NUL
-            in it or is not valid UTF-8, or is no URL of a cache.
-        TypeError: a value of another type than these.
-        OSError: a relative path, where the working directory is gone.
+        ValueError: A strategy is unknown, in which case the message lists the known ones. Or a path
+            is empty, contains a NUL character, is not valid UTF-8, or is not the URL of a cache.
+        TypeError: A value has another type.
+        OSError: The path is relative and the working directory is gone.
     """
 
     dynamic_shapes_kernel_specialization_strategy: str = "lazy"
@@ -62,23 +63,24 @@ class RuntimeSettings:
         object.__setattr__(self, "runtime_cache", _checked_cache(self.runtime_cache))
 
     def merge(self, **overrides: Any) -> RuntimeSettings:
-        """These settings with the named ones replaced.
+        """Returns these settings with the named ones replaced.
 
         Raises:
-            TypeError: a name that is none of the settings', listing those, or as the constructor.
-            ValueError: as the constructor.
+            TypeError: A name is unknown, in which case the message lists the known ones. Or as the
+                constructor.
+            ValueError: As the constructor.
         """
         names = [field.name for field in fields(self)]
         for name in overrides:
             if name not in names:
                 raise TypeError(
-                    f"There is no runtime setting '{name}', expected {_one_of(names)}"
+                    f"Unknown runtime setting '{name}', expected {_one_of(names)}"
                 )
         return replace(self, **overrides)
 
 
 def check_settings(settings: object) -> None:
-    """Raises TypeError if these are no RuntimeSettings."""
+    """Raises TypeError unless these are RuntimeSettings."""
     if not isinstance(settings, RuntimeSettings):
         raise TypeError(
             f"The runtime settings are {settings!r}, of type {type(settings).__name__}; expected "

@@ -1,4 +1,4 @@
-"""Caches that are saved when a signal comes."""
+"""Saves caches when the process receives a signal."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ from torchtrt_cache.file_lock import call_without_lock
 
 
 def save_on_signal(signalnum: int) -> None:
-    """Saves each cache that saves itself when this process gets the signal.
+    """Saves all caches that save themselves when this process receives the signal.
 
         save_on_signal(signal.SIGTERM)
 
-    Python itself runs nothing when SIGTERM ends a process. The handler that this installs waits up
-    to 8 s for a background thread to save. A failure is logged as a warning. Then the handler from
-    before is called, or the signal takes its default action. In a child of fork() it saves nothing.
+    Python does not run exit handlers when SIGTERM ends a process. This function installs a signal
+    handler, which waits up to 8 s for a background thread to save the caches. A failure is logged
+    as a warning. Then the handler calls the previous handler, or the signal takes its default
+    action. In a child of fork(), the handler saves nothing.
 
     Python calls the handler once the main thread is back in the interpreter, so a long call into
-    native code delays it. Caches that only C++ code of the process has are not saved.
+    native code delays it. Caches that only C++ code of the process uses are not saved.
 
-    A handler that is installed later takes this one's place, as usual. A handler that was not
-    installed from Python can't be called; the default action takes its place.
+    A handler that is installed later replaces this one, as usual. A previous handler that was not
+    installed from Python can't be called. The default action is taken instead.
 
     Args:
         signalnum: As for `signal.signal`.
 
     Raises:
-        ValueError: There is no such signal, or this is not the main thread.
-        OSError: It is a signal that can't be handled.
+        ValueError: The signal is unknown, or this is not the main thread.
+        OSError: The signal can't be handled.
     """
     previous = signal.getsignal(signalnum)
     if not (isinstance(previous, _Handler) and previous.process == os.getpid()):
         signal.signal(signalnum, _Handler(previous))
-        # Now, since a handler may interrupt whatever starts a thread.
+        # Started now, because the handler may interrupt code that starts a thread.
         checkpoint_thread.start()
 
 
@@ -50,7 +51,7 @@ class _Handler:
         self.process = os.getpid()
 
     def __call__(self, signalnum: int, frame: FrameType | None) -> None:
-        # What it interrupted may hold the lock of a cache, for which the saves would wait.
+        # The interrupted code may hold the lock of a cache, for which the saves would wait.
         call_without_lock(partial(self._save_and_go_on, signalnum, frame))
 
     def _save_and_go_on(self, signalnum: int, frame: FrameType | None) -> None:

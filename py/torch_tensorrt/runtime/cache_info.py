@@ -1,4 +1,4 @@
-"""An alias of `torchtrt_cache.info`, which starts faster because it imports no torch.
+"""An alias of `torchtrt_cache.info`. That module starts faster, because it does not import torch.
 
 python -m torch_tensorrt.runtime.cache_info [--json] PATH...
 """
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`torchtrt-cache info`; None stands for the process's arguments."""
+    """Runs `torchtrt-cache info`. None means the process's arguments."""
     return _command.main(["info", *(sys.argv[1:] if arguments is None else arguments)])
 
 

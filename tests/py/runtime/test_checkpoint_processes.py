@@ -185,8 +185,8 @@ def test_a_file_that_must_be_written_in_place_is_saved_at_the_end_alone(
         wait_until(lambda: "\n" in program.stderr)
         (warning,) = program.stderr.splitlines()
         assert (
-            f"Can't save the runtime cache '{path}': it can only be written in place, which a "
-            "kill could tear: " in warning
+            f"Can't save the runtime cache '{path}': it can only be written in place, and a "
+            "kill could tear it: " in warning
         )
         assert warning.endswith("Permission denied")
         assert path.read_bytes() == before

@@ -150,7 +150,7 @@ def test_a_wrong_input_is_named(
     runtime: str, device: Any, x: torch.Tensor, got: str
 ) -> None:
     engine = make_dynamic_engine(runtime)
-    wanted = r"'x' wants a dense Float tensor \[1 to 8, 3\] on cpu, "
+    wanted = r"'x' must be a dense Float tensor \[1 to 8, 3\] on cpu, "
     with pytest.raises(RuntimeError, match=wanted + got):
         execute(engine, x)
     assert execute(engine, torch.ones(1, 3))[0].tolist() == [[1.0, 1.0, 1.0]]

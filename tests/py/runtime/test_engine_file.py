@@ -92,7 +92,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_another_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.engine"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"net\.engine' is no engine file"):
+    with pytest.raises(ValueError, match=r"net\.engine' is not an engine file"):
         load_engine_file(path)
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_was_cut_off_is_refused(
     save_engine_file(path, make_engine(size))
     os.truncate(path, int(path.stat().st_size * part))
     with pytest.raises(
-        ValueError, match=r"net\.engine' is no engine file, or a damaged"
+        ValueError, match=r"net\.engine' is not an engine file, or is damaged"
     ):
         load_engine_file(path)
 
@@ -113,11 +113,13 @@ def test_a_file_that_was_cut_off_is_refused(
 def test_another_file_of_torch_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"weights\.pt' is a file of torch\.save, but"):
+    with pytest.raises(
+        ValueError, match=r"weights\.pt' was written by torch\.save, but"
+    ):
         load_engine_file(path)
     # torch would have to run code of the file to read this one.
     torch.save(torch.nn.ReLU(), path)
-    with pytest.raises(ValueError, match=r"weights\.pt' is no engine file"):
+    with pytest.raises(ValueError, match=r"weights\.pt' is not an engine file"):
         load_engine_file(path)
 
 

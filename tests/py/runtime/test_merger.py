@@ -165,7 +165,7 @@ def test_needs_a_gpu_that_engines_can_be_built_for(kind: RuntimeCacheKind) -> No
     with pytest.raises(RuntimeError) as failure:
         Merger(replace(kind, compute_capability=90))(kernels("a"), kernels("b"))
     assert str(failure.value).startswith(
-        "The compute capability 9.0 is none that an engine can be built for; TensorRT-RTX "
+        "The compute capability 9.0 is not one that an engine can be built for; TensorRT-RTX "
     )
 
 

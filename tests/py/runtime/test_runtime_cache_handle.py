@@ -245,7 +245,8 @@ def test_a_load_or_save_within_another_is_an_error(
     monkeypatch.setattr(os, "fsync", save_and_sync)
     assert handle.save() == 7
     assert set(errors) == {
-        f"A load or save of the runtime cache '{path}' can't start within another of this thread"
+        f"A load or save of the runtime cache '{path}' can't start during another one on the same "
+        "thread"
     }
     assert path.read_bytes() == b"kernels"
 

@@ -152,7 +152,7 @@ def test_keeps_its_own_where_deserialize_replaces(
     written = ours.save()
     assert log.warnings() == [
         f"WARNING: The {size} bytes that others saved to the runtime cache '{path}' could not be "
-        f"merged and were replaced by {written} of this process's: TensorRT-RTX's deserialize "
+        f"merged and were replaced by {written} bytes of this process: TensorRT-RTX's deserialize "
         "replaces what a cache has"
     ]
     assert kernels_on_disk(path) == ["a"]

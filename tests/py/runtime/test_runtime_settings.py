@@ -211,7 +211,7 @@ def test_merge_replaces_what_is_named(path: Path) -> None:
 
 def test_merge_lists_the_settings_if_there_is_none_of_the_name() -> None:
     expected = (
-        "no runtime setting 'cuda_graphs', expected "
+        "Unknown runtime setting 'cuda_graphs', expected "
         f"{SPECIALIZATION}, cuda_graph_strategy or runtime_cache"
     )
     with pytest.raises(TypeError, match=re.escape(expected)):

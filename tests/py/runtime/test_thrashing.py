@@ -39,7 +39,7 @@ def told_to_stop(path: Path, size: int) -> str:
     return (
         f"WARNING: The runtime cache '{path}' was replaced again by {size} bytes that TensorRT-RTX "
         "rejects, so this process no longer overwrites it: two kinds of machine (GPU, driver or "
-        "TensorRT-RTX version) share the path. A directory as the path would serve both"
+        "TensorRT-RTX version) share the path. To serve both, use a directory as the path"
     )
 
 

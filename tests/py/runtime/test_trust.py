@@ -168,7 +168,7 @@ def a_foreign_group_may_write_the_file(shared: Path) -> tuple[Path, str]:
     path, gid = shared / "cache.bin", a_foreign_group()
     give(path, -1, gid)
     path.chmod(0o664)
-    problem = f"its group {group(gid)} may write it, and this user is no member"
+    problem = f"its group {group(gid)} may write it, and this user is not a member"
     return path, described(problem, path, os.geteuid(), 0o664, "chmod g-w")
 
 
@@ -176,7 +176,7 @@ def a_foreign_group_may_write_the_directory(shared: Path) -> tuple[Path, str]:
     gid = a_foreign_group()
     give(shared, -1, gid)
     shared.chmod(0o2775)
-    problem = f"its group {group(gid)} may write it, and this user is no member"
+    problem = f"its group {group(gid)} may write it, and this user is not a member"
     return shared / "cache.bin", described(
         problem, shared, os.geteuid(), 0o2775, "chmod g-w"
     )
@@ -484,7 +484,7 @@ def test_a_group_without_a_number_is_not_ours(
         give(entry, STRANGER, OTHER)
     path.chmod(0o664)
     reason = in_user_namespace(refusal_of, runtime, path, public)
-    assert "may write it, and this user is no member" in reason
+    assert "may write it, and this user is not a member" in reason
 
 
 def test_others_may_read_the_cache_and_not_hold_its_lock(

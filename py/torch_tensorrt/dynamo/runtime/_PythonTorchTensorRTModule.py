@@ -11,7 +11,7 @@ from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
 
 
 class PythonTorchTensorRTModule(EngineModule):
-    """An `EngineModule` on the Python runtime, whether or not there is the C++ one."""
+    """An `EngineModule` on the Python runtime, even if the C++ runtime can be loaded."""
 
     def __init__(
         self,

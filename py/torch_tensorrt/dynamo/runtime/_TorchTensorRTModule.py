@@ -12,11 +12,11 @@ from torch_tensorrt.runtime._runtime_settings import RuntimeSettings
 
 
 class TorchTensorRTModule(EngineModule):
-    """An `EngineModule` on the C++ runtime, or on the Python one where that is missing.
+    """An `EngineModule` on the C++ runtime, or on the Python runtime if that can't be loaded.
 
     Args:
-        use_python_runtime: True takes the Python runtime, False the C++ one. None takes the C++ one
-            where its library can be loaded.
+        use_python_runtime: True selects the Python runtime, False the C++ runtime. None selects the
+            C++ runtime if its library can be loaded.
 
     Raises:
         ImportError: `use_python_runtime` is False, and the library can't be loaded.

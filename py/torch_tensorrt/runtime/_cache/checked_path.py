@@ -1,4 +1,4 @@
-"""What may name the file of a runtime cache."""
+"""Checks the paths and URLs of runtime caches."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torchtrt_cache.cache_url import CacheURL, directory_of_file_url, is_url
 
 
 def checked_path(path: object, *, may_be_empty: bool = False) -> str:
-    """`path` as a str, which either runtime can take.
+    """Returns `path` as a str that both runtimes accept.
 
     Raises:
-        TypeError: it is neither a str nor an os.PathLike of one.
-        ValueError: it can be no file's, or is not valid UTF-8.
+        TypeError: It is neither a str nor an os.PathLike of one.
+        ValueError: It can't be the path of a file, or is not valid UTF-8.
     """
     checked = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(checked, str):
         raise TypeError(
-            f"The path of a runtime cache is a str or an os.PathLike of one, got {path!r}"
+            f"The path of a runtime cache must be a str or an os.PathLike of one, got {path!r}"
         )
     if not (checked or may_be_empty):
         raise ValueError("The path of a runtime cache is empty")
@@ -26,7 +26,7 @@ def checked_path(path: object, *, may_be_empty: bool = False) -> str:
         raise ValueError(f"The path of a runtime cache has a NUL in it: {checked!r}")
     try:
         checked.encode()
-    except UnicodeEncodeError as error:  # which the C++ runtime can't take
+    except UnicodeEncodeError as error:  # the C++ runtime would not accept it
         raise ValueError(
             f"The path of a runtime cache is not valid UTF-8: {checked!r}"
         ) from error
@@ -34,7 +34,7 @@ def checked_path(path: object, *, may_be_empty: bool = False) -> str:
 
 
 def checked_place(place: object, *, may_be_empty: bool = False) -> str:
-    """A path as `checked_path` returns it, or a URL that `CacheURL.parse` takes.
+    """Returns a path as `checked_path` does, or a URL that `CacheURL.parse` accepts.
 
     A `file://` URL becomes the path of its directory.
 
@@ -47,6 +47,6 @@ def checked_place(place: object, *, may_be_empty: bool = False) -> str:
         return checked_path(directory or str(CacheURL.parse(checked)))
     if isinstance(place, os.PathLike) and re.match("(s3|gs|az|file):/", checked):
         raise ValueError(
-            f"The URL of a runtime cache is a str, got {place!r}, which lacks a slash"
+            f"The URL of a runtime cache must be a str, got {place!r}, which lacks a slash"
         )
     return checked

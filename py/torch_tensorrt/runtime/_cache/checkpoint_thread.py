@@ -1,4 +1,4 @@
-"""The thread that saves caches while they are used; the twin of core/runtime/CheckpointThread.h."""
+"""The background thread that saves caches. The twin of core/runtime/CheckpointThread.h."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ _Result = TypeVar("_Result")
 
 
 class Cache(Protocol):
-    """What has checkpoints."""
+    """A cache that has checkpoints."""
 
     def checkpoint(self, waits: LockWaits) -> Found:
-        """Saves new kernels; raises nothing. Once `waits.stop` is set it waits for no lock."""
+        """Saves new kernels. Raises nothing. Does not wait for locks once `waits.stop` is set."""
 
 
 class _Jobs(deque[tuple[Callable[[], Any], "Future[Any]"]]):
-    """What waits to be run."""
+    """The work that waits to be run."""
 
     def is_set(self) -> bool:
-        """Whether a checkpoint must stop waiting for locks; for `LockWaits.stop`."""
+        """Whether a checkpoint must stop waiting for locks, as `LockWaits.stop` needs it."""
         return len(self) > 0
 
 
 class CheckpointThread:
-    """Saves this process's runtime caches in the background while it runs.
+    """The background thread that saves all runtime caches of this process while the process runs.
 
-    It starts when the first engine marks a cache that saves itself. A child of fork() has none
-    until then, and no caches.
+    It starts when the first engine marks a cache that saves itself. A child of fork() has another
+    one, without caches, which starts in the same way.
 
-    Checkpoints cost at most 1 % of a core: the pause before the next ones is at least 100 times the
-    work of the last ones. The thread is in CUDA's relaxed stream-capture mode, so that its calls
-    never invalidate a graph that another thread captures.
+    Checkpoints take at most 1 % of a core: after each round of checkpoints, the thread pauses for
+    at least 100 times as long as the round took. It is in CUDA's relaxed stream-capture mode, so
+    that its calls never invalidate a graph that another thread captures.
 
-    Thread safety: any method from any thread, from finalizers and signal handlers too; `stop` from
-    any but this one.
-    What they tell the thread goes through queues alone, which are reentrant. Nobody waits for the
-    thread while it logs, because a signal handler that waits may have interrupted logging.
+    Thread safety: any method may be called from any thread, also from finalizers and signal
+    handlers, but `stop` not from this thread. Messages reach the thread only through queues, which
+    are reentrant. Nobody waits for the thread while it logs, because a signal handler that waits
+    may have interrupted logging.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class CheckpointThread:
         self._is_logging = False
         self._jobs = _Jobs()
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        # Used by the thread alone.
+        # Used only by the thread.
         self._schedules: dict[weakref.ref[Cache], CheckpointSchedule] = {}
         self._not_before = 0.0
 
@@ -80,27 +80,31 @@ class CheckpointThread:
         self._start_over()
 
     def begin(self, cache: Cache, specializes_lazily: bool) -> None:
-        """A call begins that may compile kernels into the cache. See CheckpointSchedule."""
+        """Must be called when a call that may compile kernels into the cache begins.
+
+        See `CheckpointSchedule`.
+        """
         if self.start():
             now, reference = time.monotonic(), weakref.ref(cache)
             self._messages.put(partial(self._begin, reference, now, specializes_lazily))
 
     def end(self, cache: Cache) -> None:
-        """The call ends, for which `begin` was called."""
+        """Must be called when the call ends for which `begin` was called."""
         if self._thread is not None:
             self._messages.put(partial(self._end, weakref.ref(cache), time.monotonic()))
 
     def run(self, work: Callable[[], _Result], deadline: float) -> _Result:
-        """Calls `work` on the thread, or here if there can be no thread, and returns its result.
+        """Runs `work` on the thread and returns its result.
 
-        A checkpoint that runs meanwhile stops waiting for locks.
+        A running checkpoint stops waiting for locks. If the thread can't be started, `work` runs on
+        the calling thread.
 
         Args:
-            work: What to call. It may still run after a TimeoutError.
+            work: The function to call. It may still be running after a TimeoutError.
             deadline: By time.monotonic().
 
         Raises:
-            TimeoutError: It has not ended by the deadline.
+            TimeoutError: `work` has not ended by the deadline.
             Whatever `work` raises.
         """
         # The garbage collector may end a cache on the thread itself.
@@ -118,10 +122,10 @@ class CheckpointThread:
             future.cancel()
             raise TimeoutError
         finally:
-            del future  # else it and an error's traceback would keep each other alive
+            del future  # otherwise it and an error's traceback would keep each other alive
 
     def start(self) -> bool:
-        """Starts the thread unless it runs. Returns False if there can be none.
+        """Starts the thread if it is not running. Returns True if it runs.
 
         The first failure is logged as a warning.
         """
@@ -151,7 +155,7 @@ class CheckpointThread:
         return self._thread is not None and not self._has_ended
 
     def stop(self, deadline: float) -> None:
-        """Ends the thread for good, and waits for that until the deadline."""
+        """Ends the thread for good, and waits for its end until the deadline."""
         if self._thread is not None:
             with suppress(TimeoutError):
                 self.run(self._stop, deadline)
@@ -161,7 +165,7 @@ class CheckpointThread:
     def _stop(self) -> None:
         self._has_ended = True
 
-    # What follows runs on the thread.
+    # The methods below run on the thread.
 
     def _serve(self) -> None:
         while not self._has_ended:
@@ -206,11 +210,11 @@ class CheckpointThread:
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
-                del future  # else it and the traceback would keep each other alive
+                del future  # otherwise it and the traceback would keep each other alive
 
     @contextmanager
     def _logging_afterwards(self) -> Iterator[None]:
-        with suppress(Exception), deferred_calls():  # of log handlers
+        with suppress(Exception), deferred_calls():  # exceptions of log handlers
             yield
             self._is_logging = True
         self._is_logging = False
@@ -238,7 +242,7 @@ class CheckpointThread:
 
 
 checkpoint_thread = CheckpointThread()
-"""This process's."""
+"""The thread of this process."""
 
 
 def _wake() -> None:

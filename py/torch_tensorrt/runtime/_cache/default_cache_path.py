@@ -1,4 +1,4 @@
-"""Where a user's runtime cache is kept if they name no place."""
+"""The default place of a user's runtime cache."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ _FOR_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def default_runtime_cache_path() -> str | None:
-    """The path of the user's own runtime cache, a directory with a file for each kind of machine.
+    """Returns the path of the user's own cache, a directory with one file per kind of machine.
 
-    It is `$XDG_CACHE_HOME/torch_tensorrt/`, by default `~/.cache/torch_tensorrt/`, on Linux. What
-    is missing of it is made, with mode 0700. If nobody else may enter the directory, caches and
-    lock files in it lose their write bits for others.
+    On Linux it is `$XDG_CACHE_HOME/torch_tensorrt/`, by default `~/.cache/torch_tensorrt/`. Missing
+    directories are created with mode 0700. If nobody else may enter the directory, caches and lock
+    files in it lose their write permissions for others.
 
-    Kernels are code that runs with the user's rights, so the directory is refused if anybody but
-    the user and root could put a file there: the directory, or a cache or lock file in it, belongs
-    to another user or may be written by others, or a directory or symbolic link on the way there is
-    another user's, or open to the renaming of what is in it. This is stricter than the rule for
-    other paths, since groups do not count and TORCHTRT_TRUSTED_PATHS changes nothing. On Windows,
-    whose directories inherit their owners' rights, nothing is refused.
+    Kernels are code that runs with the user's rights. The directory is therefore refused if anybody
+    but the user and root could put a file there. That is the case if the directory, or a cache or
+    lock file in it, belongs to another user or is writable by others. It is also the case if a
+    directory or symbolic link on the way belongs to another user, or if others may rename what is
+    in a directory on the way. This is stricter than the rule for other paths: groups do not count,
+    and TORCHTRT_TRUSTED_PATHS changes nothing. On Windows, where directories inherit the rights of
+    their owners, nothing is refused.
 
     Returns:
-        The path, which ends in a separator; None, after a warning that says why and what to do,
-        where it is refused, is not valid UTF-8, or can't be made.
+        The path, which ends in a separator. If the path is refused, is not valid UTF-8 or can't be
+        created, logs a warning that says why and what to do, and returns None.
 
-    Thread safety: any thread, and any number of processes at once.
+    Thread safety: may be called from any thread, and from any number of processes at once.
     """
     directory = Path("torch_tensorrt")
     try:
@@ -47,8 +48,8 @@ def default_runtime_cache_path() -> str | None:
         _make_usable(directory)
     except (OSError, ValueError, NotTrustedError) as error:
         logger.warning(
-            "There is no default runtime cache, since '%s' can't be trusted or made: %s. Mend "
-            "that, let XDG_CACHE_HOME name a directory that is yours alone, or pass a path.",
+            "There is no default runtime cache, because '%s' can't be trusted or created: %s. Fix "
+            "that, set XDG_CACHE_HOME to a directory that is yours alone, or pass a path.",
             directory,
             error,
         )
@@ -57,12 +58,12 @@ def default_runtime_cache_path() -> str | None:
 
 
 def local_tier_of(url: str) -> str:
-    """The directory where this machine keeps what it shares with an object store.
+    """Returns the directory where this machine keeps what it shares with an object store.
 
-    It is a directory of the default cache's, made and refused by the same rules.
+    It is in the default cache's directory, and is created and refused by the same rules.
 
     Raises:
-        RuntimeError: It is refused, or can't be made.
+        RuntimeError: It is refused, or can't be created.
     """
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     try:
@@ -70,8 +71,8 @@ def local_tier_of(url: str) -> str:
         _make_usable(directory)
     except (OSError, ValueError, NotTrustedError) as error:
         raise RuntimeError(
-            f"The runtime cache '{url}' has no place on this machine: {error}. Mend that, or let "
-            "XDG_CACHE_HOME name a directory that is yours alone"
+            f"The runtime cache '{url}' has no place on this machine: {error}. Fix that, or set "
+            "XDG_CACHE_HOME to a directory that is yours alone"
         ) from error
     return f"{directory}{os.sep}"
 
@@ -92,8 +93,8 @@ def _user_cache_directory() -> Path:
         directory = Path(platformdirs.user_cache_dir("torch_tensorrt", appauthor=False))
     except RuntimeError as error:
         raise NotTrustedError(str(error)) from error
-    if not directory.is_absolute():  # what other versions of platformdirs return
-        raise NotTrustedError(f"'{directory}' is in no home directory")
+    if not directory.is_absolute():  # some versions of platformdirs return such a path
+        raise NotTrustedError(f"'{directory}' is not in a home directory")
     return directory
 
 
@@ -118,7 +119,8 @@ def _check_file(path: Path) -> None:
     if place.status.st_mode & _WRITABLE_BY_OTHERS:
         if Path(place.path).parent.stat().st_mode & _FOR_OTHERS:
             raise NotTrustedError(_describe_mode(place.path, place.status))
-        # Nobody else could reach the file. A lax umask left the bits, for which it is not loaded.
+        # Nobody else could reach the file. A lax umask left the bits. With them, the file would
+        # not be loaded.
         mode = stat.S_IMODE(place.status.st_mode) & ~_WRITABLE_BY_OTHERS
         with suppress(FileNotFoundError):  # a prune removed it
             Path(place.path).chmod(mode)
@@ -135,10 +137,10 @@ def _follow(path: Path) -> Place:
 
 
 def _refusal(path: str, status: os.stat_result, users: frozenset[int]) -> str:
-    # In a directory like /tmp anybody may have made it, and then may also replace it.
+    # In a directory like /tmp anybody may have created it, and may then replace it.
     if status.st_uid not in users:
         return f"'{path}' belongs to user {user(status.st_uid)}"
-    # With the sticky bit, as in /tmp, only owners rename what is in it.
+    # With the sticky bit, as in /tmp, only owners may rename what is in it.
     is_directory = stat.S_ISDIR(status.st_mode)
     is_swappable = is_directory and not status.st_mode & stat.S_ISVTX
     if is_swappable and status.st_mode & _WRITABLE_BY_OTHERS:
@@ -156,4 +158,4 @@ def _check_owner(path: str, status: os.stat_result) -> None:
 
 def _describe_mode(path: str, status: os.stat_result) -> str:
     mode = stat.S_IMODE(status.st_mode)
-    return f"others than its owner may write '{path}' (mode {mode:04o}, try chmod go-w)"
+    return f"users other than its owner may write '{path}' (mode {mode:04o}, try chmod go-w)"

@@ -1,4 +1,4 @@
-"""When the end of this process must be done with saving."""
+"""The deadline for the saves at the end of this process."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _expected_deadline = -math.inf
 
 
 def expect_exit(deadline: float) -> None:
-    """Makes an exit that begins before the deadline end by it.
+    """Makes an exit that begins before `deadline` end its saves by then.
 
-    Nothing else changes, since the process may live on, or drain for longer before it ends.
+    Nothing else changes, because the process may live on, or take longer before it ends.
     """
     global _expected_deadline
     _expected_deadline = deadline
 
 
 def begin_exit() -> float:
-    """Returns the deadline, by time.monotonic().
+    """Sets the deadline for the end of this process, and returns it, by time.monotonic().
 
-    All saves and waits at the end of a process share one, which the first call sets, here or in the
-    C++ runtime.
+    All saves and waits at the end of a process share one deadline. The first call, here or in the
+    C++ runtime, sets it.
     """
     global _deadline
     if _deadline == math.inf:
@@ -43,12 +43,12 @@ def begin_exit() -> float:
 
 
 def exit_deadline() -> float:
-    """Returns the deadline, infinity unless the end of this process has begun."""
+    """Returns the deadline, or infinity if the end of this process has not begun."""
     return _deadline
 
 
 def _start_over() -> None:
-    """In a child of fork(), whose parent may be at its end."""
+    """Called in a child of fork(), whose parent may be about to end."""
     global _deadline, _expected_deadline
     _deadline = math.inf
     _expected_deadline = -math.inf

@@ -1,4 +1,4 @@
-"""What a child of fork() starts over with."""
+"""Lets objects start over in a child of fork()."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _objects: set[weakref.ref[_StartsOver]] = set()
 def start_over_in_children(owner: _StartsOver) -> None:
     """Calls `owner.start_over_in_child()` in every later child of fork(), while `owner` lives.
 
-    That call has no other thread beside it. It must not wait for any lock, because a thread that is
-    not there may hold it for ever.
+    No other thread runs during that call. It must not wait for any lock, because a thread that does
+    not exist in the child may hold the lock forever.
     """
     _objects.add(weakref.ref(owner, _objects.discard))
 
 
 def leak(owner: object) -> None:
-    """Never destroys the object, and nothing that it refers to."""
+    """Keeps the object, and everything that it refers to, from ever being destroyed."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
 def _start_over() -> None:
-    # All of them are kept alive, so that each may leak itself before another one lets it go.
+    # All of them are kept alive, so that each can leak itself before another one drops it.
     owners = [owner for reference in tuple(_objects) if (owner := reference())]
     for owner in owners:
         owner.start_over_in_child()

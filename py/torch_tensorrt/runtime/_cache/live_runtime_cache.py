@@ -1,4 +1,4 @@
-"""A runtime cache that an engine uses; the twin of core/runtime/LiveRuntimeCache.h."""
+"""A runtime cache that engines use. The twin of core/runtime/LiveRuntimeCache.h."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ _LOGGER = unlocked_logger("live_runtime_cache")
 
 @dataclass(frozen=True)
 class Merged:
-    data: memoryview | None  # the kernels of both; None if they can't be had
-    adds_nothing: bool = False  # those on disk are all of them
-    reason_against: str = ""  # why they can't be had
-    is_disk_rejected: bool = False  # that is the reason
-    offers: tuple[str, ...] = ()  # those that are in `data` too
+    data: memoryview | None  # the kernels of both; None if they can't be merged
+    adds_nothing: bool = False  # the bytes on disk have all of the kernels
+    reason_against: str = ""  # why they can't be merged
+    is_disk_rejected: bool = False  # because TensorRT-RTX rejects the bytes on disk
+    offers: tuple[str, ...] = ()  # the offers whose kernels are in `data`
 
 
 @dataclass(frozen=True)
 class LiveRuntimeCache:
-    """An `IRuntimeCache` on one device, and a second one to merge serialized caches in.
+    """An `IRuntimeCache` on one device, and a second one in which serialized caches are merged.
 
-    Makes the device current, with a CUDA context, where TensorRT-RTX needs that. Bytes are of
-    format "B".
+    Makes the device current, with a CUDA context, where TensorRT-RTX needs that. Memoryviews have
+    the format "B".
 
-    Thread safety: `merge` from any thread; the rest one thread at a time (external
-    synchronization), while engines compile into the cache.
+    Thread safety: `merge` may be called from any thread, the rest from one thread at a time
+    (external synchronization). Engines may compile into the cache meanwhile.
     """
 
     device: torch.device
-    kind: RuntimeCacheKind | None  # that of the device; None if it is unknown
+    kind: RuntimeCacheKind | None  # the kind of the device; None if it is unknown
     cache: Any
-    # Empty, for merges, which may come after the last config that could create one. None if it
-    # could not be created.
+    # Created early, because a merge may follow the last config that could create a cache. Empty
+    # between merges. None if it could not be created.
     scratch: Any
-    empty: bytes | None  # digest of a cache without kernels; None if that is not known
+    # Digest of a serialized cache without kernels. None if that is unknown.
+    empty: bytes | None
     scratch_lock: threading.RLock = field(default_factory=threading.RLock)
 
     @classmethod
@@ -62,24 +63,30 @@ class LiveRuntimeCache:
         return cls(device, kind, cache, scratch, digest)
 
     def serialize(self) -> memoryview | None:
-        """None if TensorRT-RTX fails."""
+        """Returns the serialized cache, or None if TensorRT-RTX fails."""
         with _on_device(self.device):
             data = self.cache.serialize()
         return None if data is None else _bytes_view(data)
 
     def deserialize(self, data: memoryview) -> bool:
-        """False if TensorRT-RTX rejects the bytes."""
+        """Returns False if TensorRT-RTX rejects the bytes."""
         with _on_device(self.device):
             return bool(self.cache.deserialize(data))
 
     def is_without_kernels(self, data: memoryview) -> bool:
-        """Whether a cache without kernels serializes to these bytes; False if that is unknown."""
+        """Returns True if a cache without kernels serializes to these bytes.
+
+        Returns False if that is unknown.
+        """
         return self.empty == digest_of(data)
 
     def merge(
         self, disk: memoryview, ours: memoryview, offers: Sequence[str] = ()
     ) -> Merged:
-        """What a cache has that deserialized both, and offers of other savers, in the scratch."""
+        """Merges two serialized caches and, if that succeeds, the offers of other savers.
+
+        See `RuntimeCacheFile.wait_for_turn` for the offers.
+        """
         if self.scratch is None:
             return Merged(
                 None,
@@ -99,7 +106,7 @@ class LiveRuntimeCache:
     def _merge_offers(
         self, merged: Merged, data: memoryview, offers: Sequence[str], disk_size: int
     ) -> Merged:
-        """Merges offers in the scratch cache, which has what was merged so far."""
+        """Adds the offers of other savers. The scratch cache has the two caches merged so far."""
         accepted = []
         for offer in offers:
             offered = read_offer(offer)
@@ -113,12 +120,12 @@ class LiveRuntimeCache:
         return Merged(everything, adds_nothing, offers=tuple(accepted))
 
     def _merge(self, disk: memoryview, ours: memoryview) -> Merged:
-        """Tells adding from replacing.
+        """Merges two serialized caches.
 
-        TensorRT-RTX does not document whether `deserialize` adds to what a cache has. It does if
-        both orders give the same kernels; otherwise one of the two got lost on the way. Serialized
-        caches of one kind are told apart by their size, which only a union of two can exceed, so
-        that nothing is assumed of the order of kernels in them.
+        TensorRT-RTX does not document whether `deserialize` adds to the contents of a cache or
+        replaces them. It adds if both orders give the same kernels; otherwise one of the two was
+        lost. Serialized caches of one kind are compared by size, so that nothing is assumed about
+        the order of the kernels in them. Only a union of the two can be larger than both.
         """
         failed = Merged(
             None, reason_against="TensorRT-RTX failed to deserialize or serialize them"
@@ -146,8 +153,8 @@ class LiveRuntimeCache:
             len(disk) != len(ours) or digest_of(ours_first) == digest_of(disk_first)
         ):
             _LOGGER.info(
-                "TensorRT-RTX's deserialize adds to a runtime cache, and one of the two merged had "
-                "all of the other's"
+                "TensorRT-RTX's deserialize adds to a runtime cache, and one of the two had all "
+                "kernels of the other"
             )
             return Merged(disk_first, adds_nothing=len(disk_first) == len(disk))
         _LOGGER.info("TensorRT-RTX's deserialize replaces what a runtime cache has")
@@ -157,7 +164,7 @@ class LiveRuntimeCache:
         )
 
     def _with_contents(self, data: memoryview) -> memoryview | None:
-        """Deserializes into the scratch cache and serializes that; None if either fails."""
+        """Deserializes into the scratch cache and serializes it. Returns None if either fails."""
         if not self.scratch.deserialize(data):
             return None
         serialized = self.scratch.serialize()
@@ -166,17 +173,17 @@ class LiveRuntimeCache:
 
 @contextmanager
 def _on_device(device: torch.device) -> Iterator[None]:
-    """Makes the device of a live cache the current one, with a CUDA context.
+    """Makes `device` current, with a CUDA context, in a block.
 
-    TensorRT-RTX compares the bytes that it serializes or deserializes to the context of the calling
-    thread.
+    TensorRT-RTX checks the bytes that it serializes or deserializes against the context of the
+    calling thread.
     """
     if device.type != "cuda":
         yield
         return
     with torch.cuda.device(device):
-        # A new thread has no context until it calls CUDA, which the line above does not where the
-        # device is the current one already.
+        # A new thread has no context until it calls CUDA. The line above does not call CUDA if the
+        # device is already the current one.
         try:
             stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             torch.cuda.Event().record(stream)  # type: ignore[no-untyped-call]
@@ -186,7 +193,7 @@ def _on_device(device: torch.device) -> Iterator[None]:
 
 
 def _bytes_view(data: Any) -> memoryview:
-    """Whatever an `IHostMemory` calls its items, they are bytes."""
+    """Returns the memory of an `IHostMemory` as bytes, whatever its item type is."""
     view = memoryview(data)
     return view.cast("B") if view.nbytes > 0 else memoryview(b"")
 

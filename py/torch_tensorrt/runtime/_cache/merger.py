@@ -1,4 +1,4 @@
-"""Merging serialized caches where no engine has made a cache live."""
+"""Merges serialized caches without an engine that has made a cache live."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from torchtrt_cache.transfer import CannotMergeError
 
 
 class Merger:
-    """Merges serialized caches of one kind of machine, on a GPU of that kind; a `transfer.Merge`.
+    """Merges serialized caches of one kind of machine, on a GPU of that kind. A `transfer.Merge`.
 
-    Only the config of an engine makes an `IRuntimeCache`. So the first call builds an engine of one
-    layer and loads it, and keeps the cache for later calls. There is no execution context, so no
+    Only the config of an engine can create an `IRuntimeCache`. So the first call builds an engine
+    of one layer, loads it, and keeps the cache for later calls. Without an execution context, no
     kernel is compiled.
 
     A child of fork() starts over.
 
-    Thread safety: calls from any thread, also while others capture CUDA graphs.
+    Thread safety: may be called from any thread, also while others capture CUDA graphs.
     """
 
     def __init__(self, kind: RuntimeCacheKind) -> None:
@@ -43,19 +43,19 @@ class Merger:
         self._live: LiveRuntimeCache | None = None  # guarded by _lock
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(); see forks.py."""
+        """Called in a child of fork(): see forks.py."""
         leak(self._live)
         self._start_over()
 
     def __call__(self, theirs: memoryview, ours: memoryview) -> memoryview:
-        """Returns the kernels of both: bytes of the size of `theirs` if that has them all.
+        """Returns the kernels of both. If `theirs` has them all, the result has its size.
 
         Raises:
-            CannotMergeError: TensorRT-RTX rejects one of the two, or can't merge any.
-            RuntimeError: There is no GPU of the kind here, or TensorRT-RTX fails now.
+            CannotMergeError: TensorRT-RTX rejects one of the two, or can't merge caches at all.
+            RuntimeError: This machine has no GPU of the kind, or TensorRT-RTX fails this time.
         """
         try:
-            ordinal = _ordinal_of(self._kind)  # loads the driver, for what follows
+            ordinal = _ordinal_of(self._kind)  # also loads the driver for the next line
             with relaxed_stream_capture(), torch.cuda.device(ordinal):
                 merged = self._live_cache().merge(theirs, ours)
         except Exception as error:
@@ -72,9 +72,9 @@ class Merger:
 
 
 def _ordinal_of(kind: RuntimeCacheKind) -> int:
-    """That of a CUDA device of the kind.
+    """Returns the ordinal of a CUDA device of the kind.
 
-    Without one it is -1, which leaves the current device to torch and the choice to the loader.
+    Returns -1 if there is none. That keeps torch's current device, and the loader decides.
     """
     for ordinal in range(torch.cuda.device_count()):
         if _are_equal(kind_of_device(ordinal, trt.__version__), kind):
@@ -83,7 +83,7 @@ def _ordinal_of(kind: RuntimeCacheKind) -> int:
 
 
 def _are_equal(one: RuntimeCacheKind | None, other: RuntimeCacheKind) -> bool:
-    # By their names, since that of a file may be all that is known of a kind.
+    # Compares the file names, because a file name may be all that is known of a kind.
     return one is not None and one.file_name() == other.file_name()
 
 
@@ -100,7 +100,7 @@ def _load_engine(kind: RuntimeCacheKind) -> LoadedEngine:
 
 
 def _create_cache(loaded: LoadedEngine) -> LiveRuntimeCache:
-    """The caller keeps the engine until its config is gone, which is when this returns."""
+    """Requires that the caller keeps the engine until this returns and its config is destroyed."""
     config = loaded.engine.create_runtime_config()
     if config is None:
         raise RuntimeError(
@@ -113,7 +113,7 @@ def _create_cache(loaded: LoadedEngine) -> LiveRuntimeCache:
 
 
 class _Errors(trt.IErrorRecorder):  # type: ignore[misc]
-    """The errors of one builder. TensorRT-RTX has one logger for all, which writes to stdout."""
+    """The errors of one builder. TensorRT-RTX's only logger writes them to stdout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class _Errors(trt.IErrorRecorder):  # type: ignore[misc]
 
     def report_error(self, code: Any, text: str) -> bool:
         self.texts.append(text.strip())
-        return False  # it does not end what goes on
+        return False  # the error does not end the operation
 
     def num_errors(self) -> int:
         return len(self.texts)
@@ -140,7 +140,7 @@ class _Errors(trt.IErrorRecorder):  # type: ignore[misc]
 
 
 def _build_plan(capability: tuple[int, int]) -> memoryview:
-    """An engine of one layer for a compute capability."""
+    """Builds an engine of one layer for a compute capability."""
     capabilities = parse_compute_capabilities([capability])
     errors = _Errors()
     builder = trt.Builder(tensorrt_logger())

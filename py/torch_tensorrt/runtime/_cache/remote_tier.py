@@ -1,4 +1,4 @@
-"""The caches of this process whose place is an object store."""
+"""Keeps caches of this process in step with an object store."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from torchtrt_cache.upload_schedule import UploadSchedule
 
 _LOGGER = unlocked_logger("remote_tier")
 
-_LONGEST_TRANSFER = 600.0  # seconds, as the others
-_FIRST_PAUSE = 10.0  # after a failed fetch
-_LONGEST_PAUSE = 600.0
+_LONGEST_TRANSFER = 600.0  # seconds
+_FIRST_PAUSE = 10.0  # seconds, after a failed fetch
+_LONGEST_PAUSE = 600.0  # seconds
 
 
 class _Handle(Protocol):
-    """What merges by its scratch cache: a handle of either runtime."""
+    """A handle of either runtime, which can merge in its scratch cache."""
 
     def merged(
         self, theirs: torch.Tensor, ours: torch.Tensor, file_name: str, /
@@ -62,15 +62,16 @@ class _Cache(Protocol):
 class RemoteTier:
     """Keeps a directory of this machine in step with the objects under a URL.
 
-    The directory is the local tier: the caches of this process load from it and save to it, and so
-    do those of others. A thread fetches what an engine can start with, and uploads what was saved
-    since: once nothing has been saved for a while, at the latest a minute after the first save, and
-    at the end of the process.
+    The directory is the local tier: the caches of this and of other processes load from it and save
+    to it. A thread first fetches what an engine can start with. Later it uploads what was saved:
+    once nothing has been saved for a while, at the latest a minute after the first save, and at the
+    end of the process.
 
-    A store that fails costs freshness alone. The first failure since all was well is logged as a
-    warning.
+    If the store fails, the exchange of kernels is delayed, but none are lost. The first failure is
+    logged as a warning, and so is the first one after all transfers succeeded again.
 
-    Thread safety: any method from any thread; `begin_push` from signal handlers, too.
+    Thread safety: any method may be called from any thread, and `begin_push` also from signal
+    handlers.
 
     Attributes:
         url: The store.
@@ -107,27 +108,27 @@ class RemoteTier:
         self._messages: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._start = -math.inf  # by time.monotonic()
-        # Of the fetch at the start.
+        # For the fetch at the start.
         self._has_first_byte = threading.Event()
         self._is_fetched = threading.Event()
         self._kinds: list[_Kind] = []
         self._is_pulling = False
-        self._is_interrupted = False  # the pull, for an upload
+        self._is_interrupted = False  # a pull gave way to an upload
         self._has_ended = False
-        self._has_warned = False  # since all was well
-        self._log: deque[tuple[int, str]] = deque()  # of the thread
+        self._has_warned = False  # since all transfers last succeeded
+        self._log: deque[tuple[int, str]] = deque()  # messages of the thread
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(); see forks.py."""
+        """Called in a child of fork(): see forks.py."""
         self._store.abandon()
         self._start_over()
 
     def add(self, cache: _Cache) -> None:
-        """A cache of this process on the tier, which can merge once an engine uses it."""
+        """Adds a cache of this process on the tier. It can merge once an engine uses it."""
         self._caches[id(cache)] = cache
 
     def begin(self) -> None:
-        """Begins to fetch what an engine can start with, with the first call."""
+        """The first call starts the thread, which fetches what an engine can start with."""
         with deferred_calls(), self._starting_lock:
             if self._thread is not None or exit_deadline() < math.inf:
                 return
@@ -141,19 +142,19 @@ class RemoteTier:
             else:
                 self._thread, self._start = thread, time.monotonic()
                 if multiprocessing.parent_process() is not None:
-                    # Before CPython 3.13 a worker that was forked ends without atexit's functions.
-                    # Its caches are saved at priority 0, that is before this.
+                    # Before CPython 3.13, a forked worker ends without calling atexit's functions.
+                    # Its caches are saved at priority 0, which comes before this.
                     multiprocessing.util.Finalize(None, _end, exitpriority=-1)
         self._flush_log()
 
     def wait_until_fetched(self) -> None:
-        """Waits as long as an engine's start may wait for the store."""
+        """Waits for the fetch, at most as long as the start of an engine may wait."""
         self.begin()
         if self._thread is None:
             return
         for event, timeout, what in (
             (self._has_first_byte, self.url.first_byte_timeout, "no answer"),
-            (self._is_fetched, self.url.start_timeout, "not everything"),
+            (self._is_fetched, self.url.start_timeout, "not everything arrived"),
         ):
             if not event.wait(max(0.0, self._start + timeout - time.monotonic())):
                 self._report_failure(f"{what} within {timeout:g} s")
@@ -161,7 +162,7 @@ class RemoteTier:
         self._flush_log()
 
     def begin_push(self, deadline: float) -> Future[None]:
-        """Begins to upload what the store lacks, by time.monotonic()."""
+        """Begins to upload what the store lacks. `deadline` is by time.monotonic()."""
         done: Future[None] = Future()
         is_due = any(map(self._is_to_push, self._kinds))
         is_served = self._thread is not None and self._thread.is_alive()
@@ -169,13 +170,13 @@ class RemoteTier:
             done.set_result(None)
             return done
         self._messages.put(partial(self._push_all, deadline, done))
-        if self._is_pulling:  # perhaps from a store that hangs
+        if self._is_pulling:  # the store may hang
             self._is_interrupted = True
             self._store.close()
         return done
 
     def wait_for_push(self, done: Future[None], deadline: float) -> None:
-        """Waits for what `begin_push` began."""
+        """Waits for the upload that `begin_push` began."""
         start = time.monotonic()
         if not wait([done], max(0.0, deadline - start)).done:
             milliseconds = round((time.monotonic() - start) * 1000)
@@ -183,7 +184,7 @@ class RemoteTier:
             self._flush_log()
 
     def end(self) -> None:
-        """Ends the thread for good, at once."""
+        """Ends the thread for good, without waiting for a transfer."""
         if not self._has_ended:
             self._has_ended = True
             self._messages.put(_wake)
@@ -207,14 +208,17 @@ class RemoteTier:
         self._log.append((level, text))
 
     def _flush_log(self) -> None:
-        """Logs, when nobody waits for this thread: a log handler may wait for who does."""
+        """Writes the log when nobody waits for this thread.
+
+        A log handler may wait for a thread that waits for this one.
+        """
         with suppress(IndexError):
             while True:
                 level, text = self._log.popleft()
-                with suppress(Exception):  # of the user's log handlers
+                with suppress(Exception):  # exceptions of the user's log handlers
                     _LOGGER.log(level, "%s", text)
 
-    # What follows runs on the thread.
+    # The methods below run on the thread.
 
     def _serve(self) -> None:
         try:
@@ -244,7 +248,7 @@ class RemoteTier:
         return None if first == math.inf else max(0.0, first - now)
 
     def _look(self) -> None:
-        """Transfers what is due."""
+        """Does the transfers that are due."""
         self._pull_all()
         if self.url.is_read_only:
             return
@@ -270,7 +274,7 @@ class RemoteTier:
         try:
             pushed = self._transfers(deadline).push(kind.name, merge)
         except CannotMergeError as error:
-            self._fail(kind, f"nothing is uploaded, since {error}")
+            self._fail(kind, f"nothing is uploaded, because {error}")
             kind.schedule.done(time.monotonic())
         except Exception as error:
             self._fail(kind, _text_of(error))
@@ -280,7 +284,7 @@ class RemoteTier:
             self._succeed(kind, "Uploaded", pushed)
 
     def _pull_all(self) -> None:
-        """Pulls the kinds for which it is time to."""
+        """Pulls the kinds that are due."""
         now = time.monotonic()
         self._is_pulling = True
         for kind in self._kinds:
@@ -294,7 +298,7 @@ class RemoteTier:
         try:
             pulled = self._transfers().pull_kind(kind.kind, merge, announce)
         except CannotMergeError as error:
-            self._fail(kind, f"nothing is fetched, since {error}")
+            self._fail(kind, f"nothing is fetched, because {error}")
             kind.pull_again = math.inf
         except Exception as error:
             if not self._is_interrupted:
@@ -315,7 +319,7 @@ class RemoteTier:
                     tensors = tensor_of(theirs), tensor_of(ours)
                     return memory_of(cache._handle.merged(*tensors, kind.name))
             except RuntimeError as error:
-                # Else its engines are on another kind of device, or none has run so far.
+                # Otherwise its engines are on another kind of device, or none has run so far.
                 if "Can't merge" in str(error):
                     raise CannotMergeError(message_of(error)) from error
         return kind.merger(theirs, ours)
@@ -339,7 +343,7 @@ class RemoteTier:
 
 
 class _Kind:
-    """A kind of this machine, and when its file and its object are transferred next."""
+    """A kind of this machine, and the schedule of its transfers."""
 
     def __init__(self, kind: RuntimeCacheKind) -> None:
         self.kind = kind
@@ -351,30 +355,33 @@ class _Kind:
         self.is_well = True  # the last transfer did not fail
 
 
-_tiers: dict[CacheURL, RemoteTier] = {}  # of this process
+_tiers: dict[CacheURL, RemoteTier] = {}
 
 
 def remote_tier_of(url: CacheURL) -> RemoteTier:
-    """This process's tier for a URL.
+    """Returns this process's tier for a URL.
 
     Raises:
         ImportError: The library for object stores is missing.
         RuntimeError: There is no place for the local tier.
     """
     tier = _tiers.get(url)
-    # Of two that threads make at once, the first one stays.
+    # If two threads make one at the same time, the first one is kept.
     return tier or _tiers.setdefault(url, RemoteTier(url))
 
 
 def push_all(deadline: float) -> None:
-    """Uploads what the stores of this process lack, by time.monotonic(). Raises nothing."""
+    """Uploads what the stores of this process lack. Raises nothing.
+
+    `deadline` is by time.monotonic().
+    """
     pushes = [(tier, tier.begin_push(deadline)) for tier in tuple(_tiers.values())]
     for tier, push in pushes:
         tier.wait_for_push(push, deadline)
 
 
 def end_all(deadline: float) -> None:
-    """Likewise, at the end of the process."""
+    """Like `push_all`, and ends all tiers. For the end of the process."""
     push_all(deadline)
     for tier in tuple(_tiers.values()):
         tier.end()

@@ -1,4 +1,4 @@
-"""The cache handle of the Python runtime, the twin of core/runtime/RuntimeCacheHandle.h."""
+"""The cache handle of the Python runtime. The twin of core/runtime/RuntimeCacheHandle.h."""
 
 from __future__ import annotations
 
@@ -52,66 +52,68 @@ from torchtrt_cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger("runtime_cache_handle")
 
-# How often a save merges again because others saved meanwhile.
+# How often a save merges because others saved meanwhile.
 _MAX_MERGES = 8
 
-# After which a checkpoint does not count them as new kernels.
+# After these, only growth means new kernels to a checkpoint.
 _CHANGES_WITHOUT_GROWTH = 10
 
-# Of what this process saved, by bytes that TensorRT-RTX rejects. The first may have been damage.
+# With bytes that TensorRT-RTX rejects. The first one may be due to damage.
 _REPLACEMENTS_BY_OTHERS = 2
 
 _LARGE_FILE = 1 << 30  # bytes
 
 _CHECKPOINTS_VARIABLE = "TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"
 
-# Path, bytes, and the files that have them.
+# Path, bytes, and the files that contain them.
 State = tuple[str, torch.Tensor, list[str]]
 
 
 class RuntimeCacheHandle:
-    """The kernels of a runtime cache, and the files that they come from and go to.
+    """The kernels of a runtime cache, and the files that they are loaded from and saved to.
 
-    Any number of engines of the Python runtime may share one. A handle is pending at first: it has
-    serialized bytes, or none. The first engine that uses it makes it live (`ensure_materialized`):
-    then it has a `tensorrt_rtx.IRuntimeCache` for each device, into which TensorRT-RTX puts each
-    kernel that it compiles.
+    Any number of engines of the Python runtime may share one.
 
-    Where a path is a directory, it means the file in it for the kind of machine
-    (`torchtrt_cache.kinds`): that of the device of a live cache, or, for a pending handle, of the
-    current CUDA device. A handle that is live on devices of several kinds has a file for each. A
-    directory whose path ends in a separator is made by the first save, if its parent is there.
+    A handle is pending at first: it has serialized bytes, or none. The first engine that uses it
+    makes it live (`ensure_materialized`). A live handle has one `tensorrt_rtx.IRuntimeCache` per
+    device, into which TensorRT-RTX puts each kernel that it compiles.
+
+    If a path is a directory, it means the file in it for one kind of machine
+    (`torchtrt_cache.kinds`): the kind of a live cache's device or, for a pending handle, of the
+    current CUDA device. A handle that is live on devices of several kinds has one file per kind.
+    The first save creates a directory whose path ends in a separator, if its parent exists.
+
+    A save never removes kernels that other processes saved to the file, with two exceptions, each
+    logged as a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the
+    file, and so do the kernels of a live cache if TensorRT-RTX can't merge the two. If another
+    process replaces this handle's save with bytes that TensorRT-RTX rejects, the next save
+    overwrites them. If that happens again, the handle logs a warning and no longer overwrites such
+    bytes in that file.
 
     While its process runs, a live cache that saves itself is saved by a background thread
-    (CheckpointThread) after calls that may have compiled. Such a checkpoint is a save that writes
-    no file in place. The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0 turns
-    checkpoints off.
+    (`CheckpointThread`) after calls that may have compiled kernels. Such a checkpoint is a save
+    that writes no file in place. The environment variable TORCHTRT_RUNTIME_CACHE_CHECKPOINTS=0
+    turns checkpoints off.
 
     A process may fork at any moment. In the child, handles that were live are pending and empty,
-    and `autosave` is False for all. The parent's runtime caches are neither used nor destroyed
-    there.
+    and `autosave` is False for all handles. The parent's runtime caches are neither used nor
+    destroyed there.
 
-    A save never makes a file lose what other processes saved there, with two exceptions, each with
-    a warning: bytes that the caller gave to a pending handle (`deserialize`) replace the file, and
-    so do a live cache's kernels where TensorRT-RTX can't merge the two. If TensorRT-RTX rejects
-    what replaced this handle's own save, the next save writes over it. The second time, the handle
-    logs a warning and no longer overwrites such bytes in that file.
+    Errors are RuntimeErrors. Errors of the disk name the path, the operation and the reason. A load
+    or save that raises leaves the handle unchanged. TensorRT-RTX rejects bytes that are damaged or
+    come from another version, GPU or driver. That causes a warning with their file and size, never
+    an error.
 
-    Errors are RuntimeErrors; those of the disk name path, operation and reason. A load or save that
-    raises leaves the handle as it was. Bytes that TensorRT-RTX rejects, because they are damaged or
-    come from another version, GPU or driver, cause a warning with their file and size, never an
-    error.
-
-    Thread safety: any method from any thread, while engines run too. `load`, `save` and
-    `deserialize` of one handle run one at a time.
+    Thread safety: any method may be called from any thread, also while engines run. `load`, `save`
+    and `deserialize` of one handle run one at a time.
 
     Args:
-        path: Where `load` and `save` go by default; without one they need theirs. The constructor
-            touches no disk.
+        path: The default of `load` and `save`, which need an argument if it is empty. The
+            constructor does not touch the disk.
 
     Attributes:
-        lock_timeout: Seconds to wait for a lock of a file. At the end of the process all waits end
-            with `exit_deadline()`.
+        lock_timeout: Seconds to wait for the lock of a file. At the end of the process, all waits
+            end at `exit_deadline()`.
     """
 
     def __init__(self, path: str) -> None:
@@ -119,8 +121,8 @@ class RuntimeCacheHandle:
         self._path = path
         self._autosave = True
         self._checkpoints = True
-        self._has_lazy_engines = False  # also once there are none
-        self._was_directory = False  # the path, at some use
+        self._has_lazy_engines = False  # stays True after the last of them
+        self._was_directory = False  # the path was one at an earlier use
         # Pending, and never written to, or live.
         self._contents: torch.Tensor | list[LiveRuntimeCache] = _allocate(0)
         self._stores: dict[str, _Store] = {}  # by path
@@ -128,23 +130,24 @@ class RuntimeCacheHandle:
         start_over_in_children(self)
 
     def _start_over(self) -> None:
-        # Both are reentrant because a signal handler or log handler may use the handle anywhere.
-        # Both are held within deferred_calls() alone, so that nothing is logged under them: the
-        # holder of a log handler's lock may wait for these.
+        # Both locks are reentrant, because a signal handler or log handler may use the handle
+        # anywhere. Both are held only within deferred_calls(), so that nothing is logged under
+        # them: a thread that holds a log handler's lock may wait for these.
         # Held by whatever changes the contents, and for disk work; taken before _state_lock.
         self._disk_lock = threading.RLock()
         self._is_at_disk = False  # guarded by _disk_lock
         # Guarded by _disk_lock too.
-        self._reported_causes: set[str] = set()  # why the last checkpoints failed
+        # Of failed checkpoints since the last success.
+        self._reported_causes: set[str] = set()
         self._has_warned_of_unknown_kind = False
         # Never held for disk work; guards the rest.
         self._state_lock = threading.RLock()
-        self._statistics = RuntimeCacheStatistics()  # but for the sizes
+        self._statistics = RuntimeCacheStatistics()  # without the sizes
         self._size_at_load = 0  # bytes, of a live cache
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(); see forks.py."""
-        # Else a thread of the parent was changing it.
+        """Called in a child of fork(): see forks.py."""
+        # If the lock is held, a thread of the parent was changing the handle.
         is_whole = self._state_lock.acquire(blocking=False)
         self._start_over()
         self._autosave = False
@@ -159,9 +162,9 @@ class RuntimeCacheHandle:
 
     @property
     def autosave(self) -> bool:
-        """Whether the cache saves itself, at its end and by checkpoints; True at first.
+        """Whether the cache saves itself, at its end and by checkpoints. True by default.
 
-        Its owner saves it at its end (`torch_tensorrt.runtime.RuntimeCache`).
+        At its end, its owner saves it (`torch_tensorrt.runtime.RuntimeCache`).
         """
         return self._autosave
 
@@ -172,7 +175,7 @@ class RuntimeCacheHandle:
 
     @property
     def checkpoints(self) -> bool:
-        """Whether a cache that saves itself has checkpoints; True at first."""
+        """Whether a cache that saves itself has checkpoints. True by default."""
         return self._checkpoints
 
     @checkpoints.setter
@@ -181,7 +184,7 @@ class RuntimeCacheHandle:
         self._mark()
 
     def _mark(self) -> None:
-        """For kernels that came before the cache was checkpointed."""
+        """Schedules a checkpoint for kernels compiled before the cache had checkpoints."""
         with self.compiling(self._has_lazy_engines):
             pass
 
@@ -198,10 +201,10 @@ class RuntimeCacheHandle:
 
     @contextmanager
     def compiling(self, specializes_lazily: bool) -> Iterator[None]:
-        """Marks the cache for a block that may compile kernels into it.
+        """Marks a block that may compile kernels into the cache.
 
         Args:
-            specializes_lazily: Whether they may also be compiled any time later.
+            specializes_lazily: Whether they may also be compiled at any later time.
         """
         if specializes_lazily:
             self._has_lazy_engines = True
@@ -209,7 +212,7 @@ class RuntimeCacheHandle:
         if is_marked:
             checkpoint_thread.begin(self, specializes_lazily)
         elif self._saves_itself():
-            # For the save at the end of the process, when it can no longer be started.
+            # For the save at the end of the process, when the thread can no longer be started.
             checkpoint_thread.start()
         try:
             yield
@@ -219,11 +222,11 @@ class RuntimeCacheHandle:
 
     @property
     def state(self) -> State:
-        """What makes a pending copy, by `from_state`."""
+        """The state from which `from_state` makes a pending copy."""
         place = self._place_of(self._path)
         with self._locked_state():
-            # What the copy must not overwrite as long as it is pending: no newer file, since this
-            # cache can still merge with it.
+            # The files of which a pending copy must not overwrite newer versions, because this
+            # cache can still merge with them.
             files = {path for path, store in self._stores.items() if store.is_known()}
             files |= self._lives_by_file(place).keys() - {""}
             return self._path, self.serialize(), sorted(files)
@@ -236,11 +239,11 @@ class RuntimeCacheHandle:
         return handle
 
     def serialize(self) -> torch.Tensor:
-        """The bytes, uint8 [size in bytes] on the CPU, empty if there are none.
+        """Returns the bytes as a uint8 tensor [size in bytes] on the CPU, empty if there are none.
 
-        A pending handle's tensor shares its memory until somebody writes to it, which makes it a
-        copy. A live handle serializes anew, and merges the kernels of its devices; of a directory,
-        those of the first device's kind.
+        A pending handle's tensor shares the handle's memory until somebody writes to the tensor,
+        which copies it. A live handle serializes its caches each time, and merges the kernels of
+        its devices. If the path is a directory, it merges those of the first device's kind.
         """
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
@@ -251,13 +254,14 @@ class RuntimeCacheHandle:
             return tensor_of(self._merged_bytes(lives))
 
     def deserialize(self, data: torch.Tensor) -> None:
-        """Takes over a copy of `data`.
+        """Takes a copy of `data`.
 
-        It replaces a pending handle's bytes. A live cache adds it to what it has, if that is what
-        TensorRT-RTX does, which does not document it. An empty tensor clears either.
+        The copy replaces a pending handle's bytes. A live cache deserializes it, which adds to the
+        contents or replaces them: TensorRT-RTX does not document which. An empty tensor clears a
+        pending or a live handle.
 
         Args:
-            data: uint8 [size in bytes] on the CPU.
+            data: A uint8 tensor [size in bytes] on the CPU.
 
         Raises:
             RuntimeError: It is another tensor, or a live cache could not be cleared.
@@ -269,7 +273,7 @@ class RuntimeCacheHandle:
             if isinstance(self._contents, torch.Tensor):
                 self._take(copied, [])
                 return
-            # Either the files' kernels are not here, or perhaps those of others no longer.
+            # The contents may no longer have the files' kernels.
             self._forget_stores()
             for live in self._contents:
                 if copied.numel() > 0:
@@ -284,17 +288,17 @@ class RuntimeCacheHandle:
     ) -> torch.Tensor:
         """Merges two serialized caches of one kind of machine, and returns the kernels of both.
 
-        The result is of the size of `theirs` if that has them all. What the handle has does not
-        count and does not change. Waits for no lock of a file, nor for a load or save.
+        If `theirs` has all of them, the result has the size of `theirs`. The contents of the handle
+        are neither used nor changed. Does not wait for the lock of a file, nor for a load or save.
 
         Args:
-            theirs: uint8 [size in bytes] on the CPU.
-            ours: Likewise.
+            theirs: A uint8 tensor [size in bytes] on the CPU.
+            ours: A uint8 tensor [size in bytes] on the CPU.
             file_name: `RuntimeCacheKind.file_name()` of the kind.
 
         Raises:
-            RuntimeError: The handle is not live on a device of that kind, or the two can't be
-                merged, or one is another tensor.
+            RuntimeError: The handle is not live on a device of that kind, the two can't be merged,
+                or one of them is another kind of tensor.
         """
         first, second = _contiguous_bytes(theirs), _contiguous_bytes(ours)
         live = self._live_of_kind(file_name)
@@ -312,7 +316,7 @@ class RuntimeCacheHandle:
         return tensor_of(merged.data)
 
     def _live_of_kind(self, file_name: str) -> LiveRuntimeCache | None:
-        """None if the handle is live on no device of that kind."""
+        """Returns None if the handle is not live on a device of that kind."""
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
                 return None
@@ -322,20 +326,20 @@ class RuntimeCacheHandle:
             return None
 
     def has_cache(self) -> bool:
-        """Whether there are bytes, or a live cache."""
+        """Whether there are bytes or a live cache."""
         with self._locked_state():
             contents = self._contents
             return not isinstance(contents, torch.Tensor) or contents.numel() > 0
 
     def load(self, path: str = "") -> int:
-        """Takes over the bytes of a file, as `deserialize` does, and returns their number.
+        """Takes the bytes of a file, like `deserialize`, and returns their number.
 
         Returns 0 and changes nothing if the file is missing or empty, or if a live cache rejects
-        it. Of a directory, loads the first of `files_to_load` with bytes. If the kind of machine is
-        unknown, logs a warning once and returns 0.
+        it. From a directory, loads the first non-empty file of `files_to_load`. If the kind of
+        machine is unknown, logs a warning once and returns 0.
 
         Args:
-            path: The file or directory; the handle's own path if empty.
+            path: The file or directory. An empty one means the handle's own path.
         """
         source = self._path_or_default(path)
         waits = self._waits()
@@ -348,7 +352,7 @@ class RuntimeCacheHandle:
             groups = list(self._lives_by_file(place).values())
         if not groups:
             return self._load_pending(place, waits)
-        # All, so that an error leaves the handle as it was.
+        # All of them first, so that an error leaves the handle unchanged.
         read = [(lives, self._read(place, lives[0].kind, waits)) for lives in groups]
         with self._locked_state():
             accepted = [
@@ -380,7 +384,10 @@ class RuntimeCacheHandle:
     def _read(
         self, place: _Place, kind: RuntimeCacheKind | None, waits: LockWaits
     ) -> _Loaded | None:
-        """What the place has for a kind, which a directory needs. Requires _disk_work."""
+        """Reads the file that `place` has for `kind`, which only a directory needs.
+
+        Requires _disk_work.
+        """
         data = _allocate(0)
 
         def allocate(size: int) -> memoryview:
@@ -401,9 +408,9 @@ class RuntimeCacheHandle:
     def _take_loaded(
         self, place: _Place, kind: RuntimeCacheKind | None, loaded: _Loaded
     ) -> None:
-        """Replaces the bytes of a pending handle by what `_read` returned."""
+        """Replaces the bytes of a pending handle with what `_read` returned."""
         with self._locked_state():
-            # They are older than what the kind's own file may get meanwhile.
+            # Whatever others save to the kind's own file meanwhile is newer.
             own = {file_in(place.path, kind)} if kind and place.is_directory else set()
             self._take(loaded.data, sorted({loaded.file} | own))
             self._note_loaded(loaded)
@@ -421,7 +428,7 @@ class RuntimeCacheHandle:
         )
 
     def _warn_of_size(self, file: str, size: int) -> None:
-        """Logs a warning once per file. Requires _state_lock."""
+        """Logs a warning, once per file, if the file is large. Requires _state_lock."""
         store = self._store(file)
         if size > _LARGE_FILE and not store.has_warned_of_size:
             store.has_warned_of_size = True
@@ -433,43 +440,44 @@ class RuntimeCacheHandle:
             )
 
     def _warn_of_unknown_kind(self, path: str, reason: str) -> None:
-        """Logs a warning once. Requires _disk_work."""
+        """Logs the warning only once. Requires _disk_work."""
         if not self._has_warned_of_unknown_kind:
             self._has_warned_of_unknown_kind = True
             text = _unknown_kind("load", path, reason)
             _LOGGER.warning("%s. Kernels will be compiled anew", text)
 
     def save(self, path: str = "") -> int:
-        """Writes the bytes to a file and returns how many bytes were written.
+        """Writes the bytes to a file and returns the number of bytes written.
 
-        Returns 0 if there are no kernels, or the file has them all.
+        Returns 0 if there are no kernels or the file already has them all.
 
-        A live cache writes the file's kernels beside its own. Where it can't, because TensorRT-RTX
-        rejects the file's bytes or replaces a cache's contents by what it deserializes, it writes
-        its own, with a warning. If other processes save meanwhile it merges again, at most 8 times,
-        and then raises. Savers that merge take turns (`RuntimeCacheFile.wait_for_turn`), so a
-        second merge follows only if a process that has all of the file's kernels saved in between.
+        A live cache writes the file's kernels together with its own. If it can't, because
+        TensorRT-RTX rejects the file's bytes or replaces a cache's contents when it deserializes,
+        it writes only its own and logs a warning. If other processes save meanwhile, it merges
+        again, at most 8 times, and then raises. Savers that merge take turns
+        (`RuntimeCacheFile.wait_for_turn`), so a second merge is needed only if a process that
+        already has all of the file's kernels saves in between.
 
         A pending handle can't merge. Bytes that it loaded from the file, or saved to it, never
-        replace a newer version. Bytes that it was given replace what is there, with a warning.
+        replace a newer version. Bytes that the caller gave it replace the file, with a warning.
 
         Args:
-            path: The file or directory; the handle's own path if empty.
+            path: The file or directory. An empty one means the handle's own path.
 
         Raises:
-            RuntimeError: Of a directory, the kind of machine is unknown, or as for the class. Where
-                one of several files can't be saved, the others are.
+            RuntimeError: The path is a directory and the kind of machine is unknown, or as for the
+                class. If one of several files can't be saved, the others are still saved.
         """
         return self._save_until(self._path_or_default(path), math.inf)
 
     def save_within(self, seconds: float) -> int:
-        """As `save` to the path, on the checkpoint thread.
+        """Like `save` to the handle's path, but runs on the checkpoint thread.
 
         Waits for locks take at most half of the time, so that a caller with many caches has time
         for the others.
 
         Raises:
-            RuntimeError: It takes longer; the save may still end well then. Or as for `save`.
+            RuntimeError: It takes longer. The save may still succeed later. Or as for `save`.
         """
         target = self._path_or_default("")
         now = time.monotonic()
@@ -481,7 +489,7 @@ class RuntimeCacheHandle:
             raise self._not_saved(f"not done within {milliseconds} ms") from None
 
     def _save_until(self, target: str, deadline: float) -> int:
-        """By the deadline all waits for locks end."""
+        """Like `save`. All waits for locks end by the deadline."""
         waits = self._waits(deadline)
         with self._disk_work("save", waits), _RecordFunctionFast("RuntimeCache:save"):
             return self._save(self._place_of(target), waits) or 0
@@ -489,7 +497,7 @@ class RuntimeCacheHandle:
     def checkpoint(self, waits: LockWaits) -> Found:
         """Saves new kernels to the path, for the checkpoint thread. Raises nothing.
 
-        Once `waits.stop` is set it waits for no lock, and what then fails is no failure.
+        Does not wait for locks once `waits.stop` is set. An error is then not a failure.
         """
         waits.timeout = self.lock_timeout
         with deferred_calls():
@@ -522,7 +530,8 @@ class RuntimeCacheHandle:
         """Logs a warning once per cause. Requires _disk_lock."""
         is_ours = isinstance(error, RuntimeError)  # it says what failed
         message = str(error if is_ours else self._not_saved(repr(error)))
-        cause = message.rpartition(": ")[2]  # names of temporary files differ each time
+        # The cause is the end of the message, because names of temporary files differ each time.
+        cause = message.rpartition(": ")[2]
         level = logging.INFO if cause in self._reported_causes else logging.WARNING
         self._reported_causes.add(cause)
         _LOGGER.log(level, "%s", message)
@@ -545,7 +554,7 @@ class RuntimeCacheHandle:
     def _save(
         self, place: _Place, waits: LockWaits, *, is_checkpoint: bool = False
     ) -> int | None:
-        """Returns how many bytes were written, or None if nothing was to be written.
+        """Returns the number of bytes written, or None if there was nothing to write.
 
         Requires _disk_work.
         """
@@ -565,7 +574,7 @@ class RuntimeCacheHandle:
             try:
                 more = self._save_file(place, file, lives, waits, is_checkpoint)
             except Exception as error:
-                if failure is not None:  # which is raised once the others are saved
+                if failure is not None:  # the first one is raised after the other saves
                     _LOGGER.warning("%s", str(error))
                 failure = failure or error
                 continue
@@ -583,9 +592,9 @@ class RuntimeCacheHandle:
         waits: LockWaits,
         is_checkpoint: bool,
     ) -> int | None:
-        """Saves live caches, or a pending handle if there are none, to their file.
+        """Like `_save`, for one file and the live caches that have it at `place`.
 
-        Otherwise as `_save`.
+        A pending handle has no live caches.
         """
         live = lives[0] if lives else None
         with self._locked_state():
@@ -598,14 +607,14 @@ class RuntimeCacheHandle:
             file_size = Path(file).stat().st_size
         except OSError:
             file_size = 0
-        # Merges only make a file grow. A smaller one was removed and made anew, without our
-        # kernels.
+        # Merges only make a file grow. A file that is smaller than before was removed and created
+        # again without our kernels.
         is_reset = file_size == 0 or (live is not None and file_size < store.size)
-        # Not even the lock is taken, which a read-only directory would refuse.
+        # Returns before the lock is taken, because that would fail in a read-only directory.
         if digest == store.digest and not is_reset:
             _LOGGER.info("There are no new kernels for the runtime cache '%s'", file)
             return None
-        # Writing it would at best create a file without kernels, and at worst overwrite one with.
+        # A write would create a file without kernels, or overwrite one that has kernels.
         if len(ours) == 0 or (live is not None and live.is_without_kernels(ours)):
             _LOGGER.info("There are no kernels for the runtime cache '%s'", file)
             return None
@@ -651,9 +660,9 @@ class RuntimeCacheHandle:
         ours: memoryview,
         is_checkpoint: bool,
     ) -> int | None:
-        """Writes `ours`, merged with what is there by `live`, or alone if that is None.
+        """Writes `ours`. If `live` is not None, it merges them with the bytes in the file.
 
-        Returns None if it leaves the file to another kind of machine. Requires _disk_work.
+        Returns None if the file is left to another kind of machine. Requires _disk_work.
         """
         with self._locked_state():
             expected = self._store(target).contained
@@ -715,7 +724,7 @@ class RuntimeCacheHandle:
             _accept(merged.offers)
         with self._locked_state():
             store = self._store(target)
-            # The others' kernels are on disk and not in us.
+            # The kernels of others are on disk and not in our contents.
             store.contained = replaced.generation if merged.data is None else None
             store.has_been_saved = True
             store.size = replaced.generation.size
@@ -727,8 +736,8 @@ class RuntimeCacheHandle:
             if replaced.in_place and not store.has_warned_of_writing_in_place:
                 store.has_warned_of_writing_in_place = True
                 _LOGGER.warning(
-                    "The runtime cache '%s' is written in place, so a crash meanwhile can tear it, "
-                    "because it can't be replaced: %s",
+                    "The runtime cache '%s' is written in place, because it can't be replaced: %s. "
+                    "A crash during a write can tear it",
                     target,
                     replaced.in_place,
                 )
@@ -749,7 +758,7 @@ class RuntimeCacheHandle:
             elif others > 0 and merged.data is None:
                 _LOGGER.warning(
                     "The %d bytes that others saved to the runtime cache '%s' could not be merged "
-                    "and were replaced by %d of this process's: %s",
+                    "and were replaced by %d bytes of this process: %s",
                     others,
                     target,
                     written,
@@ -758,9 +767,9 @@ class RuntimeCacheHandle:
         return written
 
     def _may_replace_rejected(self, file: str, size: int) -> bool:
-        """Whether to write over bytes that TensorRT-RTX rejects.
+        """Returns True if the save may overwrite bytes that TensorRT-RTX rejects.
 
-        If not, logs a warning, the first time. Requires _disk_work.
+        The first time it may not, logs a warning. Requires _disk_work.
         """
         with self._locked_state():
             store = self._store(file)
@@ -775,8 +784,8 @@ class RuntimeCacheHandle:
                     logging.WARNING if is_news else logging.INFO,
                     "The runtime cache '%s' was replaced again by %d bytes that TensorRT-RTX "
                     "rejects, so this process no longer overwrites it: two kinds of machine (GPU, "
-                    "driver or TensorRT-RTX version) share the path. A directory as the path would "
-                    "serve both",
+                    "driver or TensorRT-RTX version) share the path. To serve both, use a "
+                    "directory as the path",
                     file,
                     size,
                 )
@@ -785,24 +794,26 @@ class RuntimeCacheHandle:
     def ensure_materialized(
         self, config: Any, device: torch.device, kind: RuntimeCacheKind | None
     ) -> Any:
-        """Makes the handle live on a device, once, with a cache that `config` creates.
+        """Makes the handle live on a device, with a cache that `config` creates.
 
-        A handle without bytes loads its path first. If that fails, it logs a warning and starts
-        with an empty cache. A further device starts with what the others have, or, where it is of
-        another kind and the path is a directory, with its kind's file.
+        Changes nothing if the handle is live there already. A handle without bytes loads its path
+        first. If that fails, it logs a warning and starts with an empty cache. A further device
+        starts with the kernels of the other devices or, if it is of another kind and the path is a
+        directory, with the file of its own kind.
 
         Args:
             config: A `tensorrt_rtx.IRuntimeConfig`.
-            device: That of the engine.
-            kind: That of the device, None if it is unknown. Then a path that is a directory is
-                neither loaded nor saved.
+            device: The device of the engine.
+            kind: The kind of the device, or None if it is unknown. Without a kind, a path that is a
+                directory is neither loaded nor saved.
 
         Returns:
-            The `tensorrt_rtx.IRuntimeCache`, the same to everyone. It must outlive the last use of
-            each config that it is attached to, and of each context made with such a config.
+            The `tensorrt_rtx.IRuntimeCache`, which is the same for all callers. It must outlive the
+            last use of each config that it is attached to, and of each context made with such a
+            config.
 
         Raises:
-            RuntimeError: TensorRT-RTX can't create a cache; the handle is as it was then.
+            RuntimeError: TensorRT-RTX can't create a cache. The handle is unchanged.
         """
         if (cache := self._live_cache(device)) is not None:
             return cache
@@ -818,7 +829,7 @@ class RuntimeCacheHandle:
             place = self._place_of(self._path)
             if place.is_directory and kind is None:
                 self._warn_of_unknown_kind(
-                    self._path, "CUDA does not tell its GPU or driver"
+                    self._path, "CUDA does not identify its GPU or driver"
                 )
             with self._locked_state():
                 contents = self._contents
@@ -848,7 +859,8 @@ class RuntimeCacheHandle:
             is_accepted = self._start_with(live, memory_of(self.serialize()))
             self._contents = [live]
             for store in self._stores.values():
-                # A copy only keeps away from its original's files. Now it can merge with them.
+                # A pending copy must not overwrite its original's files. Now it can merge with
+                # them.
                 if not is_accepted or store.contained is None:
                     store.contained = store.digest = None
 
@@ -859,7 +871,10 @@ class RuntimeCacheHandle:
         siblings: Sequence[LiveRuntimeCache],
         waits: LockWaits,
     ) -> None:
-        """Adds a device to a live handle; `siblings` have the same file. Requires _disk_work."""
+        """Adds a device to a live handle. `siblings` are the live caches with the same file.
+
+        Requires _disk_work.
+        """
         loaded = None if siblings else self._read_or_warn(place, live.kind, waits)
         with self._locked_state():
             assert not isinstance(self._contents, torch.Tensor)
@@ -871,7 +886,7 @@ class RuntimeCacheHandle:
                 self._size_at_load += loaded.generation.size
 
     def _start_with(self, live: LiveRuntimeCache, data: memoryview) -> bool:
-        """Gives the bytes of the handle to a new live cache; False if it rejects them.
+        """Gives the bytes of the handle to a new live cache. Returns False if it rejects them.
 
         Requires _state_lock.
         """
@@ -887,7 +902,10 @@ class RuntimeCacheHandle:
     def _read_or_warn(
         self, place: _Place, kind: RuntimeCacheKind | None, waits: LockWaits
     ) -> _Loaded | None:
-        """As `_read`; None if the path is empty, or, with a warning, if it fails."""
+        """Like `_read`, but returns None if the path is empty.
+
+        If it fails, logs a warning and returns None. Requires _disk_work.
+        """
         if not place.path:
             return None
         try:
@@ -897,7 +915,7 @@ class RuntimeCacheHandle:
             return None
 
     def _live_cache(self, device: torch.device) -> Any:
-        """None if the handle is not live there."""
+        """Returns None if the handle is not live on `device`."""
         with self._locked_state():
             if not isinstance(self._contents, torch.Tensor):
                 for live in self._contents:
@@ -924,12 +942,12 @@ class RuntimeCacheHandle:
 
     @contextmanager
     def _disk_work(self, operation: str, waits: LockWaits) -> Iterator[None]:
-        """`waits` is for all of it."""
+        """Holds the lock for disk work in a block. `waits` limits all waits of the block."""
         with deferred_calls(), self._locked_disk(operation, waits.deadline):
             if self._is_at_disk:  # in a finalizer, a signal handler or a log handler
                 raise RuntimeError(
-                    f"A load or save of the runtime cache '{self._path}' can't start within "
-                    "another of this thread"
+                    f"A load or save of the runtime cache '{self._path}' can't start during "
+                    "another one on the same thread"
                 )
             self._is_at_disk = True
             try:
@@ -958,10 +976,10 @@ class RuntimeCacheHandle:
             yield
 
     def _place_of(self, path: str) -> _Place:
-        """What a path means.
+        """Returns what a path means.
 
-        One that was a directory at an earlier use stays one, so that nobody who removes it makes a
-        file of it that all kinds share.
+        A path that was a directory at an earlier use stays one. Otherwise, after somebody removed
+        the directory, a save would create a file there that all kinds share.
         """
         is_one = is_directory(path)
         if path != self._path:
@@ -970,10 +988,10 @@ class RuntimeCacheHandle:
         return _Place(path, self._was_directory)
 
     def _lives_by_file(self, place: _Place) -> dict[str, list[LiveRuntimeCache]]:
-        """The live caches by the file that the place has for them; none of a pending handle.
+        """Returns the live caches by the file that each has at `place`.
 
-        Those without a file, because the path is empty or their kind is unknown, are under "".
-        Requires _state_lock.
+        The file is "" for a cache that has none, because the path is empty or the kind is unknown.
+        A pending handle has no live caches. Requires _state_lock.
         """
         if isinstance(self._contents, torch.Tensor):
             return {}
@@ -986,9 +1004,9 @@ class RuntimeCacheHandle:
         return lives
 
     def _file_of_pending(self, place: _Place) -> str:
-        """The file that the place has for a pending handle.
+        """Returns the file that `place` has for a pending handle.
 
-        It is empty if the bytes are those of other kinds there.
+        Returns "" if the bytes are those of other kinds there.
         """
         if not place.is_directory or not self.has_cache():
             return place.path
@@ -1000,9 +1018,9 @@ class RuntimeCacheHandle:
             return "" if self._has_bytes_of_other_kinds(file) else file
 
     def _has_bytes_of_other_kinds(self, file: str) -> bool:
-        """Whether the bytes of a pending handle are from files beside `file`, and not from that.
+        """Whether the bytes of a pending handle are from other files beside `file`.
 
-        Requires _state_lock.
+        Returns False if they are also from `file`. Requires _state_lock.
         """
         known = [
             Path(known) for known, store in self._stores.items() if store.is_known()
@@ -1015,7 +1033,7 @@ class RuntimeCacheHandle:
         return self._stores.setdefault(path, _Store())
 
     def _take(self, data: torch.Tensor, files: list[str]) -> None:
-        """Replaces the bytes of a pending handle by others, which `files` have.
+        """Replaces the bytes of a pending handle with `data`, which are those of `files`.
 
         Requires _state_lock.
         """
@@ -1031,7 +1049,7 @@ class RuntimeCacheHandle:
             store.digest = None
 
     def _merged_bytes(self, lives: Sequence[LiveRuntimeCache]) -> memoryview:
-        """Requires _state_lock."""
+        """Returns the merged bytes of `lives`. Requires _state_lock."""
         first, *others = lives
         data = self._serialize(first)
         for live in others:
@@ -1062,9 +1080,9 @@ class RuntimeCacheHandle:
         return data
 
     def _feed(self, live: LiveRuntimeCache, data: memoryview, source: str) -> bool:
-        """Gives bytes to a live cache; False, with a warning, if it rejects them.
+        """Gives bytes to a live cache. If it rejects them, logs a warning and returns False.
 
-        `source` is the file that they are from, or empty. Requires _state_lock.
+        `source` is the file that they are from, or "". Requires _state_lock.
         """
         is_accepted = live.deserialize(data)
         if not is_accepted:
@@ -1074,7 +1092,10 @@ class RuntimeCacheHandle:
         return is_accepted
 
     def _feed_all(self, lives: Sequence[LiveRuntimeCache], loaded: _Loaded) -> bool:
-        """False if all reject it. Requires _state_lock."""
+        """Gives the bytes to each of `lives`. Returns True if any of them accepts them.
+
+        Requires _state_lock.
+        """
         data = memory_of(loaded.data)
         accepted = [self._feed(live, data, loaded.file) for live in lives]
         return any(accepted)
@@ -1101,7 +1122,7 @@ class RuntimeCacheHandle:
 
 @functools.cache
 def _are_checkpoints_on(value: str | None) -> bool:
-    """Whether they are by the environment variable's value. Warns once of an unknown one."""
+    """Whether the environment variable's value turns them on. Warns once of an unknown value."""
     if value not in (None, "", "0", "1"):
         _LOGGER.warning(
             "%s is '%s', expected 0 or 1; checkpoints are on",
@@ -1113,21 +1134,21 @@ def _are_checkpoints_on(value: str | None) -> bool:
 
 @dataclass
 class _Store:
-    """What is known of a file."""
+    """What is known about a file."""
 
     # The generation whose kernels are all in our contents.
     contained: FileGeneration | None = None
-    digest: bytes | None = None  # that of contents of ours which the file has
+    digest: bytes | None = None  # of those contents of ours that the file has
     size: int = 0  # bytes of the file when it last had all of ours
-    has_been_saved: bool = False  # by this handle
-    replacements_by_others: int = 0  # of that, by bytes that TensorRT-RTX rejects
+    has_been_saved: bool = False  # by this handle, since others last replaced it
+    replacements_by_others: int = 0  # with bytes that TensorRT-RTX rejects
     has_warned_of_rejection: bool = False
     has_warned_of_writing_in_place: bool = False
     has_warned_of_size: bool = False
-    # By the last write, or by a checkpoint, which writes a whole temporary file to find out.
+    # Found by the last write, or by a checkpoint, which writes a whole temporary file to find out.
     is_only_in_place: bool = False
-    # Of checkpoints:
-    largest_saved: int = 0  # bytes
+    # For checkpoints:
+    largest_saved: int = 0  # most bytes saved by one
     changes_without_growth: int = 0  # in a row
 
     def is_known(self) -> bool:
@@ -1146,8 +1167,8 @@ class _Loaded(NamedTuple):
 
 
 def _make_directory(path: str) -> None:
-    """Makes the last directory of the path if it is missing and the others are trusted."""
-    if os.path.isdir(path):  # noqa: PTH112  whatever fails, what follows tells
+    """Creates the last directory of the path if it is missing and the others are trusted."""
+    if os.path.isdir(path):  # noqa: PTH112  the lines below report its errors
         return
     try:
         resolve_trusted(path.rstrip("/"))
@@ -1163,7 +1184,7 @@ def _make_directory(path: str) -> None:
 
 
 def _current_kind() -> RuntimeCacheKind:
-    """The kind of the current CUDA device.
+    """Returns the kind of the current CUDA device.
 
     Raises:
         UnknownKindError: There is no usable driver or device.
@@ -1181,7 +1202,7 @@ def _unknown_kind(operation: str, path: str, reason: str) -> str:
 
 
 def has_file(path: str) -> bool:
-    """Whether the path has kernels for the current CUDA device; True if that is unknown."""
+    """Returns True if the path has kernels for the current CUDA device, or if that is unknown."""
     try:
         files = files_to_load(path, _current_kind()) if is_directory(path) else [path]
     except UnknownKindError:
@@ -1204,13 +1225,13 @@ def _lazy_clone(data: torch.Tensor) -> torch.Tensor:
 
 
 def _contiguous_bytes(data: torch.Tensor) -> torch.Tensor:
-    """The bytes in one piece, uncopied where they are so already.
+    """Returns the bytes in one piece, without a copy if they already are.
 
     Raises:
-        RuntimeError: They are no tensor of bytes.
+        RuntimeError: They are not a tensor of bytes.
     """
     wanted = (
-        "The bytes of a runtime cache are a dense one-dimensional uint8 tensor on the "
+        "The bytes of a runtime cache must be a dense one-dimensional uint8 tensor on the "
         "CPU, got "
     )
     if not isinstance(data, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What a runtime cache did; the twin of RuntimeCacheHandle::Statistics in C++."""
+"""What a runtime cache has done. The twin of RuntimeCacheHandle::Statistics in C++."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RuntimeCacheStatistics:
-    """What a cache did since it was made, and what it has now.
+    """What a cache has done since it was made, and the size of its contents.
 
-    If `size_added` is about `bytes_loaded`, the loaded kernels were compiled again.
+    If `size_added` is about as large as `bytes_loaded`, the loaded kernels were compiled again.
 
     Attributes:
-        bytes_loaded: By all loads together.
-        loaded_from: The file that was loaded last; empty if none was.
+        bytes_loaded: Bytes loaded in total.
+        loaded_from: The file loaded last; empty if none was.
         rejections: How often TensorRT-RTX rejected bytes.
-        last_rejection: What was logged then; empty if there was none.
-        saves: Saves that wrote.
-        checkpoints: Checkpoints that wrote.
-        bytes_written: By both together.
-        merges: How often what others had saved was merged with what was to be saved.
-        conflicts: Writes that found the file changed.
-        lock_wait: Seconds spent on waiting for locks.
+        last_rejection: The message logged for the last one; empty if there was none.
+        saves: Number of saves that wrote.
+        checkpoints: Number of checkpoints that wrote.
+        bytes_written: Bytes written by saves and checkpoints in total.
+        merges: Number of merges with kernels that others had saved.
+        conflicts: Number of writes that found the file changed.
+        lock_wait: Seconds spent waiting for locks.
         size: Bytes of the contents now, 0 if there are no kernels.
-        size_added: By how many bytes they grew since they were loaded.
-        last_save_time: When a save or checkpoint wrote last, in seconds since 1970; None if none
-            did.
+        size_added: Bytes by which the contents have grown since they were loaded.
+        last_save_time: When a save or checkpoint last wrote, in seconds since 1970; None if none
+            has.
     """
 
     bytes_loaded: int = 0

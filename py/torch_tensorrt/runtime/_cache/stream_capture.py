@@ -1,4 +1,4 @@
-"""CUDA's mode for threads beside those that capture their streams in CUDA graphs."""
+"""CUDA's stream-capture mode for threads that run beside a capture of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 @contextmanager
 def relaxed_stream_capture() -> Iterator[None]:
-    """What the calling thread does in the block never invalidates a graph that another captures.
+    """Keeps the calling thread from invalidating, in the block, a graph that another one captures.
 
     Does nothing if the CUDA driver is not loaded when the block begins.
     """

@@ -1,4 +1,4 @@
-"""The bytes of tensors. torch's own way to them needs numpy."""
+"""Access to the bytes of tensors. torch's own way needs numpy."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ import torch
 
 
 def address_of(tensor: torch.Tensor) -> int:
-    """Where the elements of a tensor are, to be read."""
-    # data_ptr() makes a copy of what lazy clones share; older versions of torch have that alone.
+    """Returns the address of a tensor's elements, for reading."""
+    # data_ptr() copies what lazy clones share. Older versions of torch have nothing else.
     address: int = getattr(tensor, "const_data_ptr", tensor.data_ptr)()
     return address
 
 
 def memory_of(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor on the CPU, of format "B", uncopied and kept alive.
+    """Returns the memory of a contiguous CPU tensor, of format "B", without a copy.
 
-    It can be written to, which is for the owner of the tensor to do alone: lazy clones share it.
+    The view keeps the memory alive. It is writable, but only the owner of the tensor may write to
+    it, because lazy clones share it.
     """
     if tensor.numel() == 0:
         return memoryview(b"")
     array = (ctypes.c_ubyte * tensor.nbytes).from_address(address_of(tensor))
-    # It lives as long as a view does.
+    # The array lives as long as any view of it.
     array.owner = tensor  # type: ignore[attr-defined]
     return memoryview(array).cast("B")
 
 
 def tensor_of(data: bytes | bytearray | memoryview) -> torch.Tensor:
-    """The bytes as a uint8 tensor [size in bytes], uncopied where they can be written to."""
+    """Returns the bytes as a uint8 tensor [size in bytes], without a copy if they are writable."""
     if len(data) == 0:
         return torch.empty(0, dtype=torch.uint8)
     is_writable = not memoryview(data).readonly

@@ -1,4 +1,4 @@
-"""The file in which an engine is kept: what `EngineModule.save` writes and `load` reads."""
+"""The file of an engine, which `EngineModule.save` writes and `torch_tensorrt.load` reads."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ _DIGEST = "plan_sha256"
 
 @dataclass(frozen=True, eq=False)  # tensors have no equality of their own
 class EngineFile:
-    """What an engine file holds.
+    """The contents of an engine file.
 
-    On disk it is a dict that `torch.load(path, weights_only=True)` reads, with a key for each
-    attribute, and besides "magic", "version" and "plan_sha256", the SHA-256 of the plan's bytes in
-    hexadecimal digits. The runtime cache is not in it, since its path belongs to a machine.
+    On disk it is a dict that `torch.load(path, weights_only=True)` reads. It has a key for each
+    attribute, and the keys "magic", "version" and "plan_sha256". The last is the SHA-256 of the
+    plan's bytes in hexadecimal digits. The runtime cache is not in the file, because its path
+    belongs to a machine.
 
     Attributes:
-        plan: the serialized engine, as `is_plan` has it.
+        plan: The serialized engine, for which `is_plan` returns True.
     """
 
     plan: torch.Tensor
@@ -50,19 +51,19 @@ _TYPES: dict[str, type] = {
 
 
 def is_plan(tensor: torch.Tensor) -> bool:
-    """Whether it is a contiguous one-dimensional uint8 tensor on the CPU."""
+    """Returns True if it is a contiguous one-dimensional uint8 tensor on the CPU."""
     is_plain = tensor.layout == torch.strided and tensor.is_cpu
     is_bytes = tensor.dtype == torch.uint8 and tensor.dim() == 1
     return is_plain and is_bytes and tensor.is_contiguous()
 
 
 def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
-    """Writes `engine` to `path`, of which a reader sees the old file or the new one.
+    """Writes `engine` to `path`. A reader sees the old file or the new one.
 
     Raises:
-        OSError: it could not be written; the file that was there is as it was.
+        OSError: The file could not be written. A previous file is unchanged.
     """
-    # A link is followed, as open() would: its file is what gets replaced.
+    # A link is followed, as open() does: the file that it leads to is replaced.
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.tmp")
     content = {
@@ -83,26 +84,27 @@ def save_engine_file(path: str | os.PathLike[str], engine: EngineFile) -> None:
 
 
 def load_engine_file(path: str | os.PathLike[str]) -> EngineFile:
-    """Reads what `save_engine_file` wrote, and checks the plan's digest.
+    """Reads a file that `save_engine_file` wrote, and checks the plan's digest.
 
     The plan is mapped into memory, not copied. Files of format 1 have no digest and load unchecked.
 
     Raises:
-        OSError: there is no such file, or it can't be read.
-        ValueError: it is no engine file, damaged, or of a later version of this package.
+        OSError: The file is missing or can't be read.
+        ValueError: The file is not an engine file, is damaged, or is from a later version of this
+            package.
     """
     try:
-        # mmap, so that a plan of gigabytes takes no memory of its own.
+        # Uses mmap, so that a plan of gigabytes takes no memory of its own.
         content = torch.load(
             os.fspath(path), map_location="cpu", weights_only=True, mmap=True
         )
     except Exception as error:
-        # torch's search for the end of a file that was cut off can fail with EINVAL.
+        # In a truncated file, torch's search for the end can fail with EINVAL.
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
-        # torch's own text advises how to read other kinds of files.
+        # Replaces torch's text, which advises how to read other kinds of files.
         raise ValueError(
-            f"'{os.fspath(path)}' is no engine file, or a damaged one"
+            f"'{os.fspath(path)}' is not an engine file, or is damaged"
         ) from error
     return _checked(os.fspath(path), content)
 
@@ -110,8 +112,8 @@ def load_engine_file(path: str | os.PathLike[str]) -> EngineFile:
 def _checked(path: str, content: Any) -> EngineFile:
     if not isinstance(content, dict) or content.get("magic") != _MAGIC:
         raise ValueError(
-            f"'{path}' is a file of torch.save, but no engine file; torch_tensorrt.load reads what "
-            "the save() of a compiled module wrote"
+            f"'{path}' was written by torch.save, but is not an engine file; torch_tensorrt.load "
+            "reads what the save() of a compiled module wrote"
         )
     version = content.get("version")
     if not isinstance(version, int) or version > _VERSION:

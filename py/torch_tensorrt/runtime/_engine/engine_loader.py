@@ -1,4 +1,4 @@
-"""Where the Python runtime deserializes plans; the twin of core/runtime/EngineLoader.h."""
+"""Deserializes the plans of the Python runtime. The twin of core/runtime/EngineLoader.h."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ class LoadedEngine:
     """An engine, and where it runs.
 
     Attributes:
-        engine: a `tensorrt_rtx.ICudaEngine`, or what acts like one.
-        device: where every tensor lives whose address the contexts are given. A CUDA device
-            has its index, and the engine is to be used with that device current.
-        runtime: what the engine must not outlive, its `tensorrt_rtx.Runtime`.
-        kind: which runtime caches fit; None if that is unknown.
+        engine: A `tensorrt_rtx.ICudaEngine`, or an object that acts like one.
+        device: The device of every tensor whose address is given to the engine's contexts. A CUDA
+            device always has an index. The engine must be used with this device current.
+        runtime: The object that the engine must not outlive, its `tensorrt_rtx.Runtime`.
+        kind: The kind of runtime cache that fits this device; None if it is unknown.
     """
 
-    engine: Any  # before `runtime`, since CPython lets attributes go in their order
+    engine: Any  # before `runtime`, because CPython destroys attributes in their order
     device: torch.device
     runtime: Any = None
     kind: RuntimeCacheKind | None = None
 
 
 EngineLoader = Callable[[memoryview], LoadedEngine]
-"""Makes an engine out of the bytes of a serialized plan, which it may not keep.
+"""Makes an engine from the bytes of a serialized plan. It must not keep the bytes.
 
-Raises RuntimeError with the reason where that is impossible. Called from any thread, also from
-several at once.
+Raises RuntimeError with the reason if it can't make an engine. It is called from any thread, and
+from several at once.
 """
 
 
 @cache
 def tensorrt_logger() -> Any:
-    """The `tensorrt_rtx.Logger` for everything of tensorrt_rtx that this package makes.
+    """Returns the `tensorrt_rtx.Logger` for all tensorrt_rtx objects that this package makes.
 
-    It writes to stdout, from the severity on that the logger "torch_tensorrt" had at the last call
-    of `load_engine`. There is one, never destroyed, since TensorRT-RTX uses the first that it is
-    given for all its objects, as long as any of them lives. It is none that is written in Python,
-    for a kernel that compiles in the background would then need the interpreter's lock to log,
-    which the destructor of its context may hold while it waits for that kernel.
+    It writes messages to stdout that have at least the severity that the logger "torch_tensorrt"
+    had at the last call of `load_engine`. There is only one, and it is never destroyed, because
+    TensorRT-RTX uses the first logger for all its objects as long as any of them lives. It is not
+    written in Python: a kernel that compiles in the background would need the interpreter's lock to
+    log, and the destructor of its context may hold that lock while it waits for the kernel.
     """
     logger = trt.Logger(trt.Logger.WARNING)
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(logger))
@@ -71,7 +71,7 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
     """Deserializes with TensorRT-RTX on the current CUDA device.
 
     Raises:
-        RuntimeError: no usable GPU; a plan of another version, or none.
+        RuntimeError: There is no usable GPU, or `plan` is from another version or not a plan.
     """
     if not torch.cuda.is_available():
         raise RuntimeError(
@@ -83,7 +83,7 @@ def load_engine_with_tensorrt_rtx(plan: memoryview) -> LoadedEngine:
     logger.min_severity = _severity()
     try:
         runtime = trt.Runtime(logger)
-    except TypeError as error:  # pybind11's answer to a null pointer
+    except TypeError as error:  # pybind11 raises it for a null pointer
         raise RuntimeError(f"TensorRT-RTX could not be started on {device}") from error
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
@@ -106,21 +106,23 @@ _loader: EngineLoader | None = None  # None means the default
 
 
 def load_engine(plan: memoryview) -> LoadedEngine:
-    """An engine from the bytes of a plan, by the loader of this process. Thread-safe.
+    """Deserializes every plan of this process. Thread-safe.
+
+    Calls `load_engine_with_tensorrt_rtx` unless `set_engine_loader` installed another loader.
 
     Raises:
-        RuntimeError: as `load_engine_with_tensorrt_rtx`, or as the loader that took its place.
+        RuntimeError: As `load_engine_with_tensorrt_rtx`, or as the other loader.
     """
     return (_loader or load_engine_with_tensorrt_rtx)(plan)
 
 
 def set_engine_loader(loader: EngineLoader | None) -> EngineLoader | None:
-    """The loader for engines made from now on; None means the default.
+    """Installs the loader for engines made from now on. None means the default.
 
     Not thread-safe: one call at a time.
 
     Returns:
-        The one before it, so that it can be put back.
+        The previous loader, so that it can be restored.
     """
     global _loader
     previous, _loader = _loader, loader

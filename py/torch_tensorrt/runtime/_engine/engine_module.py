@@ -1,4 +1,4 @@
-"""EngineModule: what the torch modules of both runtimes share."""
+"""EngineModule, the base class of the torch modules of both runtimes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torchtrt_cache.file_lock import call_without_lock, deferred_calls
 
 _no_python_runtime: ImportError | None = None
 try:
-    # Not when it is needed: a fork could leave the import half done for ever.
+    # Imported early: a fork during a later import could leave it half done forever.
     from torch_tensorrt.runtime._engine.trt_engine import TRTEngine
 except ImportError as error:
     _no_python_runtime = error.with_traceback(None)
@@ -33,15 +33,15 @@ _UNPICKLED = ("_lock", "_slot")
 
 
 class EngineSlot:
-    """The engine of a module, for those who must see it gone before they go on."""
+    """The engine of a module, for code that must release the engine before it continues."""
 
     def __init__(self) -> None:
         self.engine: TRTEngine | Any = None
 
     def release(self) -> None:
-        """Lets the engine go, hence its context, whose background work ends with it.
+        """Releases the engine with its context, which ends the context's background work.
 
-        The module makes a new one if it is used again.
+        The module makes a new engine if it is used again.
         """
         self.engine = None
 
@@ -49,31 +49,31 @@ class EngineSlot:
 class EngineModule(torch.nn.Module):
     """A torch module that runs a serialized TensorRT-RTX engine.
 
-    The engine is loaded with the first inference, or by `setup_engine`, on the CUDA device that is
-    then the current one; to make a module needs no GPU. It has neither parameters nor buffers, so
-    `to`, `cuda`, `half` and the like leave it as it is: an engine can't be moved, and its types are
-    fixed. It computes no gradients.
+    The first inference, or `setup_engine`, loads the engine on the current CUDA device. Making a
+    module needs no GPU. It has neither parameters nor buffers, so `to`, `cuda`, `half` and the like
+    do not change it: an engine can't be moved, and its types are fixed. It computes no gradients.
 
-    Pickling, `torch.save` and `copy.deepcopy` take along the plan, the settings and the kernels of
-    the cache. A `state_dict` has the plan, the names and the strategies, of types that `torch.load`
-    reads with `weights_only=True`; it has no cache, since a checkpoint must not decide on a file
-    that is written.
+    Pickles, `torch.save` and `copy.deepcopy` include the plan, the settings and the kernels of the
+    cache. A `state_dict` has the plan, the names and the strategies, all of types that `torch.load`
+    reads with `weights_only=True`. It has no cache, because a checkpoint must not decide which file
+    is written.
 
-    A child of fork() uses no engine of its parent: its modules load theirs anew. A cache for a path
+    A child of fork() uses no engine of its parent: its modules load their own. A cache for a path
     is the child's own.
 
-    Thread safety: `forward` and `setup_engine`, from any thread; settings may be changed while
-    other threads run it.
+    Thread safety: `forward` and `setup_engine` may be called from any thread. Settings may be
+    changed while other threads run the module.
 
     Args:
         serialized_engine: The plan: bytes, or a uint8 tensor [size in bytes] on the CPU, which is
             kept, not copied. None makes a module for `load_state_dict` to fill.
-        input_binding_names: The inputs by their names in the plan, in the order in which `forward`
+        input_binding_names: The names of the inputs in the plan, in the order in which `forward`
             takes them.
-        output_binding_names: The outputs, in the order in which it returns them.
-        name: Shown in `repr` and by profilers.
+        output_binding_names: The names of the outputs, in the order in which `forward` returns
+            them.
+        name: Shown by `repr` and by profilers.
         runtime_settings: See the property.
-        use_python_runtime: Whether the Python runtime runs it, or the C++ one.
+        use_python_runtime: Whether the Python runtime or the C++ runtime runs it.
 
     Raises:
         TypeError: `serialized_engine` is neither bytes nor a tensor.
@@ -102,16 +102,16 @@ class EngineModule(torch.nn.Module):
             self.runtime_settings = runtime_settings
 
     def _prepare(self) -> None:
-        """What neither a pickle nor a copy has."""
+        """Sets up what neither a pickle nor a copy has."""
         self._start_over()
         start_over_in_children(self)
 
     def _start_over(self) -> None:
-        self._lock = threading.RLock()  # for the engine and its settings to be changed
+        self._lock = threading.RLock()  # guards changes of the engine and its settings
         self._slot = EngineSlot()
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(); see forks.py. The parent's engine leaks itself."""
+        """Called in a child of fork(): see forks.py. The parent's engine leaks itself."""
         self._start_over()
 
     def __del__(self) -> None:
@@ -123,32 +123,32 @@ class EngineModule(torch.nn.Module):
             settings.runtime_cache._detach(slot)
 
     def is_cpp_runtime(self) -> bool:
-        """Whether the C++ runtime runs the engine; if not, the Python runtime does."""
+        """Whether the C++ runtime runs the engine. If not, the Python runtime does."""
         return not self._use_python_runtime
 
     @property
     def serialized_engine(self) -> torch.Tensor | None:
-        """The plan, a uint8 tensor [size in bytes] on the CPU, not to be written to."""
+        """The plan, a uint8 tensor [size in bytes] on the CPU. Must not be written to."""
         return self._plan
 
     @property
     def runtime_settings(self) -> RuntimeSettings:
-        """How the engine runs. A path has become this process's `RuntimeCache` for it.
+        """How the engine runs. A path is replaced by this process's `RuntimeCache` for it.
 
-        Other settings hold from the next inference on, which makes a new execution context. If
-        another cache is among them, the one before it is saved if it autosaves and, being the
-        process's cache for a path, no other engine uses it. If that fails, it logs a warning.
+        New settings apply from the next inference on, which makes a new execution context. If the
+        cache differs, the previous one is saved if it saves itself. This process's cache for a path
+        is only saved if no other engine uses it. A failure is logged as a warning.
 
         Raises:
-            TypeError: These are no RuntimeSettings.
-            ValueError: The cache is one of the other runtime.
+            TypeError: These are not RuntimeSettings.
+            ValueError: The cache belongs to the other runtime.
         """
         return self._settings
 
     @runtime_settings.setter
     def runtime_settings(self, settings: RuntimeSettings) -> None:
         check_settings(settings)
-        with deferred_calls(), self._lock:  # what is saved is saved without the lock
+        with deferred_calls(), self._lock:  # saves wait until the lock is released
             old = self._cache
             settings = self._with_cache(settings)
             if self._slot.engine is not None:
@@ -158,7 +158,7 @@ class EngineModule(torch.nn.Module):
             self._settings = settings
             self._attach_to_cache()
             if old is not None and old is not settings.runtime_cache:
-                # With the lock, or another thread might have attached to the old one again.
+                # Under the lock, or another thread might attach to the old cache again.
                 old._detach(self._slot)
                 call_without_lock(old._save_if_autosaving)
 
@@ -172,7 +172,7 @@ class EngineModule(torch.nn.Module):
             self._cache._attach(self._slot)
 
     def _with_cache(self, settings: RuntimeSettings) -> RuntimeSettings:
-        """The settings with a RuntimeCache in the place of a path."""
+        """Returns the settings with a RuntimeCache in the place of a path."""
         cache = settings.runtime_cache
         if isinstance(cache, str):
             cache = path_cache(cache, use_python_runtime=self._use_python_runtime)
@@ -189,11 +189,11 @@ class EngineModule(torch.nn.Module):
         return settings
 
     def setup_engine(self) -> None:
-        """Loads the engine unless it is there, on the current CUDA device.
+        """Loads the engine on the current CUDA device, unless it is already loaded.
 
         Raises:
-            RuntimeError: There is no usable GPU, or no plan yet; the plan can't be loaded there;
-                the names are not exactly those of the plan's inputs and outputs.
+            RuntimeError: There is no usable GPU, there is no plan yet, the plan can't be loaded on
+                the GPU, or the names are not exactly those of the plan's inputs and outputs.
         """
         self._engine()
 
@@ -237,15 +237,16 @@ class EngineModule(torch.nn.Module):
 
         Args:
             inputs: Tensors on the engine's device, in the order of `input_binding_names`.
-            named_inputs: Those that are given by name instead, after the others.
+            named_inputs: The remaining inputs, by name.
 
         Returns:
-            The output if the engine has one, else all of them.
+            The output if the engine has only one, otherwise a tuple of all outputs.
 
         Raises:
-            RuntimeError: An input of another number, dtype, device, rank or shape, naming it and
-                what it wants; TensorRT-RTX fails; or as `setup_engine`.
-            TypeError: An input by name that is missing, unknown, or given twice.
+            RuntimeError: The number of inputs is wrong, or the dtype, device, rank or shape of one
+                of them. The error names the input and what it must be. Or TensorRT-RTX fails, or as
+                `setup_engine`.
+            TypeError: A named input is missing, unknown, or given twice.
         """
         if named_inputs:
             inputs = self._in_order(inputs, named_inputs)
@@ -277,7 +278,7 @@ class EngineModule(torch.nn.Module):
         A reader sees the old file or the new one.
 
         Raises:
-            OSError: It could not be written; the file that was there is as it was.
+            OSError: The file could not be written. A previous file is unchanged.
             RuntimeError: There is no plan yet.
         """
         if self._plan is None:
@@ -295,7 +296,7 @@ class EngineModule(torch.nn.Module):
         save_engine_file(path, file)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What a `state_dict` has of this module."""
+        """Returns the state of this module for a `state_dict`."""
         settings = self._settings
         return {
             "serialized_engine": self._plan,
@@ -309,12 +310,14 @@ class EngineModule(torch.nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `get_extra_state` gave; the cache stays this module's.
+        """Takes the state that `get_extra_state` returned. The module keeps its cache.
+
+        After any error the module is unchanged.
 
         Raises:
-            KeyError: Something is missing in it. The module is as it was, as it is below.
-            ValueError: Its plan or a strategy is none.
-            TypeError: Something in it is of another type.
+            KeyError: Something is missing in `state`.
+            ValueError: The plan is not a plan, or a strategy is unknown.
+            TypeError: Something in `state` has another type.
         """
         plan = state["serialized_engine"]
         if plan is not None:
@@ -340,28 +343,28 @@ class EngineModule(torch.nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        # As the cache does that came with it.
+        # The unpickled cache does the same.
         self._use_python_runtime |= library_error() is not None
         if self._plan is not None:
-            self._plan = self._plan.cpu()  # where torch.load's map_location moved it
+            self._plan = self._plan.cpu()  # torch.load's map_location may have moved it
         self._prepare()
         self._attach_to_cache()
 
     def _replicate_for_data_parallel(self) -> EngineModule:
         replica: EngineModule = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica._prepare()  # else its end would be that of this module's engine
+        replica._prepare()  # otherwise its end would release this module's engine
         replica._attach_to_cache()
         return replica
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineModule:
         other = type(self).__new__(type(self))
         memo[id(self)] = other
-        memo[id(self._plan)] = self._plan  # shared, since nobody writes to it
+        memo[id(self._plan)] = self._plan  # shared, because nobody writes to it
         other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return other
 
     def extra_repr(self) -> str:
-        """What `repr` shows of this module."""
+        """Returns what `repr` shows of this module."""
         settings = self._settings
         size = 0 if self._plan is None else self._plan.numel()
         return (
@@ -377,7 +380,7 @@ def _runtime_name(module: EngineModule) -> str:
 
 def _apply(settings: RuntimeSettings, engine: TRTEngine | Any) -> None:
     cache = settings.runtime_cache
-    # Of the engine's own runtime.
+    # The handle is one of the engine's own runtime.
     handle: Any = cache._handle if isinstance(cache, RuntimeCache) else None
     engine.set_runtime_settings(
         settings.dynamic_shapes_kernel_specialization_strategy,
@@ -391,17 +394,15 @@ def _to_plan(serialized_engine: object) -> torch.Tensor:
         plan = serialized_engine
         if not is_plan(plan):
             raise ValueError(
-                "A serialized engine is a contiguous one-dimensional uint8 tensor on the CPU, got "
-                f"one of {plan.dtype} and shape {list(plan.shape)} on {plan.device}"
+                "A serialized engine must be a contiguous one-dimensional uint8 tensor on the CPU, "
+                f"got one of {plan.dtype} and shape {list(plan.shape)} on {plan.device}"
             )
     elif isinstance(serialized_engine, (bytes, bytearray, memoryview)):
-        data = bytearray(
-            serialized_engine
-        )  # torch wants bytes that could be written to
+        data = bytearray(serialized_engine)  # torch needs writable bytes
         plan = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
     else:
         raise TypeError(
-            "A serialized engine is bytes or a uint8 tensor, got a "
+            "A serialized engine must be bytes or a uint8 tensor, got a "
             f"{type(serialized_engine).__name__}"
         )
     if plan.numel() == 0:

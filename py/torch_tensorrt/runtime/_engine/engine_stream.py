@@ -1,4 +1,4 @@
-"""Where an engine's inferences run; the twin of core/runtime/EngineStream.h."""
+"""The stream for an engine's inferences. The twin of core/runtime/EngineStream.h."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import torch
 
 
 class EngineStream:
-    """torch's current stream, or, where that is the default one, a stream of the engine's own.
+    """The stream for an engine's inferences, which run one after another.
 
-    On the default stream each inference costs a synchronization, and CUDA can't capture it for the
-    graphs that TensorRT-RTX makes by itself. The two streams wait for each other. Inferences run
-    one after another, on whichever streams.
+    It is torch's current stream, unless that is the default stream. On the default stream, each
+    inference costs a synchronization, and CUDA can't capture it for the graphs that TensorRT-RTX
+    itself makes. Inferences then run on a stream of the engine's own, and the two streams wait for
+    each other.
 
-    One object in one thread at a time, with the device current.
+    Thread safety: one thread per object at a time (external synchronization), with the device
+    current.
 
     Args:
-        device: A CUDA device with its index, or a CPU, which has no streams.
+        device: A CUDA device with an index, or a CPU. A CPU has no streams, so nothing waits there.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._own: torch.cuda.Stream | None = None
-        # Of the inference that began, unless it is captured.
+        # Set at begin(), until end(). None during a capture.
         self._current: torch.cuda.Stream | None = None
         self._last_stream: torch.cuda.Stream | None = None
         self._current_is_ready: torch.cuda.Event | None = None
@@ -32,10 +34,10 @@ class EngineStream:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def begin(self) -> int:
-        """What to give to `execute_async_v3`; 0 on a CPU.
+        """Returns the stream for `execute_async_v3`, or 0 on a CPU.
 
-        The inference will wait for what the current stream has to do, and for the inference before.
-        While capturing nothing is waited for, since that would tie the graph to what is outside of
+        The inference will wait for the work on the current stream and for the previous inference.
+        During a capture it waits for nothing, because a wait would tie the graph to work outside
         it.
         """
         if self._device.type != "cuda":
@@ -58,9 +60,9 @@ class EngineStream:
         return int(stream.cuda_stream)
 
     def end(self) -> None:
-        """To be called once the inference that began is enqueued, or failed to be.
+        """Must be called once the inference is enqueued or could not be enqueued.
 
-        The current stream waits for it.
+        Makes the current stream wait for the inference.
         """
         if self._current is None or self._last_stream is None:
             return
@@ -72,6 +74,6 @@ class EngineStream:
         self._current = None
 
     def synchronize(self) -> None:
-        """Waits for the last inference on the host."""
+        """Blocks the calling thread until the last inference has ended."""
         if self._last_inference is not None:
             self._last_inference.synchronize()

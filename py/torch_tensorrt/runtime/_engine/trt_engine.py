@@ -1,4 +1,4 @@
-"""The engine of the Python runtime; the twin of core/runtime/TRTEngine.h."""
+"""The engine of the Python runtime. The twin of core/runtime/TRTEngine.h."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from torch_tensorrt.runtime._engine.trt_runtime_config import (
     TRTRuntimeConfig,
 )
 
-# Those that torch has none for are missing.
+# Types that torch lacks are missing.
 _DTYPES = {
     trt.DataType.FLOAT: torch.float32,
     trt.DataType.HALF: torch.float16,
@@ -41,7 +41,7 @@ _NO_KERNELS: AbstractContextManager[None] = nullcontext()
 
 _MODE_NAMES = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
 
-# TensorRT-RTX wants an address also for a tensor without elements, whose own is null.
+# TensorRT-RTX needs an address even for a tensor without elements, whose own address is null.
 _NOTHING = ctypes.create_string_buffer(256)
 
 
@@ -49,8 +49,8 @@ _NOTHING = ctypes.create_string_buffer(256)
 class _Binding:
     name: str
     dtype: torch.dtype
-    device: torch.device  # host memory for what TensorRT-RTX reads or writes there
-    # What an input may have.
+    device: torch.device  # the CPU if TensorRT-RTX uses the tensor in host memory
+    # The shapes that an input may have.
     min: tuple[int, ...] = ()
     max: tuple[int, ...] = ()
 
@@ -58,15 +58,15 @@ class _Binding:
 class TRTEngine:
     """A TensorRT-RTX engine that runs on torch's tensors, by `tensorrt_rtx`'s Python bindings.
 
-    Its inputs and outputs ("bindings") are known by their names in the plan; the lists of names say
-    in which order they are given and returned. It uses the plan's first optimization profile. Its
-    execution context is made on first use.
+    Its inputs and outputs ("bindings") are identified by their names in the plan. The lists of
+    names set the order in which they are given and returned. The engine uses the plan's first
+    optimization profile. Its execution context is made on first use.
 
-    When it goes, it waits for its last inference. In a child of fork() its parent's engine must not
-    be used, and is not destroyed.
+    Its finalizer waits for the last inference. A child of fork() must not use an engine of its
+    parent, which is not destroyed there.
 
-    Thread safety: all methods, from any thread, one inference being set up at a time. Inferences on
-    several streams run one after another, since they share the context's memory.
+    Thread safety: all methods may be called from any thread. One inference at a time is set up.
+    Inferences on several streams run one after another, because they share the context's memory.
 
     Args:
         plan: The serialized plan, a uint8 tensor [size in bytes] on the CPU. It is loaded on the
@@ -76,8 +76,8 @@ class TRTEngine:
         settings: See `EngineSettings`.
 
     Raises:
-        RuntimeError: The plan can't be loaded, such as on a machine without a GPU; the names are
-            not exactly those of the plan; a binding is of a kind that no tensor can be bound to.
+        RuntimeError: The plan can't be loaded, such as on a machine without a GPU, the names are
+            not exactly those in the plan, or a torch tensor can't be bound to one of the bindings.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class TRTEngine:
         self._config = TRTRuntimeConfig(settings or EngineSettings())
         self._lock = threading.Lock()  # guards the rest
         self._context: ConfiguredContext | None = None
-        # Of the inputs that the context has run with.
+        # The input shapes that the context has run with.
         self._shapes: set[tuple[torch.Size, ...]] = set()
         self._stream = EngineStream(self._loaded.device)
 
@@ -101,13 +101,13 @@ class TRTEngine:
         self._has_dynamic_inputs = any(b.min != b.max for b in self._inputs)
 
     def start_over_in_child(self) -> None:
-        """In a child of fork(); see forks.py. Nobody uses the engine there."""
+        """Called in a child of fork(): see forks.py. Nobody uses the engine there."""
         leak(self)
 
     def __del__(self) -> None:
-        if hasattr(self, "_stream"):  # else it failed before there was a context
+        if hasattr(self, "_stream"):  # otherwise there was no context yet
             self._end()
-        # Now, since in a reference cycle the runtime might go before the engine.
+        # Dropped now, because a reference cycle might destroy the runtime before the engine.
         self.__dict__.pop("_loaded", None)
 
     def _end(self) -> None:
@@ -115,9 +115,9 @@ class TRTEngine:
             with self._device_guard():
                 self._release_context()
         except Exception:
-            # CUDA is gone at the end of a process, and its work with it.
+            # At the end of a process CUDA, and its work, may be gone.
             self._close_context()
-        # Now, while the engine is sure to be there.
+        # Reset now, while the engine still exists.
         self._config.reset()
 
     @property
@@ -129,7 +129,7 @@ class TRTEngine:
         return [binding.name for binding in self._outputs]
 
     def runtime_settings(self) -> tuple[str, str, RuntimeCacheHandle | None]:
-        """The two strategies' names, and the cache."""
+        """Returns the names of the two strategies, and the cache."""
         settings = self._config.settings
         return (
             settings.dynamic_shapes_kernel_specialization_strategy,
@@ -143,7 +143,7 @@ class TRTEngine:
         cuda_graph_strategy: str,
         runtime_cache: RuntimeCacheHandle | None,
     ) -> bool:
-        """Returns True if these are other settings than before.
+        """Returns True if the settings differ from the previous ones.
 
         Then the next inference makes a new execution context.
         """
@@ -163,15 +163,15 @@ class TRTEngine:
         """Enqueues one inference, in order with the current stream of the engine's device.
 
         Returns:
-            The outputs, which are filled when that stream gets there.
+            The outputs. They are complete once that stream has reached this point.
 
         Raises:
-            RuntimeError: an input of another number, dtype, device, rank or shape, naming the
-                binding and what it wants; TensorRT-RTX fails.
+            RuntimeError: The number of inputs is wrong, or the dtype, device, rank or shape of one
+                of them. The error names the input and what it must be. Or TensorRT-RTX fails.
         """
         if len(inputs) != len(self._inputs):
             raise RuntimeError(
-                f"The engine wants {len(self._inputs)} inputs ({_joined(self.input_names)}), "
+                f"The engine takes {len(self._inputs)} inputs ({_joined(self.input_names)}), "
                 f"got {len(inputs)}"
             )
         with self._device_guard():
@@ -187,7 +187,7 @@ class TRTEngine:
             if is_capturing:
                 raise RuntimeError(
                     "The engine's first inference can't be captured in a CUDA graph; run it once "
-                    "before"
+                    "before the capture"
                 )
             self._context = self._config.create_execution_context(self._loaded)
         self._bind_inputs(self._context, inputs)
@@ -243,8 +243,8 @@ class TRTEngine:
         datatype = engine.get_tensor_dtype(name)
         if datatype not in _DTYPES:
             raise RuntimeError(
-                f"{what} is of TensorRT-RTX's data type {int(datatype)}, which torch has no "
-                "tensors of"
+                f"{what} is of TensorRT-RTX's data type {int(datatype)}, which torch does "
+                "not support"
             )
         if engine.get_tensor_format(name) != trt.TensorFormat.LINEAR:
             raise RuntimeError(
@@ -316,18 +316,18 @@ def _bytes_of(plan: torch.Tensor) -> memoryview:
     is_plain = plan.layout == torch.strided and plan.is_cpu and plan.is_contiguous()
     if not is_plain or plan.dtype != torch.uint8 or plan.dim() != 1:
         raise RuntimeError(
-            "The plan of an engine is a contiguous one-dimensional uint8 tensor on the CPU, got "
-            f"one of {_dtype_name(plan.dtype)} and shape {list(plan.shape)} on {plan.device}"
+            "The plan of an engine must be a contiguous one-dimensional uint8 tensor on the CPU, "
+            f"got one of {_dtype_name(plan.dtype)} and shape {list(plan.shape)} on {plan.device}"
         )
     return memory_of(plan).toreadonly()
 
 
 def _checked(tensor: torch.Tensor, binding: _Binding) -> torch.Tensor:
-    """The contiguous form of an input."""
+    """Returns the contiguous form of an input. Raises if the binding does not accept it."""
 
     def fail(got: object) -> NoReturn:
         raise RuntimeError(
-            f"The input '{binding.name}' wants a dense {_dtype_name(binding.dtype)} tensor "
+            f"The input '{binding.name}' must be a dense {_dtype_name(binding.dtype)} tensor "
             f"{_ranges(binding)} on {binding.device}, got {got}"
         )
 
@@ -359,18 +359,21 @@ def _bind(context: ConfiguredContext, binding: _Binding, tensor: torch.Tensor) -
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    """As the C++ runtime prints it: Float for torch.float32."""
+    """Returns the name that the C++ runtime prints: Float for torch.float32."""
     return torch.empty(0, dtype=dtype).type().rpartition(".")[2].removesuffix("Tensor")
 
 
 def _layout_name(layout: torch.layout) -> str:
-    """As the C++ runtime prints it: SparseCsr for torch.sparse_csr, Sparse for torch.sparse_coo."""
+    """Returns the name that the C++ runtime prints.
+
+    It prints SparseCsr for torch.sparse_csr, and Sparse for torch.sparse_coo.
+    """
     name = str(layout).removeprefix("torch.").removesuffix("_coo")
     return name.title().replace("_", "")
 
 
 def _ranges(binding: _Binding) -> str:
-    """Reads like "[1 to 8, 3]"."""
+    """Returns a text like "[1 to 8, 3]"."""
     extents = zip(binding.min, binding.max, strict=True)
     return f"[{', '.join(str(a) if a == b else f'{a} to {b}' for a, b in extents)}]"
 

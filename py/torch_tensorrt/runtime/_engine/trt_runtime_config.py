@@ -1,4 +1,4 @@
-"""RuntimeSettings -> IRuntimeConfig; the twin of core/runtime/TRTRuntimeConfig.h."""
+"""Makes an IRuntimeConfig from settings. The twin of core/runtime/TRTRuntimeConfig.h."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The run-time knobs as an engine has them: its cache is a handle, or none.
+    """The run-time settings of an engine, whose cache is a handle or None.
 
-    Two caches are equal if they are one object, whatever their paths.
+    Two caches are equal only if they are the same object, whatever their paths.
     """
 
     dynamic_shapes_kernel_specialization_strategy: str = "lazy"
@@ -29,7 +29,7 @@ class EngineSettings:
     runtime_cache: RuntimeCacheHandle | None = None
 
     def specializes_lazily(self, has_dynamic_inputs: bool) -> bool:
-        """Whether kernels may be compiled in the background, long after an inference."""
+        """Whether kernels may be compiled in the background, long after the inference."""
         strategy = self.dynamic_shapes_kernel_specialization_strategy
         return has_dynamic_inputs and strategy == "lazy"
 
@@ -47,8 +47,7 @@ class EngineSettings:
 class ConfiguredContext:
     """An `IExecutionContext`, and what must outlive it.
 
-    TensorRT-RTX's interface promises nothing of keeping them alive, also not a cache that it has
-    refused.
+    TensorRT-RTX's interface does not promise to keep these alive, nor a cache that it has refused.
     """
 
     context: Any
@@ -56,7 +55,7 @@ class ConfiguredContext:
     cache: Any
 
     def close(self) -> None:
-        """Lets go of them in order, also if an exception's traceback has this object."""
+        """Releases them in order, even if an exception's traceback refers to this object."""
         self.context = None
         self.config = None
         self.cache = None
@@ -65,18 +64,18 @@ class ConfiguredContext:
 class TRTRuntimeConfig:
     """Carries an engine's settings into the `IRuntimeConfig` of its execution contexts.
 
-    A runtime cache never makes the engine fail: if it can't be loaded or attached, there is a
-    warning, and the engine compiles its kernels anew where it must. Who owns the cache saves it
+    A runtime cache never makes the engine fail: if it can't be loaded or attached, a warning is
+    logged and the engine compiles the kernels that it lacks. The owner of the cache saves it
     (`torch_tensorrt.runtime.RuntimeCache`).
 
-    Thread safety: all methods, from any thread.
+    Thread safety: all methods may be called from any thread.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._lock = threading.Lock()  # guards the rest
         self._settings = settings
         self._config: Any = None
-        self._cache: Any = None  # what _config has, or has refused; to outlive it
+        self._cache: Any = None  # that _config has or has refused; must outlive it
 
     @property
     def settings(self) -> EngineSettings:
@@ -84,9 +83,9 @@ class TRTRuntimeConfig:
             return self._settings
 
     def set_settings(self, settings: EngineSettings) -> bool:
-        """Returns True if these are other settings than before.
+        """Returns True if the settings differ from the previous ones.
 
-        Then they hold for contexts created from now on, while those there are keep theirs.
+        They apply to contexts created from now on. Existing contexts keep theirs.
         """
         with self._lock:
             if settings == self._settings:
@@ -96,9 +95,9 @@ class TRTRuntimeConfig:
         return True
 
     def create_execution_context(self, loaded: LoadedEngine) -> ConfiguredContext:
-        """A context with these settings, of the one engine that this is used for until `reset`.
+        """Returns a context with these settings.
 
-        Requires the engine's device to be the current one.
+        All calls until `reset` must be for the same engine, with its device current.
 
         Raises:
             RuntimeError: TensorRT-RTX can't create an `IRuntimeConfig` or a context.
@@ -117,10 +116,11 @@ class TRTRuntimeConfig:
     def is_monolithic_capturable(
         self, has_dynamic_inputs: bool, context: ConfiguredContext, stream: int
     ) -> bool:
-        """Whether the caller may capture the next inference of `context` in a CUDA graph.
+        """Whether the caller may capture the next inference of `context` in one CUDA graph.
 
-        No if TensorRT-RTX says so, if it would itself capture meanwhile, or if it would specialize
-        kernels in the background, which the graph would never get to use.
+        Returns False if TensorRT-RTX reports that it can't be captured, if TensorRT-RTX would
+        itself capture a graph, or if it would specialize kernels in the background, which the graph
+        would never use.
         """
         settings = self.settings
         specializes_lazily = settings.specializes_lazily(has_dynamic_inputs)
@@ -129,7 +129,7 @@ class TRTRuntimeConfig:
         return bool(context.context.is_stream_capturable(stream))
 
     def compiling(self, has_dynamic_inputs: bool) -> AbstractContextManager[None]:
-        """For a block that may compile kernels: the cache has checkpoints during and after it."""
+        """Marks a block that may compile kernels. The cache has checkpoints during and after it."""
         with self._lock:
             return self._compiling(
                 self._settings.specializes_lazily(has_dynamic_inputs)
@@ -179,14 +179,14 @@ class TRTRuntimeConfig:
                     f"TensorRT-RTX refused the runtime cache '{handle.path}'"
                 )
         except Exception as error:
-            # As text: a log record that is kept would keep what the traceback has.
+            # Logged as text: a log record with the error would keep all objects of its traceback.
             reason = str(error)
             logger.warning("The engine runs without a runtime cache: %s", reason)
 
 
 def _set_cuda_graph_strategy(config: Any, strategy: str) -> None:
     wanted = getattr(trt.CudaGraphStrategy, strategy.upper())
-    # A setter has no answer, and TensorRT-RTX does not document whether this one raises.
+    # A setter returns nothing, and TensorRT-RTX does not document whether this one raises.
     with contextlib.suppress(Exception):
         config.cuda_graph_strategy = wanted
     if config.cuda_graph_strategy != wanted:

@@ -115,7 +115,9 @@ def test_wrong_names_of_inputs_are_told(
 
 
 def test_a_wrong_input_is_named(make: MakeModule) -> None:
-    with pytest.raises(RuntimeError, match=r"'x' wants a dense Float tensor \[4\] on"):
+    with pytest.raises(
+        RuntimeError, match=r"'x' must be a dense Float tensor \[4\] on"
+    ):
         make()(X.double())
 
 
