@@ -188,7 +188,7 @@ std::optional<RuntimeCacheFile::Contents> read_whole(const TrustedPath& target) 
       return RuntimeCacheFile::Contents{.bytes = std::move(bytes), .generation = *generation};
     }
   }
-  TORCHTRT_THROW_ERROR("read '" << path << "': it kept changing, by a program that does not take the lock");
+  TORCHTRT_THROW_ERROR("read '" << path << "': it kept changing. A program writes it without the lock");
 }
 
 // Requires that the file has the size of `bytes`, which is not 0. Compares piece by piece, so that a save needs no

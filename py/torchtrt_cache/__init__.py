@@ -1,1 +1,1 @@
-"""What runtime cache files need besides torch and TensorRT-RTX, neither of which it imports."""
+"""Runtime cache files and their objects. Works without torch and TensorRT-RTX."""

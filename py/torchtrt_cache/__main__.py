@@ -12,17 +12,17 @@ _COMMANDS = ["info", "prune", "pull", "push", "sync"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints, and returns the exit status; None stands for the process's arguments."""
+    """Runs a command and returns its exit status. None stands for the process's arguments."""
     parser = argparse.ArgumentParser(
         prog="torchtrt-cache",
         description="Shows, removes or shares runtime caches.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     words = sys.argv[1:] if arguments is None else arguments
-    # The modules of the other commands would take most of the start.
+    # Importing the modules of the other commands would take most of the start-up time.
     for name in [words[0]] if words and words[0] in _COMMANDS else _COMMANDS:
         module = import_module(f"torchtrt_cache.{name}")
-        # Python -OO leaves no docstrings.
+        # Python -OO removes docstrings.
         summary, _, details = (module.__doc__ or "\n\n\n\n").split("\n\n", 2)
         command = commands.add_parser(
             name,
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status: int = options.run(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `torchtrt-cache info DIR | head -1`
-        # The flush at the exit must not fail again.
+    except BrokenPipeError:  # for example from `torchtrt-cache info DIR | head -1`
+        # The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 """The status of cache files and of the files beside them. Opens nothing and takes no lock."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TEMPORARY = re.compile(r"(?s:(.+))\.[0-9]+-[0-9a-f]{16}\.(?:tmp|merge)")
 
 @dataclass(frozen=True)
 class SeenFile:
-    """What lstat tells of a path.
+    """What lstat says about a path.
 
     Attributes:
         path: As it was given.
-        status: None if there is no regular file.
-        error: Why not; None if nothing is there.
+        status: None unless the path is a regular file.
+        error: Why the path is not a regular file. None if it is one, or if nothing is there.
     """
 
     path: str
@@ -29,9 +29,9 @@ class SeenFile:
 
 
 def look_at(path: str) -> SeenFile:
-    """What is at the path itself: a symbolic link is not followed.
+    """Returns what is at the path itself. Does not follow a symbolic link.
 
-    Raises OSError if that is unknown.
+    Raises OSError if that can't be determined.
     """
     try:
         status = os.lstat(path)
@@ -45,12 +45,15 @@ def look_at(path: str) -> SeenFile:
 
 
 def last_use_ns(status: os.stat_result, lock: os.stat_result | None) -> int:
-    """A load sets the time of the lock file, and a save that of both."""
+    """Returns when a cache was last used, in nanoseconds.
+
+    A load sets the time of the lock file, and a save sets the times of both files.
+    """
     return max(status.st_mtime_ns, lock.st_mtime_ns if lock else 0)
 
 
 def temporaries_among(names: Iterable[str]) -> dict[str, list[str]]:
-    """The temporary files and offers among the names of a directory, by the name of their cache."""
+    """Returns the temporary files and offers among a directory's names, by their cache's name."""
     found: dict[str, list[str]] = {}
     for name in sorted(names):
         if match := _TEMPORARY.fullmatch(name):

@@ -16,30 +16,30 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class CacheURL:
-    """A prefix on an object store, which has an object for each kind of machine.
+    """A prefix on an object store, with one object per kind of machine.
 
     Attributes:
         url: Without its query. Ends in a slash.
-        is_read_only: Whether nothing is ever written there.
-        first_byte_timeout: Seconds that the start of an engine waits for the first byte.
-        start_timeout: Seconds that it waits in all.
+        is_read_only: Whether nothing may be written there.
+        first_byte_timeout: How long the start of an engine waits for the first byte, in seconds.
+        start_timeout: How long it waits in total, in seconds.
     """
 
     url: str
     is_read_only: bool = False
-    # With what a start does besides, it is delayed by 2 s, or 15 s in all, at most.
+    # A start must be delayed by at most 2 s, or 15 s in total. The rest is for its other work.
     first_byte_timeout: float = 1.9
     start_timeout: float = 14.9
 
     @classmethod
     def parse(cls, text: str) -> CacheURL:
-        """From `s3://bucket/prefix/?mode=read`, for example.
+        """Parses a URL such as `s3://bucket/prefix/?mode=read`.
 
         The keys of the query are `mode` (`read` or `write`, the default), `first_byte_timeout` and
         `start_timeout`.
 
         Raises:
-            ValueError: The text is no such URL.
+            ValueError: The text is not such a URL.
         """
         parts = _split(text)
         shown = _shown(text)
@@ -71,7 +71,7 @@ class CacheURL:
         keys = [key for key, _ in pairs]
         for key, value in pairs:
             if key not in ("mode", *_TIMEOUTS) or keys.count(key) > 1:
-                # Without the value, which may be a secret.
+                # Without the value, because it may be a secret.
                 raise ValueError(
                     f"The URL of a runtime cache {shown} has {key!r} in its query, expected mode, "
                     "first_byte_timeout and start_timeout, each at most once"
@@ -89,7 +89,7 @@ class CacheURL:
         return cls(f"{parts.scheme}://{parts.netloc}{path}/", is_read_only, **timeouts)
 
     def __str__(self) -> str:
-        """What `parse` makes this of again."""
+        """Returns the text that `parse` turns into this URL again."""
         query = {key: _seconds(getattr(self, key)) for key in _TIMEOUTS}
         defaults = CacheURL(self.url)
         parts = [
@@ -103,15 +103,15 @@ class CacheURL:
 
 
 def is_url(text: str) -> bool:
-    """Whether a runtime cache's place is written as a URL, and not as a path."""
+    """Whether the place of a runtime cache is given as a URL rather than as a path."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
 
 
 def directory_of_file_url(text: str) -> str | None:
-    """The directory that a `file://` URL means, with a slash at its end; None for other URLs.
+    """Returns the directory of a `file://` URL, with a slash at its end. None for other URLs.
 
     Raises:
-        ValueError: It names another host, has a query or a fragment, or no absolute path.
+        ValueError: The URL names another host, has a query or a fragment, or has no absolute path.
     """
     parts = _split(text)
     if parts.scheme != "file":
@@ -130,12 +130,12 @@ def directory_of_file_url(text: str) -> str | None:
 
 def _split(text: str) -> SplitResult:
     expected = f"The URL of a runtime cache is {_shown(text)}, expected a valid URL"
-    if _CONTROLS.search(text):  # which urlsplit would leave out
+    if _CONTROLS.search(text):  # urlsplit would drop it
         raise ValueError(f"{expected} without a control character")
     try:
         return urlsplit(text)
     except ValueError:
-        raise ValueError(expected) from None  # whose text may have a secret
+        raise ValueError(expected) from None  # the cause's text may contain a secret
 
 
 def _decoded(path: str, text: str) -> str:
@@ -148,7 +148,7 @@ def _decoded(path: str, text: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """A URL for a message, without the parts that may have a secret."""
+    """Returns a URL for a message, without the parts that may contain a secret."""
     return repr(re.sub("//[^/]*@", "//", text.partition("?")[0]))
 
 
@@ -158,5 +158,5 @@ def _is_timeout(text: str) -> bool:
 
 
 def _seconds(value: float) -> str:
-    """As `parse` takes it, which is without an exponent."""
+    """Writes seconds as `parse` accepts them, that is, without an exponent."""
     return f"{Decimal(repr(value)):f}".removesuffix(".0")

@@ -1,6 +1,6 @@
 """The lock of a runtime cache file, the twin of core/util/file_lock.h.
 
-The only module here that knows how a system locks files.
+No other module here knows how a system locks files.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from typing import Protocol
 
 try:
     import fcntl
-except ImportError:  # Windows, where locking is an error but importing is none
+except ImportError:  # Windows, where importing must work and locking raises an error
     fcntl = None  # type: ignore[assignment]
 
-# Seconds, for the intervals of poll_interval() in core/util/file_lock.cpp, which says why.
+# Seconds. poll_interval() in core/util/file_lock.cpp explains these intervals.
 _SHORTEST_POLL = 0.0001
 _USUAL_POLL = 0.005
 _LONGEST_POLL = 0.05
 
 _REPLACEMENTS_WITHOUT_PAUSE = 16  # as in core/util/file_lock.cpp
-_HELD_BY_OTHERS = (errno.EWOULDBLOCK, errno.EACCES)  # EACCES: fcntl locks emulate flock
+_HELD_BY_OTHERS = (errno.EWOULDBLOCK, errno.EACCES)  # EACCES: fcntl emulates flock
 _NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class _OfThisThread(threading.local):
     def __init__(self) -> None:
-        self.blocks = 0  # of deferred_calls() that it is in
+        self.blocks = 0  # number of deferred_calls() blocks that the thread is in
         self.deferred: deque[Callable[[], object]] = deque()
 
 
@@ -50,14 +50,14 @@ class LockIsHeldError(FileLockError):
 
 
 class Stop(Protocol):
-    """Like a `threading.Event`."""
+    """A flag like `threading.Event`."""
 
     def is_set(self) -> bool: ...
 
 
 @dataclass
 class LockWaits:
-    """How long waits for locks take at most, and how long they took. All times are in seconds."""
+    """How long to wait for locks, and how long the waits have taken. All times are in seconds."""
 
     timeout: float = 10.0  # of each wait
     deadline: float = math.inf  # of all waits, by time.monotonic()
@@ -66,25 +66,26 @@ class LockWaits:
 
 
 def lock_path_of(path: str) -> str:
-    """The lock file that guards `path`, by filelock's convention."""
+    """Returns the lock file that guards `path`, by filelock's convention."""
     return path + ".lock"
 
 
 @contextmanager
 def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[None]:
-    """Holds the lock on the lock file `path`, which is created where missing, for a block.
+    """Holds the lock on the lock file `path` during a block. Creates the file if it is missing.
 
-    It excludes, and is excluded by, `filelock.FileLock` and the C++ FileLock on that path; only
-    holders of the shared lock go together. It is taken as the C++ one is, by flock(2), so a lock
-    file that was unlinked or replaced is no lock, and a forked child does not release it.
+    The lock excludes, and is excluded by, `filelock.FileLock` and the C++ FileLock on that path.
+    Only shared holders can hold it at the same time. Like the C++ lock, it is an flock(2) lock. If
+    the lock file was unlinked or replaced, the lock of the file at the path is taken instead. A
+    forked child does not release the lock.
 
     Args:
-        path: the lock file itself, a regular file. A symbolic link there is refused.
-        waits: For how long to try. At least one attempt is made. The wait is added to `waited`.
+        path: The lock file itself, which must be a regular file. A symbolic link is refused.
+        waits: How long to try. At least one attempt is made. The wait is added to `waited`.
 
     Raises:
-        LockIsHeldError: another holder kept it for that long.
-        FileLockError: the system's reason.
+        LockIsHeldError: Another holder kept the lock for that long.
+        FileLockError: The system refused the lock. The message says why.
     """
     with deferred_calls(), long_file_lock(path, waits, shared=shared):
         yield
@@ -94,9 +95,9 @@ def file_lock(path: str, waits: LockWaits, *, shared: bool = False) -> Iterator[
 def long_file_lock(
     path: str, waits: LockWaits, *, shared: bool = False
 ) -> Iterator[None]:
-    """A `file_lock` whose block may take minutes, so it is not one of `deferred_calls`.
+    """A `file_lock` for a block that may take minutes. It does not defer calls.
 
-    What this thread calls during the block must not take that lock.
+    Nothing that this thread calls during the block may take the same lock.
     """
     if fcntl is None:
         raise FileLockError(f"Can't lock '{path}': this system has no flock")
@@ -113,7 +114,7 @@ def long_file_lock(
 
 @contextmanager
 def deferred_calls() -> Iterator[None]:
-    """Makes `call_without_lock` of this thread wait for the end of the block."""
+    """Makes this thread's `call_without_lock` wait for the end of the block."""
     _of_this_thread.blocks += 1
     try:
         yield
@@ -123,17 +124,17 @@ def deferred_calls() -> Iterator[None]:
 
 
 def call_without_lock(function: Callable[[], object]) -> None:
-    """Calls the function: at once, or when this thread has left its blocks of `deferred_calls`.
+    """Calls the function at once, or when this thread has left all `deferred_calls` blocks.
 
-    For what the garbage collector runs anywhere, and for what waits for other threads. A block of
-    `file_lock` is one of `deferred_calls` too.
+    For functions that the garbage collector may run anywhere, and for those that wait for other
+    threads. A `file_lock` block is a `deferred_calls` block too.
     """
     _of_this_thread.deferred.append(function)
     _call_deferred()
 
 
 def is_in_block() -> bool:
-    """Whether this thread is in a block of `deferred_calls`."""
+    """Whether this thread is in a `deferred_calls` block."""
     return _of_this_thread.blocks > 0
 
 
@@ -145,16 +146,16 @@ def _call_deferred() -> None:
 def create_lock_file(path: str, cache: os.stat_result | None) -> None:
     """Creates the lock file of a cache.
 
-    It has the cache's mode less everything for others, because whoever can read it can hold it. Its
-    owner may read and write it in any case. Its owner and group are those of the cache if the
-    system allows it.
+    The lock file gets the cache's mode without the rights of others, because whoever can read it
+    can hold the lock. Its owner may always read and write it. It gets the cache's owner and group
+    if the system allows it.
 
     Args:
-        path: of the lock file.
-        cache: The cache's status; None if it is still to be written.
+        path: The lock file.
+        cache: The cache's status. None if there is no cache yet.
 
     Raises:
-        OSError: FileExistsError if something is there.
+        OSError: The system's error. FileExistsError if something is already there.
     """
     mode = 0o660 if cache is None else cache.st_mode & 0o770 | 0o600
     file = _open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -168,8 +169,8 @@ def create_lock_file(path: str, cache: os.stat_result | None) -> None:
 
 
 def take_over_owner(file: int, old: os.stat_result) -> None:
-    """Gives an open file the owner and group of another one, or at least the group."""
-    # Only root may give a file away; a member of the group may still give it to the group.
+    """Gives an open file the owner and group of another file, or at least its group."""
+    # Only root may change the owner. A member of the group may still change the group.
     try:
         os.fchown(file, old.st_uid, old.st_gid)
     except OSError:
@@ -177,13 +178,13 @@ def take_over_owner(file: int, old: os.stat_result) -> None:
 
 
 def hold(file: int) -> None:
-    """Marks an open file as one whose writer lives, for as long as it is open; never fails."""
+    """Marks an open file as one whose writer is alive, until it is closed. Never fails."""
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_held(file: int) -> bool:
-    """Returns False only if nobody else holds an open file."""
+    """Returns False only if nobody else holds the open file."""
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -192,7 +193,7 @@ def is_held(file: int) -> bool:
 
 
 class _LockFile:
-    """A lock file that is open from the first attempt to `close`."""
+    """A lock file that stays open from the first attempt until `close`."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -200,7 +201,7 @@ class _LockFile:
         self._owner: int | None = None  # the process that took the lock
 
     def acquire(self, operation: int, waits: LockWaits) -> bool:
-        """Returns False if somebody else holds the lock until the wait ends."""
+        """Takes the lock. Returns False if somebody else holds it until the wait ends."""
         start = time.monotonic()
         longest = max(0.0, min(waits.timeout, waits.deadline - start))
         waited = 0.0
@@ -223,7 +224,7 @@ class _LockFile:
             waits.waited += waited
 
     def close(self) -> None:
-        """Releases the lock if this process owns it; never fails."""
+        """Releases the lock if this process owns it. Never fails."""
         if self._file is None:
             return
         # Closing alone would leave the lock with a forked child that has the descriptor too. The
@@ -236,7 +237,7 @@ class _LockFile:
         self._file = self._owner = None
 
     def _try_open(self) -> bool:
-        """Opens the file unless it is open; returns False while a lease on it is being broken."""
+        """Opens the file unless it is open. Returns False while a lease on it is being broken."""
         if self._file is None:
             try:
                 self._file = _open_to_read(self._path)
@@ -269,7 +270,7 @@ class _LockFile:
         return True
 
     def _open_to_write(self) -> None:
-        """For NFS, which emulates flock by fcntl locks: an exclusive one needs a writable file."""
+        """Opens the file again, for NFS, where an exclusive lock needs a writable descriptor."""
         assert self._file is not None
         try:
             writable = _open(self._path, os.O_RDWR)
@@ -280,7 +281,7 @@ class _LockFile:
         self._file = writable
 
     def _is_current(self) -> bool:
-        """Whether the open file is the one at the path: a file without a name guards nothing."""
+        """Whether the open file is still the one at the path. An unlinked file guards nothing."""
         assert self._file is not None
         try:
             ours = os.fstat(self._file)
@@ -306,8 +307,8 @@ def _poll_interval(waited: float) -> float:
 
 
 def _open_to_read(path: str) -> int:
-    # Without O_CREAT at first: in a sticky directory Linux refuses it on somebody else's file,
-    # readable or not.
+    # First without O_CREAT: in a sticky directory Linux refuses that flag for somebody else's
+    # file, even if it is readable.
     try:
         return _open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -2,48 +2,48 @@
 
     torchtrt-cache info [--json] PATH...
 
-A PATH is a cache file, or a directory with a file for each kind of machine. The kinds of this
-machine are marked, and so is what a start on it would load in place of a missing file. Exit status:
-0; 1 if a PATH has no cache file, or one that can't be looked at; 2 for wrong arguments. --json
-prints a list with an object for each PATH. That of a file:
+A PATH is a cache file, or a directory with one file per kind of machine. The kinds of this machine
+are marked, and so are the files that it would load in place of missing ones. Exit status: 0; 1 if a
+PATH has no cache file, or one that can't be examined; 2 for wrong arguments. --json prints a list
+with one object per PATH. For a file:
 
     path             PATH
-    target           the file that it leads to, after symbolic links
-    error            why there is no size and time; null if there are
-    size             of the file, in bytes
-    modified         when it was written, ISO 8601 in UTC
-    age_seconds      how long ago that is
-    lock             of the file:
+    target           the file that PATH leads to, after symbolic links
+    error            why size and times are null; null if they are known
+    size             in bytes
+    modified         when the file was written, in ISO 8601 and UTC
+    age_seconds      seconds since then
+    lock             an object:
         path         PATH.lock
-        state        "missing": there is no lock file, so nobody has it; "free"; "shared" by
-                     readers; "exclusive" to a writer or a user of filelock; "unknown"
-        holders      a list of processes, each an object with pid, command and mode, which is
-                     "shared" or "exclusive"; the command is null where the system does not tell it
-        note         what can't be seen of the lock; null if nothing
-    temporary_files  what saves write beside the target; null if its folder can't be listed, else a
-                     list of objects:
+        state        "missing": there is no lock file, so nobody holds the lock; "free"; "shared":
+                     held by readers; "exclusive": held by a writer or a user of filelock; "unknown"
+        holders      a list of processes, each an object with pid, command and mode; the mode is
+                     "shared" or "exclusive", the command is null if the system does not show it
+        note         what can't be seen of the lock; null if everything can
+    temporary_files  a list of the files that saves write beside the target, each an object; null if
+                     the target's folder can't be listed:
         path, size, modified, age_seconds
-        state        "writing": a save is at it; "left" by a process that died, to be removed by the
-                     next save; "unknown"
-        holders      the processes at it, as above
+        state        "writing": a save is using it; "left": its writer died, and the next save
+                     removes it; "unknown"
+        holders      the processes that use it, as above
 
-That of a directory:
+For a directory:
 
     path             PATH
     error            why it has no cache files; null if it has some
-    kinds            a list of objects, the most recently used kind first, with all that the object
+    kinds            a list of objects, the most recently used kind first; each has what the object
                      of a file has, and
         name         of the file, without .bin
         kind         what the name says: an object with gpu, compute_capability (89 is 8.9),
                      tensorrt_rtx, os_family and cuda_driver (13000 is 13.0); null for
                      runtime_cache-VERSION.bin, the default cache of earlier versions
-        last_used    when a process last read or wrote the file, as far as the times of it and its
-                     lock file tell; null without a file
+        last_used    when a process last read or wrote the file, according to the times of the file
+                     and its lock file; null if the file is missing
         is_of_this_machine  whether this machine saves to the file; it is listed even if missing
         is_loaded_here      whether this machine would load the file now
 """
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH100, PTH118, PTH208
 
 from __future__ import annotations
@@ -89,13 +89,13 @@ __all__ = [
 
 _LONGEST_COMMAND = 160  # characters, in the text
 _LAST_TIME = (
-    253_370_764_800  # the year 9999, which datetime ends with and file systems do not
+    253_370_764_800  # the year 9999, where datetime ends and file systems do not
 )
 
 
 @dataclass
 class LockInfo:
-    """The lock of a cache file, as the module's text has it."""
+    """The lock of a cache file. The module's docstring describes the fields."""
 
     path: str
     state: str
@@ -105,7 +105,7 @@ class LockInfo:
 
 @dataclass
 class TemporaryFileInfo:
-    """A file that a save writes, or wrote, as the module's text has it."""
+    """A temporary file of a save. The module's docstring describes the fields."""
 
     path: str
     size: int
@@ -117,7 +117,7 @@ class TemporaryFileInfo:
 
 @dataclass
 class CacheInfo:
-    """What --json prints of a PATH that is no directory."""
+    """What --json prints for a PATH that is not a directory."""
 
     path: str
     target: str
@@ -131,7 +131,7 @@ class CacheInfo:
 
 @dataclass
 class KindInfo(CacheInfo):
-    """What --json prints of a file in a PATH that is a directory."""
+    """What --json prints for a file in a PATH that is a directory."""
 
     name: str
     kind: RuntimeCacheKind | None
@@ -142,7 +142,7 @@ class KindInfo(CacheInfo):
 
 @dataclass
 class DirectoryInfo:
-    """What --json prints of a PATH that is a directory."""
+    """What --json prints for a PATH that is a directory."""
 
     path: str
     error: str | None
@@ -150,7 +150,7 @@ class DirectoryInfo:
 
 
 def inspect(path: str) -> CacheInfo | DirectoryInfo:
-    """What the module's text says about --json, for one PATH."""
+    """Returns what --json prints for one PATH. The module's docstring describes it."""
     if is_directory(path):
         return _inspect_directory(path)
     files = _Files(path, _temporaries_in)
@@ -194,7 +194,7 @@ def _inspect_directory(path: str) -> DirectoryInfo:
 
 
 def _temporaries_in(directory: str) -> dict[str, list[str]] | None:
-    """By the name of their cache; None if the directory can't be listed."""
+    """Returns temporary files by their cache's name. None if the directory can't be listed."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -221,7 +221,7 @@ class _Files:
             self._temporaries = [_look_at(path) for path in paths]
 
     def ids(self) -> set[FileId]:
-        """Of those that somebody could hold."""
+        """Returns the ids of the files that somebody could hold."""
         files = (self._lock, *(self._temporaries or []))
         return {_id_of(file.status) for file in files if file.status}
 
@@ -248,7 +248,7 @@ class _Files:
                 else [
                     _temporary_info(file.path, file.status, holders)
                     for file in temporaries
-                    if file.status is not None  # else its writer renamed it meanwhile
+                    if file.status is not None  # otherwise its writer has renamed it
                 ]
             ),
         )
@@ -316,7 +316,7 @@ def _print_file(info: CacheInfo) -> None:
     for holder in info.lock.holders:
         print(f"            {_holder_text(holder)}")
     if info.temporary_files is None:
-        print("  saves     can't be seen, as the folder can't be listed")
+        print("  saves     unknown: the folder can't be listed")
     for file in info.temporary_files or []:
         print(f"  {_TEMPORARY_TEXT[file.state]}  {printable(file.path)}")
         print(f"            {size_text(file.size)}, {age_text(file.age_seconds)}")
@@ -331,7 +331,7 @@ _TEMPORARY_TEXT = {
 }
 
 _LOCK_TEXT = {
-    "missing": "free, there is no lock file",
+    "missing": "free: there is no lock file",
     "free": "free",
     "shared": "held by readers",
     "exclusive": "held",
@@ -345,7 +345,7 @@ def _lock_text(lock: LockInfo) -> str:
 
 
 def _holder_text(holder: LockHolder) -> str:
-    command = printable(holder.command or "(its command is not known)")
+    command = printable(holder.command or "(unknown command)")
     if len(command) > _LONGEST_COMMAND:
         command = command[:_LONGEST_COMMAND] + "..."
     return f"{holder.mode}, by process {holder.pid}: {command}"
@@ -392,7 +392,7 @@ def _local_time(iso_time: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command `torchtrt-cache info`."""
+    """Adds the arguments of `torchtrt-cache info`."""
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="a runtime cache file or directory"
     )
@@ -400,7 +400,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command `torchtrt-cache info`; returns its exit status."""
+    """Runs `torchtrt-cache info` and returns its exit status."""
     infos = [inspect(path) for path in options.paths]
     if options.json:
         json.dump([asdict(info) for info in infos], sys.stdout, indent=2)

@@ -1,6 +1,6 @@
-"""What the commands that share caches by an object store have in common."""
+"""What the commands that share caches through an object store have in common."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH102, PTH112, PTH118, PTH208
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DEFAULT_TIMEOUT = 600.0  # seconds
 _WHY_NOT_MERGED = {
     "pull": (
         "its file was changed here, and the object elsewhere. To merge them, run `torchtrt-cache "
-        "pull` on a machine with this GPU. To have the object alone, remove the file first"
+        "pull` on a machine with this GPU. To take only the object, remove the file first"
     ),
     "push": (
         "the object has kernels that its file may lack. To merge them, run `torchtrt-cache push` "
@@ -66,17 +66,17 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         default=_DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help=f"give up after that time; default {_DEFAULT_TIMEOUT:g}",
+        help=f"give up after this time (default {_DEFAULT_TIMEOUT:g})",
     )
 
 
 def cache_url(text: str) -> CacheURL:
-    """A URL on the command line."""
+    """Parses a URL from the command line."""
     try:
         if (directory := directory_of_file_url(text)) is not None:
             raise ValueError(
-                f"{text!r} is no object store, expected s3://, gs:// or az://. Use the directory "
-                f"{directory!r} itself as the runtime cache"
+                f"{text!r} is not an object store, expected s3://, gs:// or az://. Use the "
+                f"directory {directory!r} itself as the runtime cache"
             )
         if not is_url(text):
             raise ValueError(f"{text!r}, expected a URL such as {_URL}")
@@ -86,7 +86,7 @@ def cache_url(text: str) -> CacheURL:
 
 
 def writable_cache_url(text: str) -> CacheURL:
-    """One of which the command may write objects."""
+    """Parses a URL to which the command may write objects."""
     url = cache_url(text)
     if url.is_read_only:
         raise argparse.ArgumentTypeError(
@@ -110,7 +110,7 @@ def _seconds(text: str) -> float:
 
 
 def is_ready(directory: str, *, is_created: bool) -> bool:
-    """Whether there are the library and the directory. If not, prints why."""
+    """Whether the library and the directory can be used. If not, prints why."""
     try:
         check_library()
         if is_created and not os.path.isdir(directory):
@@ -128,7 +128,7 @@ def is_ready(directory: str, *, is_created: bool) -> bool:
 
 @cache
 def _kinds_here() -> dict[str, RuntimeCacheKind]:
-    """Those of this machine by the names of their files."""
+    """Returns the kinds of this machine by the names of their files."""
     return {kind.file_name(): kind for kind in kinds_of_machine()}
 
 
@@ -144,25 +144,25 @@ def _merge(kind: RuntimeCacheKind, theirs: memoryview, ours: memoryview) -> memo
 
 
 def _merge_of(name: str) -> Merge | None:
-    """None if there is no GPU of the kind whose file has the name."""
+    """Returns None if this machine has no GPU of the kind whose file has that name."""
     kind = _kinds_here().get(name)
     return partial(_merge, kind) if kind else None
 
 
 class KindTransfers:
-    """Transfers kinds between a directory and a URL, and prints what becomes of each.
+    """Transfers kinds between a directory and a URL, and prints the outcome for each.
 
-    The failure of one kind does not keep the others from being transferred.
+    If one kind fails, the others are still transferred.
 
     Args:
-        url: Of the objects.
-        directory: Of the files.
-        timeout: Seconds, for everything until `restart`.
-        repeats_reasons: Whether a failure is printed while another one has the same reason.
+        url: Where the objects are.
+        directory: Where the files are.
+        timeout: The time limit for everything until `restart`, in seconds.
+        repeats_reasons: Whether to print a failure that has the same reason as another one.
 
     Attributes:
-        status: The exit status: 0; 1 after an error; 3 if something was not merged, for want of a
-            GPU.
+        status: The exit status: 0; 1 after an error; 3 if a kind was not merged because this
+            machine lacks its GPU.
     """
 
     def __init__(
@@ -176,9 +176,9 @@ class KindTransfers:
         self._url = url.url
         self._directory = directory
         self._store = StoreProcess(url.url)
-        self._unchanged: dict[str, str] = {}  # what to print of a kind
-        self._told: set[str] = set()  # kinds of which something was printed
-        self._failures: dict[tuple[str, str], str] = {}  # those now, and their reasons
+        self._unchanged: dict[str, str] = {}  # what to print about a kind
+        self._told: set[str] = set()  # kinds about which something was printed
+        self._failures: dict[tuple[str, str], str] = {}  # reasons of current failures
         self._repeats_reasons = repeats_reasons
         self.restart(timeout)
 
@@ -186,7 +186,7 @@ class KindTransfers:
         self._store.close()
 
     def restart(self, timeout: float) -> None:
-        """Gives what follows a time of its own."""
+        """Starts a new time limit for what follows."""
         deadline = time.monotonic() + timeout
         self._transfers = Transfers(self._store, self._directory, deadline)
         self._deadline = deadline
@@ -202,7 +202,7 @@ class KindTransfers:
     def pull(self, is_all: bool = False) -> bool:
         """Pulls what this machine can start with, or everything if it has no GPU.
 
-        Returns whether the directory has all of that now.
+        Returns whether the directory now has all of it.
         """
         outcomes = []
         kinds = [] if is_all else list(_kinds_here().values())
@@ -223,7 +223,7 @@ class KindTransfers:
         return self._transfers.pull_kind(kind, merge, lambda: None)
 
     def _names_of_objects(self) -> list[str] | None:
-        """None after an error."""
+        """Returns None after an error."""
         try:
             names = self._store.names(deadline=self._deadline)
         except ObjectStoreError as error:
@@ -234,7 +234,7 @@ class KindTransfers:
         return sorted(name for name in names if kind_named(name))
 
     def names_of_files(self) -> list[str]:
-        """Those of the kinds' files in the directory."""
+        """Returns the names of the kinds' files in the directory."""
         try:
             names = os.listdir(self._directory)
         except OSError as error:
@@ -246,28 +246,28 @@ class KindTransfers:
         return sorted(n for n in names if kind_named(n) and not is_empty(path(n)))
 
     def push_all(self) -> None:
-        """Pushes all kinds but those whose pull failed."""
+        """Pushes all kinds except those whose pull failed."""
         for name in self.names_of_files():
             if ("pull", name) not in self._failures:
                 self.push(name)
 
     def push(self, name: str) -> bool:
-        """Returns False after an error that may pass."""
+        """Returns False after an error that may be temporary."""
         push = partial(self._transfers.push, name)
         return self._attempt("push", name, push) is not None
 
     def look_at(self, name: str) -> tuple[FileGeneration | None, bool]:
-        """The file's generation, and whether the object has all of it."""
+        """Returns the file's generation, and whether the object has all its kernels."""
         path = os.path.join(self._directory, name)
         return generation_at(path), self._transfers.is_uploaded(name)
 
     def _attempt(
         self, verb: str, name: str, transfer: Callable[[Merge | None], Transfer]
     ) -> Outcome | None:
-        """Returns None after an error that may pass."""
+        """Returns None after an error that may be temporary."""
         try:
             found = transfer(_merge_of(name))
-        # ImportError and OSError: of torch, where a merge needs it.
+        # ImportError and OSError come from torch, which a merge imports.
         except (RuntimeError, ImportError, OSError) as error:
             kind = _stem(name)
             text = f"Can't {verb} {kind}: {printable(str(error))}"

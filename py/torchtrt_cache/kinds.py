@@ -1,6 +1,6 @@
 """Kinds of machine and their cache files; the twin of core/runtime/RuntimeCacheKind.h."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH112, PTH116, PTH118, PTH208
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_LONGEST_SLUG = 128  # so that the names of locks and temporary files fit, too
+_LONGEST_SLUG = 128  # leaves room for the longer names of locks and temporary files
 _LONGEST_DEVICE_NAME = 256  # bytes
 _VERSION = "[0-9.]{1,32}"
 _FILE_NAME = re.compile(
@@ -25,7 +25,7 @@ _CAPABILITY_MINOR = 76
 
 
 class UnknownKindError(Exception):
-    """The kind of a device is unknown. The text is the reason."""
+    """The kind of a device is unknown. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RuntimeCacheKind:
     """What TensorRT-RTX compares before it uses a runtime cache.
 
     Attributes:
-        gpu: The device's name as CUDA has it, such as "NVIDIA L4".
+        gpu: The device's name in CUDA, such as "NVIDIA L4".
         compute_capability: 10 * major + minor.
         tensorrt_rtx: The version of TensorRT-RTX, such as "1.6.1.120".
         os_family: Such as "linux".
@@ -47,12 +47,12 @@ class RuntimeCacheKind:
     cuda_driver: int
 
     def file_name(self) -> str:
-        """Such as "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"."""
+        """Returns a name such as "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"."""
         return f"{_prefix(self)}{self.cuda_driver % 1000 // 10}.bin"
 
 
 def _prefix(kind: RuntimeCacheKind) -> str:
-    """The name up to the driver's minor version."""
+    """Returns the name up to the driver's minor version."""
     return (
         f"{_slug(kind.gpu)}-sm{kind.compute_capability}-rtx{kind.tensorrt_rtx}"
         f"-{_slug(kind.os_family)}-driver{kind.cuda_driver // 1000}."
@@ -60,13 +60,13 @@ def _prefix(kind: RuntimeCacheKind) -> str:
 
 
 def _slug(text: str) -> str:
-    """Lower-case letters, digits and single dashes."""
+    """Reduces a text to lower-case letters, digits and single dashes."""
     slug = re.sub("[^A-Za-z0-9]+", "-", text).lower()
     return slug.strip("-")[:_LONGEST_SLUG].rstrip("-")
 
 
 def kind_named(file_name: str) -> RuntimeCacheKind | None:
-    """Returns the kind that a file name spells out, or None. Its GPU is written as in the name."""
+    """Returns the kind that a file name spells out, or None. Its GPU is spelled as in the name."""
     match = _FILE_NAME.fullmatch(file_name)
     if match is None:
         return None
@@ -85,7 +85,7 @@ def is_cache_name(file_name: str) -> bool:
 
 
 def is_directory(path: str) -> bool:
-    """Whether a cache's path is a directory: it ends in a separator, or a directory is there."""
+    """Whether a cache's path ends in a separator or leads to a directory."""
     return path.endswith("/") or os.path.isdir(path)
 
 
@@ -98,30 +98,30 @@ def is_empty(path: str) -> bool:
 
 
 def file_in(directory: str, kind: RuntimeCacheKind) -> str:
-    """The file of a kind in a directory, to which saves go."""
+    """Returns the file in a directory to which a kind is saved."""
     return os.path.join(directory, kind.file_name())
 
 
 def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
-    """The files in a directory that a kind can start with, the most wanted first.
+    """Returns the files in a directory that a kind can start with, the best one first.
 
-    They are those of `names_to_load`; all but its own only if they are not empty.
+    They are those of `names_to_load`, without empty files other than the kind's own.
     """
     try:
         names = os.listdir(directory)
     except OSError:
         names = []
     own, *others = (os.path.join(directory, n) for n in names_to_load(names, kind))
-    # Its own even if it is empty, so that its errors are not hidden.
+    # The kind's own file is never left out, so that its errors are not hidden.
     return [own, *(file for file in others if not is_empty(file))]
 
 
 def names_to_load(names: Iterable[str], kind: RuntimeCacheKind) -> list[str]:
-    """The names of files or objects that a kind can start with, the most wanted first.
+    """Returns the names of files or objects that a kind can start with, the best one first.
 
-    They are its own, whether it is among `names` or not; then, among them, those of older drivers
-    of the same major version with the newest first; and last the name of the file that was the
-    default cache before that was a directory.
+    The kind's own name comes first, whether it is in `names` or not. The others are those in
+    `names`: older drivers of the same major version, the newest first, and last the file that was
+    the default cache before the default became a directory.
     """
     newest = kind.cuda_driver % 1000 // 10
     pattern = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
@@ -138,7 +138,7 @@ def names_to_load(names: Iterable[str], kind: RuntimeCacheKind) -> list[str]:
 
 
 def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
-    """The kind of a visible CUDA device.
+    """Returns the kind of a visible CUDA device.
 
     Raises:
         UnknownKindError: There is no usable driver or device.
@@ -147,12 +147,14 @@ def kind_of_device(ordinal: int, tensorrt_rtx: str) -> RuntimeCacheKind:
 
 
 def kinds_of_machine(tensorrt_rtx: str | None = None) -> list[RuntimeCacheKind]:
-    """The kinds of all visible CUDA devices; none if the driver or TensorRT-RTX is missing.
+    """Returns the kinds of all visible CUDA devices.
+
+    Returns an empty list if the driver or TensorRT-RTX is missing.
 
     Args:
         tensorrt_rtx: The version of TensorRT-RTX; by default that of the package.
     """
-    from importlib import metadata  # half of the start of a command that needs it
+    from importlib import metadata  # takes half of a command's start-up time
 
     try:
         version = tensorrt_rtx or metadata.version("tensorrt_rtx")
@@ -164,7 +166,7 @@ def kinds_of_machine(tensorrt_rtx: str | None = None) -> list[RuntimeCacheKind]:
 
 
 class _Driver:
-    """The CUDA driver, which needs no CUDA runtime and no context to tell about devices."""
+    """The CUDA driver. It describes devices without the CUDA runtime and without a context."""
 
     def __init__(self) -> None:
         try:
@@ -190,7 +192,7 @@ class _Driver:
         return RuntimeCacheKind(
             gpu=name.value.decode("utf-8", "replace"),
             compute_capability=10 * major + minor,
-            # Four numbers, as the library has it, without what a package appends.
+            # The library's four numbers, without what a package appends to them.
             tensorrt_rtx=".".join(re.findall("[0-9]+", tensorrt_rtx)[:4]),
             os_family=sys.platform,
             cuda_driver=version.value,

@@ -1,4 +1,4 @@
-"""Who holds the locks on files, as Linux tells it. Takes and opens none of them."""
+"""Finds the holders of locks on files, as Linux lists them. Takes no lock and opens no file."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from pathlib import Path
 _PROC = Path("/proc")
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel
 _MODES = {"READ": "shared", "WRITE": "exclusive"}
-# "1: FLOCK  ADVISORY  WRITE 4711 fe:00:3284993 0 EOF"; one who waits has "->" before FLOCK.
+# "1: FLOCK  ADVISORY  WRITE 4711 fe:00:3284993 0 EOF". A waiter has "->" before FLOCK.
 _LOCK = re.compile(
     r"\d+: FLOCK +\w+ +(?P<mode>READ|WRITE) +(?P<taker>\d+) "
     r"(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+):(?P<inode>\d+) "
 )
 
-FileId = tuple[int, int]  # device and inode, as stat tells them
+FileId = tuple[int, int]  # device and inode, as in stat
 
 
 @dataclass(frozen=True)
 class LockHolder:
-    """A process that has the lock; several do after a fork, or with a shared lock."""
+    """A process that has the lock. Several have it after a fork, or if it is shared."""
 
     pid: int
-    command: str | None  # None: the process is gone, or the system does not tell
+    command: str | None  # None: the process has ended, or the system does not show it
     mode: str  # "shared" or "exclusive"
 
 
 @dataclass
 class LockHolders:
-    """What could be found out."""
+    """The holders that could be found."""
 
     by_file: dict[FileId, list[LockHolder]] = field(default_factory=dict)
-    blind_spot: str | None = None  # who may hold locks unseen; None: nobody
+    blind_spot: str | None = None  # what could not be seen; None: nothing
 
     def of(self, file: FileId) -> list[LockHolder]:
         return self.by_file.get(file, [])
 
 
 def find_lock_holders(files: set[FileId]) -> LockHolders:
-    """The holders of flock(2) locks on the files.
+    """Finds the holders of flock(2) locks on the files.
 
-    The descriptors of each process tell of its locks, but only root sees those of other users'
-    processes. Theirs are in the list of all locks, by the process that took the lock.
+    The descriptors of a process show its locks, but only root can see the descriptors of other
+    users' processes. Their locks are in the list of all locks, under the process that took them.
     """
     found = LockHolders()
     if not (_PROC / "self" / "fdinfo").is_dir():
-        found.blind_spot = "this system does not tell who holds a lock"
+        found.blind_spot = "this system does not show who holds a lock"
         return found
     sees_all_processes = os.geteuid() == 0
     takers: set[tuple[FileId, int]] = set()
@@ -88,11 +88,11 @@ def _add(found: LockHolders, file: FileId, pid: int, mode: str) -> None:
 
 
 def _locks_of(process: Path) -> Iterator[tuple[FileId, str, int]]:
-    """File, mode and taker of each lock that a descriptor of the process holds."""
+    """Yields file, mode and taker of each lock that a descriptor of the process holds."""
     for descriptor in (process / "fdinfo").iterdir():
         with suppress(FileNotFoundError):  # closed meanwhile
             for lock in _LOCK.finditer(descriptor.read_text()):
-                # Not by the numbers given there: on some file systems stat has others.
+                # The numbers in fdinfo differ from those of stat on some file systems.
                 status = (process / "fd" / descriptor.name).stat()
                 yield (status.st_dev, status.st_ino), _MODES[lock["mode"]], int(
                     lock["taker"]
@@ -106,7 +106,7 @@ def _listed_locks() -> Iterator[tuple[FileId, str, int]]:
 
 
 def _is_list_by_same_devices(files: set[FileId]) -> bool:
-    """Whether the list of all locks has the files under the devices that stat tells."""
+    """Whether the list of all locks gives the files the same devices as stat."""
     mounts = (_PROC / "self/mountinfo").read_text().splitlines()
     devices = {line.split()[2] for line in mounts}
     return all(f"{os.major(dev)}:{os.minor(dev)}" in devices for dev, _ in files)

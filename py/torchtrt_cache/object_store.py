@@ -1,7 +1,7 @@
 """Objects under a URL, with conditional writes.
 
-Only the helper process of StoreProcess imports this module: after a fork, the library of a process
-that used it hangs.
+Only the helper process of StoreProcess imports this module: in a forked child of a process that
+used it, the library hangs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torchtrt_cache.objects import ObjectGeneration, ObjectStoreError
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
-_CONNECT_TIMEOUT = 5.0  # seconds, as the others
-_READ_TIMEOUT = 30.0  # without a byte
-_NO_TIMEOUT = 86400.0
-_UPLOAD_TIMEOUT = 60.0  # and the time that the body takes at _SLOWEST_UPLOAD
+_CONNECT_TIMEOUT = 5.0  # seconds
+_READ_TIMEOUT = 30.0  # seconds without a byte
+_NO_TIMEOUT = 86400.0  # seconds
+_UPLOAD_TIMEOUT = 60.0  # seconds, plus the time of the body at _SLOWEST_UPLOAD
 _SLOWEST_UPLOAD = 1 << 20  # bytes per second
 _MAX_RETRIES = 3
-_RETRY_TIMEOUT = 10.0
-_FIRST_BACKOFF = 0.1
-_LONGEST_BACKOFF = 1.0
+_RETRY_TIMEOUT = 10.0  # seconds
+_FIRST_BACKOFF = 0.1  # seconds
+_LONGEST_BACKOFF = 1.0  # seconds
 
-_ERRORS = (BaseError, FileNotFoundError, ValueError)  # of the library
+_ERRORS = (BaseError, FileNotFoundError, ValueError)  # that the library raises
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _LONGEST_REASON = 200  # characters
 
@@ -46,12 +46,12 @@ class ObjectStore:
         self._store = self._connect(_READ_TIMEOUT, _NO_TIMEOUT)
 
     def generation(self, name: str) -> ObjectGeneration | None:
-        """Returns None if there is no such object."""
+        """Returns None if the object is missing."""
         try:
             meta = obstore.head(self._store, name)
         except _ERRORS as error:
-            # The response to a HEAD has no body, and only a body tells why, or that the bucket is
-            # missing.
+            # The response to a HEAD has no body. Only a body says why it failed, or that the
+            # bucket is missing.
             if not (_status(error) or "").startswith("4"):
                 raise _failure(error) from error
             try:
@@ -64,7 +64,7 @@ class ObjectStore:
     def read(
         self, name: str, sink: Callable[[bytes], object]
     ) -> ObjectGeneration | None:
-        """Gives the object's bytes to `sink` as they come. Returns None if it is missing."""
+        """Passes the object's bytes to `sink` as they arrive. Returns None if it is missing."""
         try:
             result = obstore.get(self._store, name)
         except _ERRORS as error:
@@ -90,20 +90,20 @@ class ObjectStore:
     def replace(
         self, name: str, data: memoryview, expected: ObjectGeneration | None
     ) -> ObjectGeneration | None:
-        """Writes an object unless somebody else did.
+        """Writes an object unless somebody else has written it.
 
         Args:
             data: Not empty.
-            expected: What is replaced; None if there must be no such object.
+            expected: The generation to replace. None if the object must not exist yet.
 
         Returns:
-            The new generation. None if the object has another one than `expected`. That may be
-            ours, if the response to a put was lost.
+            The new generation. None if the object's generation is not `expected`. It may be ours
+            if the response to a put was lost.
         """
-        if len(data) == 0:  # which would lose what others put
+        if len(data) == 0:  # it would lose what others have written
             raise ObjectStoreError("an empty object is refused")
         seconds = _UPLOAD_TIMEOUT + len(data) / _SLOWEST_UPLOAD
-        # The library's limit for reading includes the time that the body takes.
+        # The library's read timeout includes the time to send the body.
         store = self._connect(read_timeout=seconds, timeout=seconds)
         mode: Literal["create"] | UpdateVersion = "create"
         if expected is not None:
@@ -119,18 +119,18 @@ class ObjectStore:
         return ObjectGeneration(result["e_tag"], result["version"])
 
     def names(self) -> list[str]:
-        """The objects right under the URL."""
+        """Returns the names of the objects directly under the URL."""
         try:
             listed = obstore.list_with_delimiter(self._store)
         except _ERRORS as error:
             raise _failure(error) from error
-        # The empty name is that of an object that stands for the prefix.
+        # An object that stands for the prefix has the empty name.
         return [meta["path"] for meta in listed["objects"] if meta["path"]]
 
     def _is_changed(
         self, name: str, expected: ObjectGeneration | None, error: Exception
     ) -> bool:
-        """Whether a put without a response met, or left, another generation."""
+        """Whether a put without a response found, or created, another generation."""
         # A server may refuse a put and close the connection before it has read the body.
         if _status(error) is not None:
             return False
@@ -146,7 +146,7 @@ class ObjectStore:
             store = from_url(
                 self._url,
                 client_options={
-                    "allow_http": True,  # if the user's endpoint is such a URL
+                    "allow_http": True,  # the user's endpoint may be such a URL
                     "connect_timeout": timedelta(seconds=_CONNECT_TIMEOUT),
                     "read_timeout": timedelta(seconds=read_timeout),
                     "timeout": timedelta(seconds=timeout),
@@ -163,21 +163,21 @@ class ObjectStore:
             )
         except _ERRORS as error:
             raise _failure(error) from error
-        # The library has no conditional writes elsewhere.
+        # The library has no conditional writes for other stores.
         if not isinstance(store, (S3Store, GCSStore, AzureStore)):
             raise ObjectStoreError("the URL is not one of s3://, gs:// and az://")
         return store
 
 
 def _raise_unless_missing(error: Exception) -> None:
-    """Raises ObjectStoreError unless the error of a GET says that the object alone is missing."""
+    """Raises ObjectStoreError unless the error of a GET says that only the object is missing."""
     if not isinstance(error, FileNotFoundError) or _code(error) in _NO_BUCKET:
         raise _failure(error) from error
 
 
 def _is_conflict(error: Exception) -> bool:
-    """Whether a conditional put failed by its condition."""
-    if _code(error) in _NO_BUCKET:  # the library takes that for a conflict
+    """Whether a conditional put failed because of its condition."""
+    if _code(error) in _NO_BUCKET:  # the library reports that as a conflict
         return False
     is_conflict = isinstance(error, (AlreadyExistsError, PreconditionError))
     return is_conflict or (_status(error) or "").startswith("409")
@@ -188,12 +188,12 @@ def _failure(error: Exception, timeout: float | None = None) -> ObjectStoreError
 
 
 def _reason(error: Exception, timeout: float | None = None) -> str:
-    """Why a request failed, in words that do not change from one such failure to the next."""
+    """Returns why a request failed, in the same words for every such failure."""
     timeout = _READ_TIMEOUT if timeout is None else timeout
     message, _, details = str(error).partition("\n\nDebug source:")
     reason = _reason_of_status(error) or _reason_of_connection(details, timeout)
     if reason is None:
-        # Without the request and how long it took.
+        # Leaves out the request and how long it took.
         message = re.sub(r"^(Generic \w+ error: )+", "", message)
         message = re.sub(r"Error performing .*? in \S+s(, after .*?)? +- ", "", message)
         reason = " ".join(message.split())[:_LONGEST_REASON]
@@ -210,24 +210,24 @@ def _reason_of_status(error: Exception) -> str | None:
     code = _code(error)
     if code in _NO_BUCKET:
         return f"the bucket does not exist (HTTP {status[:3]} {code})"
-    # Of a fault of the server, the code tells no more than the status, and not for every request.
+    # For an error of the server, the code says no more than the status, and may be missing.
     return f"HTTP {status} ({code})" if code and status[0] == "4" else f"HTTP {status}"
 
 
 def _status(error: Exception) -> str | None:
-    """The HTTP status of a refused request, such as "403 Forbidden"."""
+    """Returns the HTTP status of a refused request, such as "403 Forbidden"."""
     match = re.search(r"Server returned non-2xx status code: (\d{3}[\w ]*)", str(error))
     return match and match[1].strip()
 
 
 def _code(error: Exception) -> str | None:
-    """The error code in the body of a response."""
+    """Returns the error code in the body of a response."""
     match = re.search(r"<Code>(\w{1,64})</Code>", str(error))
     return match and match[1]
 
 
 def _reason_of_connection(details: str, timeout: float) -> str | None:
-    """From the library's description of where an error came from."""
+    """Returns the reason in the library's description of where an error came from."""
     is_connect = re.search(r"Error\(\s*Connect,", details) is not None
     if "TimedOut" in details:
         if is_connect:

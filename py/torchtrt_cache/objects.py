@@ -1,4 +1,4 @@
-"""The objects of an object store, for those who do not import its library."""
+"""The objects of an object store, for code that must not import the store's library."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class ObjectGeneration(NamedTuple):
-    """Tells one content of an object from the next; opaque to everyone but ObjectStore.
+    """Identifies one version of an object's contents. Opaque to everyone but ObjectStore.
 
-    Some stores have only one of the two.
+    Some stores have only one of the two fields.
     """
 
     e_tag: str | None
@@ -21,4 +21,4 @@ class ObjectContents(NamedTuple):
 
 
 class ObjectStoreError(RuntimeError):
-    """A request to an object store failed. The text is the reason, in a few words."""
+    """A request to an object store failed. The text says why, in a few words."""

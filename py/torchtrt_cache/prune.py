@@ -1,24 +1,23 @@
-"""Removes the caches of kinds of machine that are not used any more from a directory.
+"""Removes from a directory the caches of kinds of machine that are no longer used.
 
     torchtrt-cache prune DIR (--older-than AGE | --keep-newest N | --max-size SIZE) [--dry-run]
 
-Whole kinds go, the least recently used first: with --older-than those whose last use is longer ago
-than AGE, with --keep-newest all but the N that were used last, with --max-size until the others
-take at most SIZE. A kind's size is that of its file and of what killed saves left beside it.
+Removes whole kinds, the least recently used first: with --older-than those last used more than AGE
+ago, with --keep-newest all but the N most recently used, with --max-size until the others take at
+most SIZE. The size of a kind includes what killed saves left beside its file.
 
-A kind is in use if a process has its lock, or if it was used in the last 24 hours. Kinds in use
-stay. A load by a user who may not write the kind's lock file does not count as a use. Lock files
-stay, and so does everything in DIR that is no kind's file. A process that has loaded a cache keeps
-its kernels when the file is removed, and its next save writes them again.
+Keeps the kinds in use: those whose lock a process holds, and those used in the last 24 hours. A
+load by a user who may not write the kind's lock file does not count as a use. Keeps lock files, and
+everything in DIR that does not belong to a kind. A process that has loaded a removed cache keeps
+its kernels, and its next save writes them again.
 
-A kind of which a killed first save left files, but no cache, goes before all others.
+If a killed first save left files of a kind but no cache, removes that kind before all others.
 
-Prints a line for each kind that is removed, and for each that stays because it is in use. Exit
-status: 0; 1 if a kind that should go could not be removed, or DIR can't be examined; 2 for wrong
-arguments.
+Prints a line for each kind that is removed, and for each that is kept because it is in use. Exit
+status: 0; 1 if a kind could not be removed, or DIR can't be examined; 2 for wrong arguments.
 """
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH108, PTH118, PTH119, PTH208
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class _InUseError(Exception):
-    """The kind is kept; the text says why."""
+    """The kind is kept. The text says why."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,10 @@ class _Kind:
     """A kind as it was when the directory was listed."""
 
     path: str
-    status: os.stat_result | None  # of the cache; None if only leftovers are there
+    status: os.stat_result | None  # of the cache; None if there are only leftovers
     has_lock_file: bool
     last_use: int  # ns
-    size: int  # bytes, those of the leftovers too
+    size: int  # bytes, including the leftovers
     leftovers: list[str]  # temporary files and offers
 
     @property
@@ -85,7 +84,7 @@ class _Kind:
 
 
 def _kinds_in(directory: str) -> list[_Kind]:
-    """Those without a cache first, then the least recently used first."""
+    """Returns the kinds without a cache, then the others, the least recently used first."""
     names = os.listdir(directory)
     temporaries = temporaries_among(names)
     kinds = []
@@ -98,7 +97,7 @@ def _kinds_in(directory: str) -> list[_Kind]:
 
 
 def _look_at(path: str, leftovers: list[str]) -> _Kind | None:
-    """None if nothing is there, or, as where a stranger put it, no regular file."""
+    """Returns None if nothing is there, or something other than a regular file."""
     cache = look_at(path)
     lock = look_at(lock_path_of(path))
     left = {p: s for p in leftovers if (s := look_at(p).status)}
@@ -118,15 +117,15 @@ def _look_at(path: str, leftovers: list[str]) -> _Kind | None:
 
 
 def _remove(kind: _Kind, dry_run: bool) -> None:
-    """Removes a kind's files, its cache last, so that a kill leaves the kind as a whole.
+    """Removes a kind's files. The cache is last, so that a killed prune leaves it whole.
 
     Raises:
-        _InUseError: The kind is in use, or was used since it was looked at.
-        FileLockError, OSError: It could not be removed.
+        _InUseError: The kind is in use, or was used since it was examined.
+        FileLockError, OSError: The kind could not be removed.
     """
     if kind.unused_for < _IN_USE_FOR:
         raise _InUseError(f"last used {_last_use(kind)}")
-    # Before the lock is taken, since a killed prune may have left another name of the lock file.
+    # Before the lock is taken, because a leftover of a killed prune may be a link to the lock file.
     for leftover in kind.leftovers:
         _check_is_left(leftover)
     lock_path = lock_path_of(kind.path)
@@ -143,9 +142,8 @@ def _remove(kind: _Kind, dry_run: bool) -> None:
             ):
                 raise _InUseError(_CHANGED)
             if not dry_run:
-                remove_record(
-                    kind.path
-                )  # else it would be taken for that of a later file
+                # A later file must not get this record.
+                remove_record(kind.path)
                 for path in now.leftovers + ([kind.path] if kind.status else []):
                     os.unlink(path)
     except LockIsHeldError as error:
@@ -153,7 +151,7 @@ def _remove(kind: _Kind, dry_run: bool) -> None:
 
 
 def _create_lock_file(path: str, kind: _Kind) -> None:
-    """With the time of the kind's last use from the start, so that any later use changes it."""
+    """Creates a lock file that has the time of the kind's last use. Any later use changes it."""
     temporary = f"{kind.path}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
     create_lock_file(temporary, kind.status)
     try:
@@ -166,7 +164,7 @@ def _create_lock_file(path: str, kind: _Kind) -> None:
 
 
 def _check_is_left(path: str) -> None:
-    """Raises _InUseError if the writer of a temporary file or an offer lives."""
+    """Raises _InUseError if the writer of a temporary file or an offer is alive."""
     # O_NONBLOCK: a FIFO with such a name would block.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -175,7 +173,7 @@ def _check_is_left(path: str) -> None:
         return
     try:
         if is_held(file):
-            raise _InUseError(f"a save is at '{printable(path)}'")
+            raise _InUseError(f"a save is using '{printable(path)}'")
     finally:
         os.close(file)
 
@@ -195,7 +193,8 @@ def _size(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return int(_number_with_unit(text, {"": 1}, "how many, such as 3", "[0-9]{1,9}"))
+    expected = "a whole number, such as 3"
+    return int(_number_with_unit(text, {"": 1}, expected, "[0-9]{1,9}"))
 
 
 def _number_with_unit(
@@ -211,7 +210,7 @@ def _number_with_unit(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command `torchtrt-cache prune`."""
+    """Adds the arguments of `torchtrt-cache prune`."""
     parser.add_argument("directory", metavar="DIR", help="a runtime cache's directory")
     rule = parser.add_mutually_exclusive_group(required=True)
     rule.add_argument(
@@ -225,7 +224,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rule(options: argparse.Namespace) -> Callable[[_Kind, int, int], bool]:
-    """Whether a kind is to go, by the number of kinds after it and the bytes of all those left."""
+    """Returns a function that says whether to remove a kind.
+
+    It takes the kind, the number of kinds after it, and the bytes of all kinds left.
+    """
     if options.keep_newest is not None:
         return lambda _, newer, left: newer >= options.keep_newest
     if options.max_size is not None:
@@ -234,7 +236,7 @@ def _rule(options: argparse.Namespace) -> Callable[[_Kind, int, int], bool]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command `torchtrt-cache prune`; returns its exit status."""
+    """Runs `torchtrt-cache prune` and returns its exit status."""
     try:
         kinds = _kinds_in(options.directory)
     except OSError as error:

@@ -1,16 +1,16 @@
-"""Brings the kernels of a directory to an object store, for other machines.
+"""Uploads the kernels of a directory to an object store, for other machines.
 
     torchtrt-cache push DIR URL [--timeout SECONDS]
 
 Pushes every kind's file in DIR.
 
-If the object of a kind has kernels that the file may lack, the two are merged, which needs a GPU of
-that kind. Then the file has the kernels of both, too. Without a GPU, only an object is written that
-is missing or that the file has all kernels of. An object that can't be merged is never replaced.
+If the object of a kind has kernels that the file may lack, merges the two and writes both. This
+needs a GPU of that kind. Without one, writes an object only if it is missing, or if the file has
+all its kernels. Never replaces an object that can't be merged.
 
 Prints a line for each kind. Exit status: 0; 1 after an error of the store or the disk, or if
-TensorRT-RTX can't merge the two; 2 for wrong arguments; 3 if a kind was not merged, for want of a
-GPU. Errors of one kind do not keep the others from being pushed.
+TensorRT-RTX can't merge the two; 2 for wrong arguments; 3 if a kind was not merged because this
+machine lacks its GPU. If one kind fails, the others are still pushed.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torchtrt_cache.kind_transfers import (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command `torchtrt-cache push`."""
+    """Adds the arguments of `torchtrt-cache push`."""
     add_directory(parser)
     add_url(parser, writable_cache_url)
     add_timeout(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command `torchtrt-cache push`; returns its exit status."""
+    """Runs `torchtrt-cache push` and returns its exit status."""
     if not is_ready(options.directory, is_created=False):
         return FAILED
     transfers = KindTransfers(options.url, options.directory, options.timeout)

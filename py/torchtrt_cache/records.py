@@ -1,6 +1,6 @@
-"""What the last transfer between a cache file and its object found."""
+"""Records of what the last transfer between a cache file and its object found."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH105, PTH108, PTH116, PTH123
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Record:
     """What a transfer found out about a generation of a cache file and one of its object.
 
     Attributes:
-        url: That of the object's prefix.
+        url: The URL of the object's prefix.
         object: The object's generation.
-        file: The file's.
+        file: The file's generation.
         is_uploaded: Whether that object has all kernels of that file.
         has_object: Whether that file has all kernels of that object. If not, the two could not be
             merged.
@@ -39,12 +39,12 @@ class Record:
 
 
 def record_path_of(cache: str) -> str:
-    """The file with the record of a cache file."""
+    """Returns the file with the record of a cache file."""
     return cache + ".remote"
 
 
 def read_record(cache: str, url: str) -> Record | None:
-    """None if there is none for that URL that can be read."""
+    """Returns the record for that URL. None if it is missing or can't be read."""
     try:
         with open(record_path_of(cache), encoding="utf-8") as file:
             values = json.load(file)
@@ -56,8 +56,8 @@ def read_record(cache: str, url: str) -> Record | None:
             values["is_uploaded"] is True,
             values["has_object"] is True,
         )
-    # Python's errors for what others wrote: ArithmeticError for a number that is infinite, and
-    # RecursionError for lists in lists.
+    # Others may have written the file. Python raises ArithmeticError for an infinite number, and
+    # RecursionError for deeply nested lists.
     except (
         OSError,
         ValueError,
@@ -71,7 +71,7 @@ def read_record(cache: str, url: str) -> Record | None:
 
 
 def write_record(cache: str, record: Record) -> None:
-    """Replaces the record of a cache file. Without one, no more than time is lost.
+    """Replaces the record of a cache file. A failure is only logged, since it costs only time.
 
     Requires the lock of the file's transfers.
     """
@@ -102,7 +102,7 @@ def _open_for_owner(path: str, flags: int) -> int:
 
 
 def _share_as(cache: str, file: int) -> None:
-    """Opens a file to the group that may use the cache, but to nobody else."""
+    """Lets the group that may use the cache read and write a file, but nobody else."""
     with suppress(OSError):
         status = os.stat(cache)
         take_over_owner(file, status)

@@ -1,6 +1,6 @@
 """The file of a runtime cache, the twin of core/runtime/RuntimeCacheFile.h."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH108, PTH118, PTH120, PTH208
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torchtrt_cache.unlocked_logger import unlocked_logger
 _LOGGER = unlocked_logger("runtime_cache_file")
 
 _READS_OF_A_CHANGING_FILE = 3
-_FIRST_MODE = 0o664  # less the umask; of a cache that is not there yet
+_FIRST_MODE = 0o664  # of a new cache, less the umask
 _COMPARE_CHUNK = 256 * 1024  # bytes
 _TEMPORARY_SUFFIX = ".tmp"
 _OFFER_SUFFIX = ".merge"
@@ -45,10 +45,10 @@ _Result = TypeVar("_Result")
 
 
 class FileGeneration(NamedTuple):
-    """Tells one content of a file from the next; opaque to everyone but RuntimeCacheFile.
+    """Identifies one version of a file's contents. Opaque to everyone but RuntimeCacheFile.
 
-    Each write makes the time grow, however coarse the system's clock is and whichever inode the
-    file system hands out again.
+    Each write increases the time, so two versions differ even if the system's clock is coarse and
+    the file system reuses an inode.
     """
 
     device: int
@@ -58,7 +58,10 @@ class FileGeneration(NamedTuple):
 
 
 def generation_at(path: str) -> FileGeneration | None:
-    """The file's, without its lock; None if it is missing or empty, or its status is unknown."""
+    """Returns the generation of the file, without taking its lock.
+
+    Returns None if the file is missing or empty, or if its status can't be read.
+    """
     try:
         status = Path(path).stat()
     except OSError:
@@ -67,21 +70,21 @@ def generation_at(path: str) -> FileGeneration | None:
 
 
 class Contents(NamedTuple):
-    data: memoryview  # may be written to
+    data: memoryview  # writable
     generation: FileGeneration
 
 
 class Replaced(NamedTuple):
-    generation: FileGeneration  # of the file, which has the given bytes now
-    is_written: bool  # False: it had them already
-    in_place: str  # why the file was written in place; empty: it was not
+    generation: FileGeneration  # of the file, which now has the given bytes
+    is_written: bool  # False: the file had them already
+    in_place: str  # why the file was written in place; empty if it was not
 
 
 class Turn(NamedTuple):
-    """What a saver that must merge has when its turn comes."""
+    """A saver's turn to merge."""
 
-    is_saved: bool  # another saver has merged and written the bytes
-    offers: list[str]  # files with the bytes of savers that wait
+    is_saved: bool  # another saver has merged and written this saver's bytes
+    offers: list[str]  # files with the bytes of waiting savers
 
 
 class Draft(NamedTuple):
@@ -92,28 +95,28 @@ class Draft(NamedTuple):
 
 
 class OnlyInPlaceError(RuntimeError):
-    """The file can only be written in place, and must not be."""
+    """The file can only be written in place, which the caller forbids."""
 
 
 class RuntimeCacheFile:
     """A store for the bytes of one runtime cache: a file that any number of processes share.
 
     It has no state of its own. core/runtime/RuntimeCacheFile.h has the contract of both runtimes:
-    readers hold `<path>.lock` in shared mode, writers exclusively, for disk work alone, and a write
+    readers hold `<path>.lock` in shared mode, writers exclusively, both only for disk work. A write
     replaces the file by a rename.
 
-    Errors are RuntimeErrors naming path, operation and the system's reason. After any, no temporary
-    file is left and the file is as it was, with two exceptions. A write in place (see `replace`)
-    may fail half-way. And if the last step fails, the sync of the directory, then the new file is
-    there but a power failure may undo it.
+    Errors are RuntimeErrors that name the path, the operation and the system's reason. After an
+    error no temporary file is left and the file is unchanged, with two exceptions. A write in place
+    (see `replace`) may fail half-way. If the last step fails, the sync of the directory, the new
+    file is there but a power failure may undo it.
 
-    Thread safety: immutable, but for the LockWaits; one thread at a time for those. POSIX only:
-    elsewhere every read of a file and every write fails.
+    Thread safety: immutable except for the LockWaits, which only one thread at a time may use.
+    POSIX only: on other systems every read of a file and every write fails.
 
     Args:
-        path: Taken as written. The constructor touches no disk, and raises RuntimeError if it is
-            empty or has a NUL in it.
-        waits: For the waits for locks.
+        path: Used as written. The constructor does not access the disk. It raises RuntimeError if
+            the path is empty or has a NUL in it.
+        waits: The limits of waits for locks.
     """
 
     def __init__(self, path: str, waits: LockWaits) -> None:
@@ -130,13 +133,12 @@ class RuntimeCacheFile:
     def read(self, allocate: Allocate = bytearray) -> Contents | None:
         """Reads the whole file under the shared lock.
 
-        Returns None, and creates nothing on disk, if it is missing or empty. Where the lock file is
-        closed to us, or does not exist and its directory is closed to us, the file is read without
-        the lock.
+        Returns None, and creates nothing on disk, if the file is missing or empty. If this process
+        may not open the lock file, or may not create a missing one, it reads without the lock.
 
         Args:
-            allocate: Returns where to put that many bytes. It is called anew should a program that
-                takes no lock write the file meanwhile.
+            allocate: Returns a buffer of the given size in bytes. It is called again if a program
+                that takes no lock writes the file meanwhile.
         """
         contents = None
         try:
@@ -166,21 +168,21 @@ class RuntimeCacheFile:
     ) -> Replaced | None:
         """Writes `data` durably, under the exclusive lock, unless others have written meanwhile.
 
-        Writes if the file is missing or empty or still has the generation `expected`. Returns None
-        if it has another one: a conflict, upon which the caller reads again. A file that has these
-        very bytes is left alone.
+        Writes if the file is missing or empty, or still has the generation `expected`. Returns None
+        if it has another generation. This is a conflict, after which the caller must read again. A
+        file that already has exactly these bytes is left alone.
 
-        The new file has the mode of the old one and, where the system allows it, its owner and
-        group; a first one has 0664 less the umask. Temporary files that dead writers left are
-        removed. Where a rename is impossible (a single file mounted into a container; a directory
-        closed to us while the file is open to us) the file is written in place. Only then can a
-        crash or an error, or a reader without the lock, meet a torn file.
+        The new file has the mode of the old one and, if the system allows it, its owner and group.
+        A first file has mode 0664 less the umask. Temporary files that dead writers left are
+        removed. If a rename is impossible, the file is written in place. This happens with a single
+        file mounted into a container, and with a writable file in a directory that is not. Only
+        then can a crash or an error leave a torn file, or a reader without the lock see one.
 
         Args:
             data: Contiguous, of format "B", not empty.
             expected: A generation that `read` or `replace` returned, or None.
-            may_write_in_place: If not, raises OnlyInPlaceError for what could only be written so.
-            draft: Has these very bytes, and is renamed instead of a copy of them.
+            may_write_in_place: If False, raises OnlyInPlaceError instead of writing in place.
+            draft: A draft that already has these bytes. It is renamed, so they are not copied.
         """
         try:
             target = _checked_target(self._path)
@@ -204,10 +206,10 @@ class RuntimeCacheFile:
 
     @contextmanager
     def draft(self) -> Iterator[Draft | None]:
-        """Keeps an empty new file beside the target for a block; None if there can be none."""
+        """Keeps an empty new file beside the target during a block. Yields None if it can't."""
         with ExitStack() as kept:
             draft = None
-            with suppress(OSError, NotTrustedError):  # the next read or write says it
+            with suppress(OSError, NotTrustedError):  # the next access reports it
                 target = _checked_target(self._path)
                 if target is not None:
                     file = _temporary_file(target.path, _FIRST_MODE)
@@ -217,19 +219,19 @@ class RuntimeCacheFile:
 
     @contextmanager
     def wait_for_turn(self, data: memoryview) -> Iterator[Turn]:
-        """Waits until no other process merges what it read with what it has.
+        """Waits until no other process is merging, and has the turn to merge during the block.
 
-        Others wait until the block ends. Callers wait after a conflict, and before they write while
-        somebody has the turn. So of many that save at once one merges at a time and none in vain,
-        while `<path>.lock` stays free. The lock file is `<path>.merge.lock`.
+        Callers wait after a conflict, and before a write while another process has the turn. So
+        of many simultaneous savers only one merges at a time, no merge is wasted, and `<path>.lock`
+        stays free. The lock file of the turn is `<path>.merge.lock`.
 
-        Meanwhile `data` lies beside the file as an offer. Whoever has the turn merges all offers,
-        writes once, and accepts them. So many savers need few writes. Waiting and offering only
-        save work: if they fail, or the wait ends without the lock, the caller merges by itself.
-        Where the path is not trusted, nothing is created, and there is no wait.
+        During the wait, `data` lies beside the file as an offer. The process that has the turn
+        merges all offers, writes once and accepts them, so many savers need few writes. Waiting and
+        offering only save work: if they fail, or the wait ends without the lock, the caller merges
+        on its own. If the path is not trusted, nothing is created, and there is no wait.
         """
         target = None
-        with suppress(OSError, NotTrustedError):  # the next read or write says it
+        with suppress(OSError, NotTrustedError):  # the next access reports it
             target = resolve_trusted(self._path)
         if target is None:
             yield Turn(is_saved=False, offers=[])
@@ -261,7 +263,7 @@ class RuntimeCacheFile:
             yield Turn(is_saved, offers)
 
     def is_turn_taken(self) -> bool:
-        """Whether another process has the turn. Creates nothing. An error counts as no."""
+        """Whether another process has the turn. Creates nothing. Returns False after an error."""
         path = lock_path_of(self._turn_path())
         if not os.path.lexists(path):
             return False
@@ -270,11 +272,11 @@ class RuntimeCacheFile:
                 return False
         except LockIsHeldError:
             return True
-        except FileLockError:  # whoever waits for the turn says it
+        except FileLockError:  # `wait_for_turn` reports it
             return False
 
     def _turn_path(self) -> str:
-        """The path that is locked while merging."""
+        """Returns the path that is locked while merging."""
         return f"{self._path}.merge"
 
     def _error(
@@ -290,18 +292,18 @@ class RuntimeCacheFile:
         self, path: str, cache: os.stat_result | None, *, shared: bool = False
     ) -> Iterator[None]:
         lock_path = lock_path_of(path)
-        with suppress(OSError):  # it is there, or `file_lock` has the error
+        with suppress(OSError):  # it exists, or `file_lock` reports the error
             create_lock_file(lock_path, cache)
         with file_lock(lock_path, self._waits, shared=shared):
-            # The time of the last use of the cache, whose own time is part of its generation. Only
-            # who may write the lock file can set it.
+            # The lock file has the time of the cache's last use, because the cache's own time is
+            # part of its generation. Only users who may write the lock file can set it.
             with suppress(OSError):
                 os.utime(lock_path, follow_symlinks=False)
             yield
 
     @contextmanager
     def _lock_to_read(self, cache: os.stat_result) -> Iterator[None]:
-        """No lock where its file is closed to us, or missing and its directory is closed to us."""
+        """Holds the shared lock. Holds none if this process may not open or create its file."""
         with ExitStack() as lock:
             try:
                 lock.enter_context(self._lock(self._path, cache, shared=True))
@@ -318,7 +320,7 @@ class RuntimeCacheFile:
 
 
 class _CannotReplaceError(OSError):
-    """The file can't be replaced by a rename, whatever is done about its contents."""
+    """The file can't be replaced by a rename, whatever its contents."""
 
 
 def _call(
@@ -328,7 +330,7 @@ def _call(
     *args: _Arguments.args,
     **kwargs: _Arguments.kwargs,
 ) -> _Result:
-    """Calls the function. An OSError of it reads like "open '/path': Permission denied"."""
+    """Calls the function. Its OSErrors read like "open '/path': Permission denied"."""
     try:
         return function(*args, **kwargs)
     except OSError as error:
@@ -354,7 +356,7 @@ def _generation_of(status: os.stat_result) -> FileGeneration:
 
 
 def _checked_generation(status: os.stat_result, path: str) -> FileGeneration | None:
-    """None for an empty file, which counts as a missing one."""
+    """Returns None for an empty file, which counts as missing."""
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, f"'{path}' is not a regular file")
     return _generation_of(status) if status.st_size > 0 else None
@@ -365,7 +367,10 @@ def _status(file: int, path: str) -> os.stat_result:
 
 
 def _checked_target(path: str) -> TrustedPath | None:
-    """None if a directory on the way is missing; raises for what must get no lock file."""
+    """Returns None if a directory on the way is missing.
+
+    Raises if the path is not trusted or not a regular file. Then it must get no lock file.
+    """
     target = resolve_trusted(path)
     if target is not None and target.status is not None:
         _checked_generation(target.status, path)
@@ -383,14 +388,14 @@ def _directory_of(path: str) -> str:
 
 
 def _reason_to_read_without(lock_path: str) -> str:
-    """Why a cache may be read without its lock; empty if it may not."""
+    """Returns why a cache may be read without its lock, or an empty string if it may not."""
     try:
         with _open(lock_path, os.O_RDONLY | os.O_NOFOLLOW):
             return ""
     except OSError as error:
         if error.errno == errno.EACCES:
             return "its lock file is closed to this user"
-        # With the effective ids. It knows of read-only mounts and immutable directories.
+        # os.access also detects read-only mounts and immutable directories.
         may_create = os.access(
             _directory_of(lock_path), os.W_OK | os.X_OK, effective_ids=True
         )
@@ -399,7 +404,7 @@ def _reason_to_read_without(lock_path: str) -> str:
 
 
 def _read_fully(file: int, buffer: memoryview, offset: int, path: str) -> bool:
-    """False if the file ends before the buffer is full."""
+    """Returns False if the file ends before the buffer is full."""
     while len(buffer) > 0:
         n = _call("read", path, os.preadv, file, [buffer], offset)
         if n == 0:
@@ -419,7 +424,7 @@ def _write_fully(file: int, data: memoryview, offset: int, path: str) -> None:
 
 
 def _read_whole(target: TrustedPath, allocate: Allocate) -> Contents | None:
-    """None for a missing or empty file."""
+    """Returns None for a missing or empty file."""
     path = target.path
     for _ in range(_READS_OF_A_CHANGING_FILE):
         with ExitStack() as opened:
@@ -435,14 +440,14 @@ def _read_whole(target: TrustedPath, allocate: Allocate) -> Contents | None:
             is_whole = _read_fully(file, data, 0, path)
             if is_whole and _generation_of(_status(file, path)) == generation:
                 return Contents(data, generation)
-    text = f"read '{path}': it kept changing, by a program that does not take the lock"
+    text = f"read '{path}': it kept changing. A program writes it without the lock"
     raise OSError(errno.EBUSY, text)
 
 
 def _compare(
     target: TrustedPath, data: memoryview
 ) -> tuple[os.stat_result | None, bool]:
-    """The status of the file, None if it is missing, and whether it holds exactly `data`."""
+    """Returns the status of the file, or None if it is missing, and whether it has this `data`."""
     with ExitStack() as opened:
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW
@@ -456,14 +461,14 @@ def _compare(
 
 
 def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
-    """Requires that the file has the size of `data`, which is not 0.
+    """Compares piece by piece, so that a save needs no second copy of a large cache.
 
-    Piece by piece, so that a save needs no second copy of a large cache.
+    Requires that the file has the size of `data`, and that `data` is not empty.
     """
-    # Not a memoryview's own comparison, which goes element by element.
+    # A bytearray, since two memoryviews are compared element by element.
     chunk = bytearray(min(_COMPARE_CHUNK, len(data)))
-    # Caches of one size that differ do so at an end nearly always, in a header, a checksum or the
-    # newest kernel.
+    # Different caches of the same size nearly always differ at one end: in a header, a checksum or
+    # the newest kernel.
     last = len(data) - len(chunk)
     for offset in (last, *range(0, last, len(chunk))):
         is_read = _read_fully(file, memoryview(chunk), offset, path)
@@ -473,9 +478,9 @@ def _holds_exactly(file: int, data: memoryview, path: str) -> bool:
 
 
 def _temporaries_of(target: str, suffix: str) -> list[str]:
-    """The files beside the target whose names end in the suffix.
+    """Returns the temporary files of the target whose names end in the suffix.
 
-    Those of a directory that can't be listed are left out.
+    Returns none if the directory can't be listed.
     """
     directory, name = os.path.split(target)
     names: list[str] = []
@@ -486,15 +491,15 @@ def _temporaries_of(target: str, suffix: str) -> list[str]:
 
 
 def _remove_stale_temporaries(target: str) -> None:
-    """Requires the exclusive lock.
+    """Removes the temporary files that dead writers left. Requires the exclusive lock.
 
     That lock does not exclude a writer that reached the same target by another name, but a living
-    writer holds its temporary file. Its process id proves nothing: containers number their
-    processes anew.
+    writer holds its temporary file. The process id in the name proves nothing, because each
+    container has its own process ids.
     """
     for suffix in (_TEMPORARY_SUFFIX, _OFFER_SUFFIX):
         for path in _temporaries_of(target, suffix):
-            # What can't be removed now is left to a later write.
+            # A later write removes what can't be removed now.
             with (
                 suppress(OSError),
                 _open(path, os.O_RDONLY | os.O_NOFOLLOW) as file,
@@ -506,7 +511,7 @@ def _remove_stale_temporaries(target: str) -> None:
 
 @contextmanager
 def _offer(target: str, data: memoryview) -> Iterator[int]:
-    """Keeps bytes beside the file for a block, and yields the open offer."""
+    """Keeps bytes beside the file during a block, and yields the open offer."""
     with _temporary_file(target, 0o600) as (file, name):
         _write_fully(file, data, 0, name)
         offer = name.removesuffix(_TEMPORARY_SUFFIX) + _OFFER_SUFFIX
@@ -518,10 +523,10 @@ def _offer(target: str, data: memoryview) -> Iterator[int]:
 
 
 def read_offer(offer: str) -> memoryview | None:
-    """The bytes of an offer; None if it can't be read or is not this user's alone."""
+    """Returns the bytes of an offer. None if it can't be read or is not private to this user."""
     with suppress(OSError), _open(offer, os.O_RDONLY | os.O_NOFOLLOW) as file:
         status = os.fstat(file)
-        # A link to another file of ours could hold what somebody else wrote, so the mode counts.
+        # The mode counts because a link to another file of ours could hold what others wrote.
         is_private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
         if stat.S_ISREG(status.st_mode) and is_private:
             data = memoryview(bytearray(status.st_size))
@@ -533,7 +538,7 @@ def read_offer(offer: str) -> memoryview | None:
 def accept_offer(offer: str) -> None:
     """Tells the saver that made the offer that its bytes are in the file.
 
-    Requires that they are there durably.
+    Requires that they are durably written.
     """
     _remove(offer)
 
@@ -545,9 +550,9 @@ def _remove(path: str) -> None:
 
 @contextmanager
 def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
-    """A new file beside the target, open for a block that ends by renaming it.
+    """Yields a new file beside the target, open during a block that must rename it.
 
-    It is gone after a block that raises.
+    If the block raises, the file is removed.
     """
     path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -588,17 +593,17 @@ def _take_over_owner_and_mode(file: int, path: str, old: os.stat_result) -> None
 
 
 def _set_time_after(file: int, old: os.stat_result | None, path: str) -> None:
-    """Gives the file a time that its predecessor had not.
+    """Gives the file a later time than its predecessor.
 
-    Written within the tick of the clock that its predecessor was written in, or after the clock was
-    set back, it would look like it if it also had its inode and size.
+    Otherwise a file with the same inode and size would look like its predecessor, if it was written
+    within the same tick of the clock or after the clock was set back.
     """
     status = _status(file, path)
     if old is None or status.st_mtime_ns > old.st_mtime_ns:
         return
     try:
         os.utime(file, ns=(status.st_atime_ns, old.st_mtime_ns + 1))
-    except OSError as error:  # written in place, by somebody who does not own it
+    except OSError as error:  # written in place by a user who does not own it
         _LOGGER.debug("Can't set the time of '%s': %s", path, error.strerror)
 
 
@@ -608,7 +613,7 @@ def _sync_directory(directory: str) -> None:
             file = opened.enter_context(_open(directory, os.O_RDONLY | os.O_DIRECTORY))
         except PermissionError as error:
             if error.errno == errno.EACCES:
-                return  # we may write it but not list it; there is no other way to sync it
+                return  # we may write but not list it, and there is no other way to sync it
             raise
         try:
             _call("fsync", directory, os.fsync, file)
@@ -624,7 +629,7 @@ def _replace(
     may_write_in_place: bool,
     draft: Draft | None,
 ) -> Replaced | None:
-    """`RuntimeCacheFile.replace`, under the exclusive lock."""
+    """Does the work of `RuntimeCacheFile.replace`. Requires the exclusive lock."""
     trusted = resolve_trusted(path)  # again: a link may have changed before the lock
     if trusted is None:
         text = f"open '{path}': {os.strerror(errno.ENOENT)}"
@@ -661,7 +666,7 @@ def _replace(
 def _rename_over(
     target: str, data: memoryview, old: os.stat_result | None, draft: Draft | None
 ) -> FileGeneration:
-    """`old` is the status of the file that is there, None if none is."""
+    """Renames a new file over the target. `old` is the target's status, or None."""
     mode = _FIRST_MODE if old is None else 0o600
     new = nullcontext(draft) if draft else _temporary_file(target, mode)
     with new as (file, path):
@@ -680,8 +685,7 @@ def _write_in_place(
     file: int, data: memoryview, target: str, old: os.stat_result | None
 ) -> FileGeneration:
     old_size = old.st_size if old is not None else 0
-    # What needs new space comes first: when the disk is full, nothing of the old contents has been
-    # touched yet.
+    # What needs new space is written first. If the disk is full, the old contents are still intact.
     head = min(old_size, len(data))
     try:
         _write_fully(file, data[head:], head, target)

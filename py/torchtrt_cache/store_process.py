@@ -1,9 +1,9 @@
-"""An object store that is used by a process of its own.
+"""Uses an object store through a helper process.
 
     python -m torchtrt_cache.store_process URL
 
-is that process. Its standard input is a socket for packets of JSON, which are requests and replies.
-It ends when the other end is closed. A body comes beside a packet, as the descriptor of a memfd.
+is that process. Its standard input is a socket for requests and replies, which are packets of JSON.
+It ends when the other end is closed. A body is sent beside a packet, as the descriptor of a memfd.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
     from torchtrt_cache.object_store import ObjectStore
     from torchtrt_cache.runtime_cache_file import Draft
 
-# Modules are found where this process finds them. "-m" would look into the current directory first.
+# The helper finds modules where this process does. "-m" would search the current directory first.
 _PROGRAM = (
     "import sys; url, *sys.path = sys.argv[1:]; "
     "from torchtrt_cache.store_process import serve; serve(url)"
 )
 _LONGEST_PACKET = 1 << 16  # bytes
-_LONGEST_STDERR = 1 << 12  # bytes at its end that are looked at
-_LONGEST_EXIT = 1.0  # seconds from the end of the socket to that of the process
+_LONGEST_STDERR = 1 << 12  # bytes at its end that are searched for the last line
+_LONGEST_EXIT = 1.0  # seconds from the end of the socket to the end of the process
 _CHECK_INTERVAL = 5.0  # seconds
 
 _WRITEBACK_STEP = 8 << 20  # bytes
-_SYNC_FILE_RANGE_WRITE = 2  # starts writeback and does not wait for it
+_SYNC_FILE_RANGE_WRITE = 2  # starts writeback without waiting for it
 
 Packet = dict[str, Any]
 
 
 def check_library() -> None:
     """Raises ImportError if the library for object stores is missing."""
-    # Not by an import, after which the library would hang in a child of fork.
+    # After an import, the library would hang in a forked child.
     if importlib.util.find_spec("obstore") is None:
         raise ImportError(
             "Runtime caches on object stores need obstore: "
@@ -59,21 +59,21 @@ def check_library() -> None:
 
 
 class StoreProcess:
-    """The objects under a URL, by a helper process that the first request starts.
+    """The objects under a URL, through a helper process that the first request starts.
 
-    The helper can be killed at a deadline, and a fork of this process does not harm it. It ends
-    after this process, whatever ended that, when an upload under way is complete.
+    The helper can be killed at a deadline, and a fork of this process does not harm it. When this
+    process ends for whatever reason, the helper completes an upload under way and ends too.
 
-    Requests raise ObjectStoreError: for the store's reason, because the helper ended, or with "no
-    answer within N ms" past the deadline (by time.monotonic()). In the latter cases the helper is
-    dead, and the next request starts another. A replacement may have happened nevertheless.
+    Requests raise ObjectStoreError with the store's reason, because the helper ended, or with "no
+    answer within N ms" after the deadline (by time.monotonic()). In the last two cases the helper
+    is dead, and the next request starts another one. A `replace` may have succeeded nevertheless.
 
-    Thread safety: any method, any thread. Requests wait for each other.
+    Thread safety: any thread may call any method. Requests wait for each other.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._turn = threading.Lock()  # of one request
+        self._turn = threading.Lock()  # held during a request
         self._helper: _Helper | None = None
 
     @property
@@ -83,7 +83,7 @@ class StoreProcess:
     def generation(
         self, name: str, *, deadline: float = math.inf
     ) -> ObjectGeneration | None:
-        """Returns None if there is no such object."""
+        """Returns None if the object is missing."""
         value, _ = self._request({"call": "generation", "name": name}, deadline)
         return _generation(value)
 
@@ -95,12 +95,12 @@ class StoreProcess:
         deadline: float = math.inf,
         draft: Draft | None = None,
     ) -> ObjectContents | None:
-        """Returns None if there is no such object.
+        """Returns None if the object is missing.
 
         Args:
-            on_first_byte: Called when the first byte has arrived, in this thread. An empty object
-                has none.
-            draft: An empty file to have the contents, instead of one in memory.
+            on_first_byte: Called in this thread when the first byte has arrived. Not called for an
+                empty object.
+            draft: An empty file that receives the contents. By default they stay in memory.
         """
         request = {"call": "read", "name": name, "draft": draft and draft.path}
         value, body = self._request(request, deadline, on_first_byte=on_first_byte)
@@ -117,7 +117,7 @@ class StoreProcess:
         *,
         deadline: float = math.inf,
     ) -> ObjectGeneration | None:
-        """Writes an object unless somebody else did; see ObjectStore.replace."""
+        """Writes an object unless somebody else has written it. See ObjectStore.replace."""
         request = {"call": "replace", "name": name, "expected": expected}
         with _memory_file() as body:
             body.write(data)
@@ -125,13 +125,13 @@ class StoreProcess:
         return _generation(value)
 
     def names(self, *, deadline: float = math.inf) -> list[str]:
-        """The objects right under the URL."""
+        """Returns the names of the objects directly under the URL."""
         _, body = self._request({"call": "names"}, deadline)
         names: list[str] = json.loads(bytes(body))
         return names
 
     def close(self) -> None:
-        """Kills the helper. A request under way fails, and a later one starts another helper."""
+        """Kills the helper. A request under way fails. A later request starts another helper."""
         helper = self._helper
         if helper is not None:
             helper.kill()
@@ -140,7 +140,7 @@ class StoreProcess:
             self._turn.release()
 
     def abandon(self) -> None:
-        """In a child of fork: leaves the helper to the parent. A request starts another."""
+        """Leaves the helper to the parent, in a forked child. The next request starts another."""
         self._turn = threading.Lock()
         helper, self._helper = self._helper, None
         if helper is not None:
@@ -153,7 +153,7 @@ class StoreProcess:
         body: IO[bytes] | None = None,
         on_first_byte: Callable[[], None] = lambda: None,
     ) -> tuple[Any, memoryview]:
-        """Returns the value of the reply, and its body."""
+        """Returns the value and the body of the reply."""
         timeout = max(0.0, deadline - time.monotonic())
         late = f"no answer within {timeout * 1000:.0f} ms"
         if not self._turn.acquire(timeout=-1 if timeout == math.inf else timeout):
@@ -171,7 +171,7 @@ class StoreProcess:
                 raise ObjectStoreError(late) from None
             except (EOFError, ConnectionError):
                 raise ObjectStoreError(helper.cause_of_death()) from None
-            except BaseException:  # as of on_first_byte; the reply is still to come
+            except BaseException:  # of on_first_byte, say; the reply is still to come
                 helper.kill()
                 raise
         finally:
@@ -182,13 +182,14 @@ class StoreProcess:
         return reply["value"], contents
 
     def _running_helper(self) -> _Helper:
-        """Requires the turn, as the other."""
+        """Returns the helper, and starts one if needed. Requires the turn."""
         self._drop_dead_helper()  # somebody may have killed it meanwhile
         if self._helper is None:
             self._helper = _Helper(self._url)
         return self._helper
 
     def _drop_dead_helper(self) -> None:
+        """Requires the turn."""
         if self._helper is not None and self._helper.has_ended():
             self._helper.close()
             self._helper = None
@@ -205,11 +206,11 @@ class _Helper:
             raise ObjectStoreError(
                 f"this program has no Python to run: sys.executable is {sys.executable!r}"
             )
-        # Before sys.path is replaced, the helper imports some modules. "-I" sets this flag too.
+        # The helper imports some modules before sys.path is replaced. "-I" sets this flag too.
         options = ["-E"] if sys.flags.ignore_environment else []
-        # The package may have come from elsewhere than sys.path.
+        # The package may have been imported from outside sys.path.
         path = [*sys.path, str(Path(__file__).parent.parent)]
-        # So that no kill hits another process that has got the same id.
+        # Keeps a kill from hitting another process that has the same id by then.
         self._watch = threading.Lock()
         self._stderr = _memory_file()
         try:
@@ -246,7 +247,7 @@ class _Helper:
             self._process.wait()
 
     def cause_of_death(self) -> str:
-        """Of a process that closed its end of the socket, or was killed."""
+        """Returns why the process ended, after it closed its end of the socket or was killed."""
         with self._watch, suppress(subprocess.TimeoutExpired):
             self._process.wait(_LONGEST_EXIT)
         self.kill()
@@ -261,7 +262,7 @@ class _Helper:
         self._stderr.close()
 
     def abandon(self) -> None:
-        """In a child of fork, whose parent has the process."""
+        """Leaves the process to the parent, in a forked child."""
         self.close()
         self._process.returncode = 0  # else its destructor warns that it still runs
 
@@ -269,11 +270,11 @@ class _Helper:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _LONGEST_STDERR))
         lines = self._stderr.read().decode(errors="replace").splitlines()
-        return lines[-1].strip() if lines else "it said nothing"
+        return lines[-1].strip() if lines else "it printed nothing"
 
 
 class _Channel:
-    """One end of a socket for packets, each with the contents of at most one file beside it.
+    """One end of a socket for packets, each with the contents of at most one file.
 
     Raises ConnectionError if the other end is closed.
     """
@@ -291,12 +292,12 @@ class _Channel:
         socket.send_fds(self._socket, [json.dumps(packet).encode()], files)
 
     def receive(self, deadline: float) -> tuple[Packet, memoryview]:
-        """Returns a packet and the contents beside it, which may be written to.
+        """Returns a packet and the contents sent with it, which are writable.
 
         Raises TimeoutError, EOFError if the other end is closed, or ObjectStoreError if the
         contents are lost.
         """
-        left = max(1e-6, deadline - time.monotonic())  # 0 would say something else
+        left = max(1e-6, deadline - time.monotonic())  # 0 would mean non-blocking
         self._socket.settimeout(None if left == math.inf else left)
         data, files, flags, _ = socket.recv_fds(
             self._socket, _LONGEST_PACKET, 1, socket.MSG_CMSG_CLOEXEC
@@ -310,7 +311,7 @@ class _Channel:
                 contents = _mapped(file)
             finally:
                 os.close(file)
-        # The kernel drops a descriptor for which the receiver has no room.
+        # The kernel drops a descriptor if the receiver has no room for it.
         if flags & socket.MSG_CTRUNC:
             raise ObjectStoreError("a body is lost: too many open files")
         if len(contents) != packet.get("size", 0):
@@ -324,10 +325,10 @@ class _Channel:
 
 
 def _mapped(file: int) -> memoryview:
-    """The contents of a file, which may be written to without a change of the file."""
+    """Maps the contents of a file. Writing to them does not change the file."""
     try:
         size = os.fstat(file).st_size
-        if size == 0:  # which can't be mapped
+        if size == 0:  # an empty file can't be mapped
             return memoryview(bytearray())
         return memoryview(mmap.mmap(file, size, access=mmap.ACCESS_COPY))
     except OSError as error:
@@ -348,8 +349,8 @@ def _generation(value: list[str | None] | None) -> ObjectGeneration | None:
 
 
 def serve(url: str) -> None:
-    """The helper: obeys the requests at the standard input until its end."""
-    # Its parent may outlive these signals, or save and upload because of them.
+    """Runs the helper: serves the requests on standard input until it is closed."""
+    # The parent may survive these signals, or save and upload because of them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server = _Server(url, _Channel(socket.socket(fileno=sys.stdin.fileno())))
@@ -366,7 +367,7 @@ class _Server:
         self._store: ObjectStore | None = None
 
     def obey(self) -> None:
-        """Replies to one request. Raises EOFError or ConnectionError if nobody is there for it."""
+        """Replies to one request. Raises EOFError or ConnectionError if the other end is closed."""
         try:
             request, data = self._channel.receive(time.monotonic() + _CHECK_INTERVAL)
             with _memory_file() as body:
@@ -382,7 +383,7 @@ class _Server:
             self._channel.send({"error": f"can't write a body: {error.strerror}"})
 
     def _value(self, request: Packet, data: memoryview, body: IO[bytes]) -> Any:
-        """Of the reply to a request with that data; writes its body."""
+        """Carries out a request. Returns the value of the reply and writes its body."""
         from torchtrt_cache.object_store import ObjectStore
 
         if self._store is None:
@@ -411,14 +412,14 @@ class _Server:
     def _take_to_disk(self, file: IO[bytes], chunk: bytes) -> None:
         steps = file.tell() // _WRITEBACK_STEP
         self._take(file, chunk)
-        # Else the disk would be idle during the transfer, and the fsync take long.
+        # Otherwise the disk would be idle during the transfer, and the fsync would take long.
         if file.tell() // _WRITEBACK_STEP > steps:
-            whole = ctypes.c_int64(0)  # as offset and as length
+            whole = ctypes.c_int64(0)  # as the offset and as the length
             sync_file_range = ctypes.CDLL(None).sync_file_range
             sync_file_range(file.fileno(), whole, whole, _SYNC_FILE_RANGE_WRITE)
 
     def _check_parent(self) -> None:
-        """Raises EOFError if the parent ended, though a child of it has its end of the socket."""
+        """Raises EOFError if the parent has ended, even if its child still has the socket open."""
         if os.getppid() != self._parent:
             raise EOFError
 

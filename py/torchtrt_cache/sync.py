@@ -2,15 +2,15 @@
 
     torchtrt-cache sync DIR URL [--watch] [--timeout SECONDS]
 
-Does what `pull` does, and then what `push` does. With mode=read in URL, it only pulls.
+Does what `pull` does, and then what `push` does. With mode=read in URL, only pulls.
 
-With --watch, goes on until SIGTERM or SIGINT. Pushes a kind when its file has not changed for 5 s,
-or 60 s after its first change if it keeps changing, and pulls every 60 s. When stopped, pushes once
-more, within 8 s. While the store fails, tries again at pauses that grow to 10 minutes, and prints
-each reason once. --timeout is the time for each look at the store then.
+With --watch, continues until SIGTERM or SIGINT. Pushes a kind when its file has not changed for
+5 s, or 60 s after its first change if it keeps changing, and pulls every 60 s. When stopped, pushes
+once more, within 8 s. While the store fails, tries again at pauses that grow to 10 minutes, and
+prints each reason once. --timeout then limits each pull and each push.
 
-Prints a line for each kind, and with --watch later one for each transfer. Exit status: as of `pull`
-and `push`; with --watch that of the last push.
+Prints a line for each kind, and with --watch also for each later transfer. Exit status: the same as
+for `pull` and `push`; with --watch that of the last push.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from torchtrt_cache.kind_transfers import (
 )
 from torchtrt_cache.upload_schedule import UploadSchedule
 
-_LONGEST_PAUSE = 10.0  # seconds, as the others; between looks at the directory
-_PULL_PAUSE = 60.0
-_LONGEST_PULL_PAUSE = 600.0  # while pulls fail
-_LAST_PUSH = 8.0
+_LONGEST_PAUSE = 10.0  # seconds between looks at the directory
+_PULL_PAUSE = 60.0  # seconds
+_LONGEST_PULL_PAUSE = 600.0  # seconds, while pulls fail
+_LAST_PUSH = 8.0  # seconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command `torchtrt-cache sync`."""
+    """Adds the arguments of `torchtrt-cache sync`."""
     add_directory(parser)
     add_url(parser, cache_url)
     parser.add_argument(
-        "--watch", action="store_true", help="go on until SIGTERM or SIGINT"
+        "--watch", action="store_true", help="continue until SIGTERM or SIGINT"
     )
     add_timeout(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """The command `torchtrt-cache sync`; returns its exit status."""
+    """Runs `torchtrt-cache sync` and returns its exit status."""
     if not is_ready(options.directory, is_created=True):
         return FAILED
     if options.watch:
@@ -68,7 +68,7 @@ def _sync(transfers: KindTransfers, options: argparse.Namespace) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Returns the exit status, once the process is told to stop."""
+    """Returns the exit status when the process is told to stop."""
     stop = _Stop()
     with suppress(KeyboardInterrupt):
         transfers = KindTransfers(
@@ -86,7 +86,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 class _Stop:
-    """Makes the first SIGTERM or SIGINT raise KeyboardInterrupt; later ones do nothing."""
+    """Makes the first SIGTERM or SIGINT raise KeyboardInterrupt. Later ones do nothing."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -103,7 +103,7 @@ def _go_on(transfers: KindTransfers, options: argparse.Namespace, stop: _Stop) -
     schedules: dict[str, UploadSchedule] = defaultdict(UploadSchedule)
     pull_pause = _PULL_PAUSE
     next_pull = time.monotonic() + pull_pause
-    while not stop.is_set:  # Python drops what is raised in a finalizer
+    while not stop.is_set:  # Python drops exceptions raised in a finalizer
         if time.monotonic() >= next_pull:
             transfers.restart(options.timeout)
             is_here = transfers.pull()
@@ -120,7 +120,7 @@ def _go_on(transfers: KindTransfers, options: argparse.Namespace, stop: _Stop) -
 
 
 def _look(transfers: KindTransfers, name: str, schedule: UploadSchedule) -> float:
-    """Looks at the file, and pushes it if it is time to. Returns when to do so next."""
+    """Looks at the file and pushes it if that is due. Returns when to do so next."""
     now = time.monotonic()
     if schedule.next_look(now) <= now:
         schedule.saw(now, *transfers.look_at(name))

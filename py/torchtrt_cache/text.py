@@ -1,10 +1,10 @@
-"""What the command prints: names, sizes and times as people read them."""
+"""Formats names, sizes and times for people to read."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey: others choose the names of files."""
+    """Escapes what a terminal would obey, because others choose the names of files."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

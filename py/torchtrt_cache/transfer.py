@@ -1,6 +1,6 @@
-"""The kernels of one cache file and one object, on their way from one to the other."""
+"""Transfers kernels between cache files and objects."""
 
-# A path is used as written, which pathlib would change.
+# Paths are used as written. pathlib would change them.
 # ruff: noqa: PTH116, PTH118
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from torchtrt_cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger("transfer")
 
-_FIRST_PAUSE = 0.05  # seconds, as the other; after a conflict
-_LONGEST_PAUSE = 2.0
+_FIRST_PAUSE = 0.05  # seconds, after a conflict
+_LONGEST_PAUSE = 2.0  # seconds
 
 Merge = Callable[[memoryview, memoryview], memoryview]
-"""Returns the kernels of two serialized caches: those of the object, and ours.
+"""Returns one serialized cache with the kernels of two: that of the object, and ours.
 
-Raises CannotMergeError, and RuntimeError for what may pass.
+Raises CannotMergeError, or another RuntimeError if the failure may be temporary.
 """
 
 
 class CannotMergeError(RuntimeError):
-    """Two caches can't be merged. The text is the reason."""
+    """Two caches can't be merged. The text says why."""
 
 
 class Store(Protocol):
@@ -85,34 +85,34 @@ class Store(Protocol):
 
 class Outcome(Enum):
     IN_STEP = "in step"  # the receiver has everything already
-    MISSING = "missing"  # what was to be transferred is not there
+    MISSING = "missing"  # there is nothing to transfer
     TRANSFERRED = "transferred"
-    NOT_MERGED = "not merged"  # left undone, because nothing can merge the two here
+    NOT_MERGED = "not merged"  # left undone, because this machine can't merge the two
 
 
 class Transfer(NamedTuple):
     name: str  # of the object and the file
     outcome: Outcome
-    size: int = 0  # bytes that the receiver has now, of one that was written
+    size: int = 0  # bytes that the receiver has now, if it was written
 
 
 class Transfers:
     """Moves kernels between the files of a directory and the objects under a URL.
 
-    Nobody overwrites a file or an object whose kernels are not in what they write. So a file or
-    object with other kernels is merged with what comes, or left alone. On an object store, ours
-    never wins: an object that can't be merged stays as it is.
+    A transfer never overwrites a file or an object unless all of its kernels are in what is
+    written. So a receiver with other kernels is merged with what arrives, or left alone. An object
+    that can't be merged stays as it is.
 
-    One process of a machine transfers a file at a time, under the lock `<file>.remote.lock`. Errors
-    are ObjectStoreErrors of the store, and RuntimeErrors of the disk; either leaves the receiver as
-    it was.
+    At any time only one process per machine transfers a given file, under the lock
+    `<file>.remote.lock`. Raises ObjectStoreError for errors of the store, and RuntimeError for
+    errors of the disk. The receiver then stays as it was.
 
-    Thread safety: as that of the store.
+    Thread safety: the same as that of the store.
 
     Args:
         store: The objects.
-        directory: The files, which must be there.
-        deadline: By time.monotonic(), for everything.
+        directory: Where the files are. It must exist.
+        deadline: The time limit for everything, by time.monotonic().
     """
 
     def __init__(self, store: Store, directory: str, deadline: float) -> None:
@@ -145,28 +145,28 @@ class Transfers:
         merge: Merge | None,
         on_first_byte: Callable[[], None] = lambda: None,
     ) -> Transfer:
-        """Brings the kernels of an object to the file with its name.
+        """Brings the kernels of an object to the file with the same name.
 
         Args:
-            name: Of the object, and of the file in the directory.
-            merge: None if nothing can merge here. Then the object replaces only a file that was
-                never changed since the two were in step.
-            on_first_byte: Called when it is known that the store works: the first byte is there, or
-                there is nothing to fetch. Also when that is known to another process, for whose
-                transfer this one waits.
+            name: The name of the object, and of the file in the directory.
+            merge: None if this machine can't merge. Then the object replaces a file only if the
+                file has not changed since the two were in step.
+            on_first_byte: Called when the store is known to work: the first byte has arrived, or
+                there is nothing to fetch. Also called when another process knows that while this
+                one waits for its transfer.
 
         Raises:
-            CannotMergeError: The file stays as it is.
+            CannotMergeError: The two can't be merged. The file stays as it is.
         """
         cache = os.path.join(self._directory, name)
         record = self._record(cache)
-        # Without the lock, so that nobody who needs nothing waits for the transfer of another.
+        # Without the lock, so that a process that needs nothing waits for no other's transfer.
         found = self._found_in_step(name, record, merge, on_first_byte)
         if found:
             return found
         with self._locked(cache, on_first_byte) as announce:
             record_before, record = record, self._record(cache)
-            if record != record_before:  # somebody had a transfer meanwhile
+            if record != record_before:  # another process has made a transfer meanwhile
                 found = self._found_in_step(name, record, merge, announce)
                 if found:
                     return found
@@ -186,7 +186,7 @@ class Transfers:
         merge: Merge | None,
         on_first_byte: Callable[[], None],
     ) -> Transfer | None:
-        """Returns what becomes of a pull that needs no bytes of the object, or None.
+        """Returns the outcome of a pull if it needs no bytes of the object, or None.
 
         Raises CannotMergeError as `pull` does.
         """
@@ -215,7 +215,10 @@ class Transfers:
         record: Record | None,
         merge: Merge | None,
     ) -> Transfer:
-        """Adds the kernels of an object, which a draft has too, to a file. Requires the lock."""
+        """Adds the kernels of an object to a file. Requires the lock.
+
+        A draft, if there is one, has the object's contents.
+        """
         cache = os.path.join(self._directory, name)
         file = self._file(cache)
         while True:
@@ -229,7 +232,7 @@ class Transfers:
                 try:
                     data = merge(contents.data, local.data)
                 except CannotMergeError:
-                    # Else each start would fetch it again in vain.
+                    # Otherwise each start would fetch the object again for nothing.
                     self._note(
                         cache,
                         contents.generation,
@@ -247,7 +250,7 @@ class Transfers:
             is_object = data is contents.data
             replaced = file.replace(data, expected, draft=draft if is_object else None)
             if replaced is not None:
-                # A merge adds nothing to the object if it only has the object's kernels.
+                # A merge that is no longer than the object has only the object's kernels.
                 is_uploaded = len(data) == len(contents.data)
                 generation = replaced.generation
                 self._note(
@@ -258,15 +261,15 @@ class Transfers:
                 return Transfer(name, Outcome.TRANSFERRED, len(data))
 
     def push(self, name: str, merge: Merge | None) -> Transfer:
-        """Brings the kernels of a file to the object with its name, and those of that to the file.
+        """Brings a file's kernels to the object with its name, and the object's to the file.
 
         Args:
-            name: Of the object, and of the file in the directory.
-            merge: None if nothing can merge here. Then the file only becomes a new object, or
-                replaces the one that it has all kernels of.
+            name: The name of the object, and of the file in the directory.
+            merge: None if this machine can't merge. Then the file only becomes a new object, or
+                replaces an object if the file has all its kernels.
 
         Raises:
-            CannotMergeError: The object stays as it is.
+            CannotMergeError: The two can't be merged. The object stays as it is.
         """
         cache = os.path.join(self._directory, name)
         with self._locked(cache, lambda: None) as announce:
@@ -284,7 +287,7 @@ class Transfers:
             return self._push_merged(name, cache, local, merge, announce)
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether the object was seen to have all kernels of the file, which it has now."""
+        """Whether the last transfer found that the object has all kernels the file has now."""
         cache = os.path.join(self._directory, name)
         record = read_record(cache, self._store.url)
         return (
@@ -319,7 +322,10 @@ class Transfers:
     def _compare(
         self, name: str, cache: str, local: Contents, contents: ObjectContents | None
     ) -> Transfer:
-        """Of a push. The response to a put of these bytes may be lost, or their record."""
+        """Returns the outcome of a push that finds another generation of the object.
+
+        The object may still have these bytes, if the response to their put or their record is lost.
+        """
         if contents is None or _digest(contents.data) != _digest(local.data):
             return Transfer(name, Outcome.NOT_MERGED)
         self._note(cache, contents.generation, local.generation)
@@ -340,13 +346,13 @@ class Transfers:
             contents = self._store.read(
                 name, on_first_byte=announce, deadline=self._deadline
             )
-            announce()  # there may be no byte
+            announce()  # an empty or missing object has no first byte
             expected = contents and contents.generation
             if contents is None or len(contents.data) == 0:
                 data = local.data
             else:
                 digest = _digest(contents.data)
-                # Else the response to a put of ours was lost, or the bytes are the same anyway.
+                # Otherwise the response to our put was lost, or the bytes are the same anyway.
                 if digest not in (attempted, _digest(local.data)):
                     data = merge(contents.data, local.data)
                 else:
@@ -371,9 +377,9 @@ class Transfers:
         local: Contents,
         generation: ObjectGeneration,
     ) -> None:
-        """Replaces the file by bytes that have all its kernels, and that the object has."""
+        """Replaces the file by the object's bytes, which have all its kernels."""
         replaced = self._file(cache).replace(data, local.generation)
-        if replaced is not None:  # else others saved meanwhile
+        if replaced is not None:  # otherwise others have saved meanwhile
             self._note(cache, generation, replaced.generation)
 
     def _note(
@@ -390,7 +396,7 @@ class Transfers:
         )
 
     def _record(self, cache: str) -> Record | None:
-        """Removes the record of a file that has been removed or made anew since."""
+        """Returns the record of a file. Removes it if the file was removed or recreated since."""
         record = read_record(cache, self._store.url)
         file = generation_at(cache)
         if record and (file is None or file.size < record.file.size):
@@ -402,7 +408,7 @@ class Transfers:
         return RuntimeCacheFile(cache, LockWaits(deadline=self._deadline))
 
     def _draft(self, cache: str) -> AbstractContextManager[Draft | None]:
-        """For an object that becomes a first file. Others are likelier to be merged."""
+        """Yields a draft only if the object becomes a first file. Others will likely be merged."""
         is_first = generation_at(cache) is None
         return self._file(cache).draft() if is_first else nullcontext()
 
@@ -413,13 +419,13 @@ class Transfers:
     def _locked(
         self, cache: str, on_first_byte: Callable[[], None]
     ) -> Iterator[Callable[[], None]]:
-        """Holds the lock of the file's transfers, and yields what announces the first byte.
+        """Holds the lock of the file's transfers. Yields a function that announces the first byte.
 
-        A process that waits for the lock waits for the transfer of its holder, whose first byte
-        counts as its own. It sees it by the time of the lock file, which is 0 until then.
+        A process that waits for the lock waits for its holder's transfer, whose first byte counts
+        as its own. It sees that byte by the time of the lock file, which is 0 until then.
         """
         path = lock_path_of(record_path_of(cache))
-        with suppress(OSError):  # it is there, or the lock has the error
+        with suppress(OSError):  # it exists, or the lock reports the error
             create_lock_file(path, _status(cache))
 
         def announce() -> None:
@@ -439,7 +445,7 @@ class Transfers:
 
 
 class _HolderIsAnswered:
-    """Never stops a wait for a lock, but looks meanwhile whether its holder has a first byte."""
+    """Never stops a wait for a lock, but checks whether the lock's holder has a first byte."""
 
     def __init__(self, path: str, on_first_byte: Callable[[], None]) -> None:
         self._path = path
@@ -453,7 +459,7 @@ class _HolderIsAnswered:
 
 
 def _status(path: str) -> os.stat_result | None:
-    """None for a missing file."""
+    """Returns None for a missing file."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -463,7 +469,7 @@ def _status(path: str) -> os.stat_result | None:
 def _has_all_of(
     file: FileGeneration | None, generation: ObjectGeneration, record: Record | None
 ) -> bool:
-    """Whether a file has all kernels of an object, because it had them and only grew since."""
+    """Whether a file has all kernels of an object, because it had them and has only grown since."""
     return (
         file is not None
         and record is not None
@@ -476,7 +482,7 @@ def _has_all_of(
 def _is_rejected(
     file: FileGeneration | None, generation: ObjectGeneration, record: Record | None
 ) -> bool:
-    """Whether a file and an object could not be merged, and are what they were then."""
+    """Whether a file and an object could not be merged before, and neither has changed since."""
     return (
         record is not None
         and not record.has_object
@@ -486,9 +492,9 @@ def _is_rejected(
 
 
 def _is_older(local: Contents, contents: ObjectContents, record: Record | None) -> bool:
-    """Whether an object has all kernels of a file, which it had before, and only grew since.
+    """Whether an object has all kernels of a file, because it had them and has only grown since.
 
-    One that is smaller was made anew after somebody had deleted it.
+    A smaller object was recreated after somebody had deleted it.
     """
     return (
         record is not None

@@ -1,6 +1,6 @@
-"""Whose kernels may be loaded, the twin of core/runtime/trusted_path.h, which has the rules."""
+"""Decides whose kernels may be loaded. Its twin core/runtime/trusted_path.h has the rules."""
 
-# Links are followed by hand, and what pathlib changes about a path would matter.
+# Links are followed by hand. What pathlib changes about a path would matter.
 # ruff: noqa: PTH109, PTH110, PTH115, PTH116, PTH118, PTH120
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 _LINKS_FOLLOWED = 40  # as Linux does
 
-# Why what is at a path can't be trusted, by its status and the users that may own it; empty if it
-# can.
+# Returns why what is at a path can't be trusted, or an empty string if it can. Takes the path, its
+# status and the users that may own it.
 Refuse = Callable[[str, os.stat_result, frozenset[int]], str]
 
 
 def _overflow_id(kind: str) -> int:
-    """What a user namespace shows for every id that has no number in it."""
+    """Returns the id that a user namespace shows for every id that it does not map."""
     try:
         return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
     except (OSError, ValueError):
@@ -52,11 +52,11 @@ class TrustedPath(NamedTuple):
 def resolve_trusted(path: str) -> TrustedPath | None:
     """Returns where `path` leads, or None if a directory on the way is missing.
 
-    What is opened there must be opened with O_NOFOLLOW and given to `TrustedPath.check`. On
-    Windows, where directories inherit their owners' rights, everything is trusted.
+    The caller must open it with O_NOFOLLOW and pass the open file's status to `TrustedPath.check`.
+    On Windows, where directories inherit their owners' rights, everything is trusted.
 
     Raises:
-        NotTrustedError: it is not trusted.
+        NotTrustedError: The path is not trusted.
         OSError: The system's error.
     """
     if sys.platform == "win32":
@@ -113,7 +113,7 @@ def _walk(path: str, refuse: Refuse) -> Place | None:
         name = names.pop()
         if name in ("", "."):
             continue
-        if name == "..":  # it has been checked
+        if name == "..":  # the parent has been checked
             here = os.path.dirname(here)
             status = os.lstat(here)
             continue
@@ -176,7 +176,7 @@ def _is_our_group(group: int) -> bool:
 
 
 def user(uid: int) -> str:
-    """Like "alice (1001)", or "1001" for a user without a name, as in containers."""
+    """Returns "alice (1001)", or "1001" for a user without a name, as in containers."""
     import pwd  # not on Windows
 
     try:

@@ -1,4 +1,4 @@
-"""Logging where the lock of a file may be held."""
+"""Logging for code that may hold the lock of a file."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torchtrt_cache.file_lock import call_without_lock, is_in_block
 
 
 class _WaitForUnlock(logging.Filter):
-    """Holds a record back until its thread has left the block of a `file_lock`.
+    """Holds a record back until its thread has left all `file_lock` blocks.
 
     A log handler has a lock of its own, and the garbage collector may run another cache's save
-    within one: that would wait for the file's lock, and its holder for the handler's.
+    while it is held. That save would wait for the file's lock, and a thread that holds the file's
+    lock would wait for the handler's.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -23,9 +24,10 @@ class _WaitForUnlock(logging.Filter):
 
 
 def unlocked_logger(name: str) -> logging.Logger:
-    """The logger `torch_tensorrt.runtime.<name>`. Its records reach no handler under a file's lock.
+    """Returns the logger `torch_tensorrt.runtime.<name>`.
 
-    Users set the level of "torch_tensorrt", whichever package a module is in.
+    Its records reach no handler while the thread holds a file's lock. The name begins with
+    "torch_tensorrt" in every package, so that users set one level.
     """
     logger = logging.getLogger(f"torch_tensorrt.runtime.{name}")
     logger.addFilter(_WaitForUnlock())

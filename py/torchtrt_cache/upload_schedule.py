@@ -7,24 +7,24 @@ import random
 
 from torchtrt_cache.runtime_cache_file import FileGeneration
 
-_QUIET = 5.0  # seconds, as all here
-_LONGEST_DELAY = 60.0
-_FIRST_LOOK = 1.0
-_LONGEST_LOOK = 10.0
-_FIRST_RETRY = 10.0
-_LONGEST_RETRY = 600.0
+_QUIET = 5.0  # seconds
+_LONGEST_DELAY = 60.0  # seconds
+_FIRST_LOOK = 1.0  # seconds
+_LONGEST_LOOK = 10.0  # seconds
+_FIRST_RETRY = 10.0  # seconds
+_LONGEST_RETRY = 600.0  # seconds
 
 
 class UploadSchedule:
-    """When to look at a cache file next, and when to push it.
+    """Says when to look at a cache file next, and when to push it.
 
     A file is pushed when it has not changed for 5 s, or 60 s after its first change if it keeps
-    changing. Failed pushes are repeated at pauses of 10 s that grow to 10 minutes.
+    changing. Failed pushes are repeated after pauses that grow from 10 s to 10 minutes.
 
-    Each of these pauses is shortened by up to a quarter, at random, so that machines do not march
-    in step.
+    Each of these pauses is shortened at random by up to a quarter, so that machines do not all push
+    at once.
 
-    Thread safety: none. No method reads a clock; times are in seconds and must not decrease.
+    Thread safety: none. No method reads a clock. Times are in seconds and must not decrease.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class UploadSchedule:
         self._look = -math.inf  # when to look next
         self._look_pause = _FIRST_LOOK
         self._due: float | None = None
-        self._latest = math.inf  # that the push may wait for more changes
-        self._retry = -math.inf  # not before, since pushes fail
+        self._latest = math.inf  # how long the push may wait for more changes
+        self._retry = -math.inf  # no push before this time, since pushes fail
         self._failures_in_a_row = 0
 
     def saw(
         self, now: float, generation: FileGeneration | None, is_uploaded: bool
     ) -> None:
-        """Tells what a look at the file found.
+        """Records what a look at the file found.
 
         Args:
             now: The time of the look.
@@ -60,30 +60,30 @@ class UploadSchedule:
             self._due = min(now + _varied(_QUIET), self._latest)
 
     def next_look(self, now: float) -> float:
-        """When to look at the file next, `now` at the earliest."""
+        """Returns when to look at the file next, `now` at the earliest."""
         return max(now, self._look)
 
     def due(self) -> float | None:
-        """When to push; None if there is nothing to push."""
+        """Returns when to push. None if there is nothing to push."""
         return None if self._due is None else max(self._due, self._retry)
 
     def wake(self, now: float) -> float:
-        """When to look or to push next."""
+        """Returns when to look or push next."""
         due = self.due()
         look = self.next_look(now)
         return look if due is None else min(look, due)
 
     def failed(self, now: float) -> None:
-        """A push failed. It is due again later."""
-        # The bound of the exponent is for a process that fails for weeks.
+        """Records that a push failed. It is due again later."""
+        # The exponent has a bound for a process whose pushes fail for weeks.
         backoff = _FIRST_RETRY * 2 ** min(self._failures_in_a_row, 10)
         self._failures_in_a_row += 1
         self._retry = now + _varied(min(backoff, _LONGEST_RETRY))
 
     def done(self, now: float) -> None:
-        """A push succeeded, or is in vain as long as the file is as it is.
+        """Records that a push succeeded, or is useless until the file changes.
 
-        The next one is due after a look that finds another generation than the last look before.
+        The next push is due after a look that finds another generation than the last look did.
         """
         self._failures_in_a_row = 0
         self._retry = -math.inf

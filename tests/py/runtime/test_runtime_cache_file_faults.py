@@ -185,8 +185,8 @@ def test_a_file_that_never_stops_changing_is_an_error(store: Store, path: Path) 
         observed(grow),
         pytest.raises(
             RuntimeError,
-            match=f"Can't load the runtime cache '{path}': read '{path}': it kept changing, by a "
-            "program that does not take the lock",
+            match=f"Can't load the runtime cache '{path}': read '{path}': it kept changing. "
+            "A program writes it without the lock",
         ),
     ):
         store.read()

@@ -208,7 +208,7 @@ def test_what_a_process_is_saving_is_kept(
     temporary.touch()
     with holder("exclusive", temporary):
         assert prune(directory, "--keep-newest", "3") == 0
-    assert f"in use: a save is at '{temporary}'" in capsys.readouterr().out
+    assert f"in use: a save is using '{temporary}'" in capsys.readouterr().out
     assert caches_in(directory) == {A, B, C, D}
 
 
@@ -305,8 +305,8 @@ sys.exit(main(["prune", *sys.argv[1:]]))
         (["--older-than=-1d"], "'-1d', expected a number with d or w"),
         (["--older-than", "1m"], "'1m', expected a number with d or w"),
         (["--older-than", "\u0661d"], "'\u0661d', expected a number with d or w"),
-        (["--keep-newest", "1.5"], "'1.5', expected how many, such as 3"),
-        (["--keep-newest", "-1"], "'-1', expected how many, such as 3"),
+        (["--keep-newest", "1.5"], "'1.5', expected a whole number, such as 3"),
+        (["--keep-newest", "-1"], "'-1', expected a whole number, such as 3"),
         (
             ["--max-size", "2gb"],
             "'2gb', expected a number of bytes, or one with KiB, MiB, GiB or TiB, such",
