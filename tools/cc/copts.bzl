@@ -1,4 +1,4 @@
-"""The compiler flags of our own C++, in one place. Third-party headers come by -isystem, so none of these reach them."""
+"""The compiler flags for our own C++. Third-party headers are included with -isystem, so the warnings do not apply to them."""
 
 TORCHTRT_COPTS = [
     "-Wall",

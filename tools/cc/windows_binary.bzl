@@ -1,6 +1,6 @@
 """windows_binary: the same cc_library targets that Linux tests use, compiled once more for Windows by @mingw's compiler.
 
-A C++ toolchain for Windows would do it too, but has to be described to Bazel 4 and 8 in two ways, and be there on every machine.
+A C++ toolchain for Windows would also work, but Bazel 4 and 8 need two different descriptions of it, and every machine would need it.
 """
 
 load("@mingw//:defs.bzl", "GXX")

@@ -2,7 +2,8 @@
 
     ./bazelw run //:refresh_compile_commands
 
-It stands in the workspace's root, and git ignores it. Run again when a file or a dependency comes.
+The file is in the workspace's root, and git ignores it. Run this again after adding a file or a
+dependency.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 
 FOLDERS = ["core", "examples/cpp", "tests/cpp", "tests/util", "tools/perf"]
 
-# Of GCC alone, or for Bazel's own bookkeeping. With the number of arguments that follow.
+# Options that only GCC knows, or that are for Bazel's own bookkeeping, with the number of arguments
+# that follow.
 DROPPED = {"-MD": 0, "-MF": 1, "-fno-canonical-system-headers": 0}
 DROPPED_PREFIXES = ("-frandom-seed=",)
 
-# So that clang takes the names of GCC's warnings.
+# Makes clang accept the names of GCC's warnings.
 ADDED = ["-Wno-unknown-warning-option"]
 
 _NOT_IN_WORKSPACE = re.compile(r"^(-I|-iquote|-isystem|-B)?((external|bazel-out)/.*)$")
@@ -31,7 +33,7 @@ _NOT_IN_WORKSPACE = re.compile(r"^(-I|-iquote|-isystem|-B)?((external|bazel-out)
 class Folders:
     """`output_base` has what Bazel fetched, `execution_root` what it generated.
 
-    The latter has links to the former, but only for what the newest build needed.
+    The latter links to the former, but only to what the latest build needed.
     """
 
     workspace: Path
@@ -61,7 +63,7 @@ def command_of(arguments: list[str], folders: Folders) -> list[str]:
 
 
 def compile_commands(graph: dict[str, Any], folders: Folders) -> list[dict[str, Any]]:
-    """One entry for each source file, from what `bazel aquery --output=jsonproto` prints."""
+    """Returns one entry per source file, from what `bazel aquery --output=jsonproto` prints."""
     entries: dict[str, dict[str, Any]] = {}
     for action in graph.get("actions", []):
         arguments = action["arguments"]

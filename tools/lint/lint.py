@@ -1,4 +1,4 @@
-"""Checks the whole tree with every formatter and linter; `--fix` mends what they can mend.
+"""Checks the whole tree with every formatter and linter. `--fix` fixes what they can fix.
 
     ./bazelw run //tools/lint -- [--fix]
 
@@ -17,7 +17,7 @@ import platformdirs
 
 
 def files_of_project() -> list[str]:
-    """What git tracks or would track, relative to the current directory."""
+    """Returns what git tracks or would track, relative to the current directory."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [name for name in names.splitlines() if Path(name).is_file()]
@@ -28,7 +28,7 @@ def with_suffix(files: list[str], *suffixes: str) -> list[str]:
 
 
 def commands(files: list[str], fix: bool) -> dict[str, list[str]]:
-    """The command of every tool, by the tool's name."""
+    """Returns the command of every tool, by the tool's name."""
     cpp = with_suffix(files, ".h", ".cpp")
     python = with_suffix(files, ".py", ".pyi")
     starlark = with_suffix(files, "BUILD", ".bazel", ".bzl", "WORKSPACE")
@@ -87,13 +87,13 @@ def commands(files: list[str], fix: bool) -> dict[str, list[str]]:
 
 
 def cache_folder() -> Path:
-    """Where mypy keeps what it knows of torch: without it a run takes minutes."""
+    """Returns where mypy keeps what it knows about torch. Without it a run takes minutes."""
     return platformdirs.user_cache_path("torch_tensorrt_mypy", appauthor=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="mend what can be mended")
+    parser.add_argument("--fix", action="store_true", help="fix what can be fixed")
     arguments = parser.parse_args()
 
     os.chdir(os.environ["BUILD_WORKSPACE_DIRECTORY"])
@@ -104,7 +104,7 @@ def main() -> None:
             failed.append(name)
     if failed:
         sys.exit(
-            f"lint: failed: {', '.join(failed)}; `./bazelw run //tools/lint -- --fix` may mend it"
+            f"lint: failed: {', '.join(failed)}. Try `./bazelw run //tools/lint -- --fix`"
         )
 
 

@@ -41,7 +41,7 @@ void Report::write_json(const std::string& path) const {
   std::ofstream file(path);
   file << "[\n";
   for (size_t i = 0; i < rows_.size(); ++i) {
-    const Row& row = rows_[i]; // names and units are the program's own, without anything to escape
+    const Row& row = rows_[i]; // names and units are the program's own and need no escaping
     file << "  {\"name\": \"" << row.name << "\", \"unit\": \"" << row.unit << "\", \"baseline\": " << row.baseline
          << ", \"measured\": " << row.measured << ", \"ratio\": " << row.ratio << ", \"target\": \"" << sign(row.target)
          << " " << row.limit << "\", \"reached\": " << (row.is_reached() ? "true" : "false") << "}"

@@ -5,7 +5,9 @@
 
 namespace torch_tensorrt::perf {
 
-// What a benchmark measured, each figure as a ratio to a baseline of the same run. One thread at a time.
+// The results of a benchmark. Each figure is a ratio to a baseline of the same run.
+//
+// Thread safety: one thread at a time.
 class Report {
  public:
   enum class Target { kAtLeast, kAtMost };
@@ -15,7 +17,7 @@ class Report {
     std::string unit; // of `baseline` and `measured`
     double baseline;
     double measured;
-    double ratio; // the figure that has the target, whichever way round it is taken
+    double ratio; // the figure that has the target: measured / baseline, or the reverse
     Target target;
     double limit;
 
@@ -26,17 +28,17 @@ class Report {
 
   void add(Row row);
 
-  // To stdout.
+  // Prints a table to stdout.
   void print() const;
 
-  // A JSON array with an object a row. Throws torch_tensorrt::Error naming the path if it can't be written.
+  // Writes a JSON array with one object per row. Throws torch_tensorrt::Error naming the path if it can't be written.
   void write_json(const std::string& path) const;
 
  private:
   std::vector<Row> rows_;
 };
 
-// The middle one of `values`, which must not be empty; of two, the upper one.
+// Returns the middle one of `values`, or the upper one of two. `values` must not be empty.
 double median(std::vector<double> values);
 
 } // namespace torch_tensorrt::perf

@@ -1,19 +1,21 @@
-"""What checkpoints cost a process, and what they save of one that is killed.
+"""Measures what checkpoints cost a process, and what they save of a process that is killed.
 
-Each measurement runs in a process of its own, on the simulated device.
+Each measurement runs in its own process, on the simulated device.
 
 - Latency: one engine runs all the time, while two threads start others on its cache, so that
-  kernels compile all the time. Rounds with checkpoints and without take turns. A figure is the
+  kernels compile all the time. Rounds with and without checkpoints alternate. A figure is the
   median of the rounds' 99th percentiles.
 - Steady: a warm engine on a cache of 64 MiB runs every 10 ms. The CPU time of the checkpoint
-  thread is that after the two checks on the cache which follow the start. The first minute of an
-  engine that specializes its kernels lazily, whose cache is checked on for longer, has no target.
-- Growing: a cache of 256 MiB gets new kernels all the time. The CPU time is that from the end of
-  one checkpoint to the end of the next.
-- Killed: a process that compiles all the time is killed. Promised are the kernels of inferences
-  that ended 3 s before it, or 101 times the work of the last checkpoint if that is longer.
+  thread is measured after the two checks of the cache that follow the start. There is no target for
+  the first minute of an engine that specializes its kernels lazily, because its cache is checked
+  for longer.
+- Growing: a cache of 256 MiB gets new kernels all the time. The CPU time is measured from the end
+  of one checkpoint to the end of the next.
+- Killed: a process that compiles all the time is killed. The promise covers the kernels of
+  inferences that ended 3 s before the kill, or 101 times the work of the last checkpoint before it
+  if that is longer.
 
-All of it takes about 25 minutes; the options make it shorter.
+All of it takes about 25 minutes. The options shorten it.
 
 bazel run -c opt //tools/perf:bench_checkpoints [-- --json FILE] [--dir DIR] [--rounds N]
     [--round-seconds S] [--steady-seconds S] [--mebibytes N] [--kills N]
@@ -53,12 +55,12 @@ from torch_tensorrt.runtime import RuntimeCache
 
 MEBIBYTE = 1024 * 1024
 IMAGE = (1, 3, 512, 512)  # input of the engine whose latency is measured
-COMPILE_TIME = 0.05  # seconds a kernel
-KERNELS = 4  # of each engine that is started
+COMPILE_TIME = 0.05  # seconds per kernel
+KERNELS = 4  # per engine that is started
 KERNEL_SIZE = 16 * 1024
-CHECKS = 2  # on a cache without new kernels, after which it is left alone
-PROMISE = 3.0  # seconds, or
-WORK_FACTOR = 101  # times the work of the last checkpoint
+CHECKS = 2  # of a cache without new kernels, after which it is left alone
+PROMISE = 3.0  # seconds
+WORK_FACTOR = 101  # times the work of the last checkpoint, if that is longer
 THREAD_NAMES = ("trt-checkpoint", "torch_tensorrt checkpoints")
 
 
@@ -72,7 +74,7 @@ def cache_of(module: Any) -> RuntimeCache:
 
 
 def write_cache(path: Path, mebibytes: int) -> None:
-    """A cache of that size, with the kernels of the plans "file" and "lazy"."""
+    """Writes a cache of that size, with the kernels of the plans "file" and "lazy"."""
     with installed_device() as device:
         cache = RuntimeCache(path, use_python_runtime=False)
         engines = [
@@ -94,7 +96,7 @@ def lazy_plan() -> bytes:
 
 @contextmanager
 def compiling(path: Path, uses_python: bool, threads: int) -> Iterator[None]:
-    """Threads start new engines on the cache, one after the other, until the end of the block."""
+    """Starts new engines on the cache in threads, one after the other, during the block."""
     is_over = threading.Event()
 
     def compile_kernels(thread: int) -> None:
@@ -119,7 +121,7 @@ def compiling(path: Path, uses_python: bool, threads: int) -> Iterator[None]:
 def latencies(
     path: Path, uses_python: bool, rounds: int, seconds: float
 ) -> tuple[float, float]:
-    """Milliseconds, without checkpoints and with them; the orders of two rounds take turns."""
+    """Returns milliseconds without and with checkpoints. The order of two rounds alternates."""
     percentiles: dict[bool, list[float]] = {False: [], True: []}
     made = {False: 0, True: 0}
     x = torch.ones(IMAGE)
@@ -131,7 +133,7 @@ def latencies(
         with compiling(path, uses_python, threads=2):
             for i in range(2 * rounds):
                 cache.checkpoints = has_checkpoints = i % 4 in (1, 2)
-                time.sleep(0.5)  # one may be under way
+                time.sleep(0.5)  # a checkpoint may be under way
                 checkpoints = cache.statistics().checkpoints
                 times = []
                 end = time.perf_counter() + seconds
@@ -142,13 +144,14 @@ def latencies(
                 made[has_checkpoints] += cache.statistics().checkpoints - checkpoints
     if made[False] > 0 or made[True] == 0:
         raise RuntimeError(
-            f"There were {made[False]} checkpoints in rounds without and {made[True]} in those with"
+            f"There were {made[False]} checkpoints in rounds without them, expected 0, and "
+            f"{made[True]} in rounds with them"
         )
     return median(percentiles[False]), median(percentiles[True])
 
 
 def cpu_of_checkpoints() -> float:
-    """Milliseconds of CPU time that the checkpoint thread of this process has had."""
+    """Returns the milliseconds of CPU time that this process's checkpoint thread has used."""
     python = [t.native_id for t in threading.enumerate() if t.name == THREAD_NAMES[1]]
     threads = [
         task
@@ -166,17 +169,17 @@ def cpu_of_checkpoints() -> float:
 def cpu_of_warm_process(
     path: Path, uses_python: bool, plan: bytes, is_steady: bool, seconds: float
 ) -> float:
-    """Milliseconds, from when the process is steady or from its start on."""
+    """Returns the milliseconds of CPU time from when the process is steady, or from its start."""
     x = torch.ones(4)
     with installed_device() as device:
         module = start_engine(plan, path, uses_python)
         before = 0.0
         if is_steady:
-            # A check is a serialization.
+            # A check serializes the cache once.
             checked = device.calls("IRuntimeCache::serialize") + CHECKS
             while device.calls("IRuntimeCache::serialize") < checked:
                 time.sleep(0.1)
-            time.sleep(1)  # the last one may be under way
+            time.sleep(1)  # the last check may be under way
             before = cpu_of_checkpoints()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -191,7 +194,7 @@ def cpu_of_warm_process(
 def cpu_of_growing_cache(
     path: Path, uses_python: bool, mebibytes: int
 ) -> tuple[float, float]:
-    """Milliseconds from one checkpoint to the next, and of CPU time in them."""
+    """Returns the milliseconds from one checkpoint to the next, and the CPU time in them."""
 
     def next_checkpoint() -> tuple[float, float]:
         file = path.stat()
@@ -222,11 +225,11 @@ def compile_until_killed(path: Path, uses_python: bool, sender: Connection) -> N
             checkpoints = 0
             while True:
                 if device.calls("IRuntimeCache::serialize") > serialized:
-                    begin = time.monotonic()  # with it a checkpoint begins
+                    begin = time.monotonic()  # a checkpoint begins by serializing
                     serialized = device.calls("IRuntimeCache::serialize")
                 if begin is not None:
                     done = cache.statistics().checkpoints
-                    serialized += 1  # by statistics()
+                    serialized += 1  # statistics() serialized too
                     if done > checkpoints:
                         with lock:
                             sender.send(("work", time.monotonic() - begin))
@@ -241,7 +244,7 @@ def compile_until_killed(path: Path, uses_python: bool, sender: Connection) -> N
 
 
 def kernels_promised_and_lost(path: Path, uses_python: bool) -> tuple[int, int]:
-    """Kills a process at a random moment."""
+    """Kills a process at a random moment. Returns the kernels promised and those lost."""
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(
         target=compile_until_killed, args=(path, uses_python, sender)
@@ -267,7 +270,7 @@ def kernels_promised_and_lost(path: Path, uses_python: bool) -> tuple[int, int]:
     promised = [i for i, end in results.items() if end < killed - age]
     if not promised:
         raise RuntimeError(
-            f"Nothing was promised to {len(results)} engines, since the last checkpoint took "
+            f"No kernel of {len(results)} engines was promised, because the last checkpoint took "
             f"{work:.3f} s"
         )
     lost = in_own_process(kernels_compiled, path, uses_python, promised)
@@ -275,7 +278,7 @@ def kernels_promised_and_lost(path: Path, uses_python: bool) -> tuple[int, int]:
 
 
 def kernels_compiled(path: Path, uses_python: bool, engines: list[int]) -> int:
-    """How many of those engines' kernels the file lacks."""
+    """Returns how many of those engines' kernels the file lacks."""
     with installed_device() as device:
         for i in engines:
             start_engine(plan_of(i), path, uses_python)
@@ -343,7 +346,11 @@ def main() -> None:
     parser.add_argument("--round-seconds", type=float, default=5, metavar="S")
     parser.add_argument("--steady-seconds", type=float, default=60, metavar="S")
     parser.add_argument(
-        "--mebibytes", type=int, default=256, metavar="N", help="of the growing cache"
+        "--mebibytes",
+        type=int,
+        default=256,
+        metavar="N",
+        help="size of the growing cache",
     )
     parser.add_argument("--kills", type=int, default=10, metavar="N")
     arguments = parser.parse_args()

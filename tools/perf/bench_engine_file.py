@@ -1,8 +1,8 @@
-"""Loading an engine file, to a plain read of it and the SHA-256 of what was read.
+"""Compares loading an engine file with a plain read of it and the SHA-256 of what was read.
 
 Both are measured in turns in this run, after a read that fills the page cache. A figure is the
-lower quartile of the turns. torch.load takes some 0.3 ms whatever the size, which counts up to a
-few MiB.
+lower quartile of the turns. torch.load takes about 0.3 ms at any size, which matters up to a few
+MiB.
 
 bazel run -c opt //tools/perf:bench_engine_file [-- --json FILE] [--dir DIR] [--turns N]
 """
@@ -39,7 +39,7 @@ def seconds_of(function: Callable[[Path], object], path: Path) -> float:
     start = time.perf_counter()
     result = function(path)
     seconds = time.perf_counter() - start
-    del result  # its memory is given back after the clock was read
+    del result  # frees its memory only after the clock was read
     return seconds
 
 

@@ -1,8 +1,8 @@
-"""FileLock against the bare system calls and against Python's filelock, all measured in this run.
+"""Compares FileLock with bare system calls and with Python's filelock, measured in the same run.
 
-Acquire and release is that of one reused object without contention. A hand-over goes from the
-release in one process to the acquisition in another, which waited while the lock was held for up to
-50 ms, or 1 s for one in 100.
+Acquire and release is measured for one reused object, without contention. A hand-over lasts from
+the release in one process to the acquisition in another one that waited. The lock is held for up to
+50 ms, or for 1 s in one of 100 rounds.
 
 bazel run -c opt //tools/perf:bench_file_lock [-- --json FILE]
 """
@@ -25,7 +25,7 @@ CALLS_PER_TURN = 200
 
 
 def measure_filelock(path: Path) -> float:
-    """Seconds for acquire and release of one reused object: lower quartile of turns."""
+    """Returns the seconds to acquire and release one reused object, the lower quartile of turns."""
     lock = filelock.FileLock(path)
     turns = []
     for _ in range(TURNS):

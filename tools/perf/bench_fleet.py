@@ -1,14 +1,14 @@
-"""What a runtime cache on an object store costs, with real servers on the loopback interface.
+"""Measures the cost of a runtime cache on an object store, with real servers on loopback.
 
-- Pull: an object into an empty local tier, where it ends up synced. One baseline gets the bytes
-  with the library of the object store alone. The other also writes and syncs a file. Connections
-  are there before the clock starts. A figure is the lower quartile of turns.
-- Start: from having imports and plan to an engine's first result, in a process of its own on the
-  simulated device. The delay by a store is what the start takes longer than one with a cache in an
-  empty directory of this machine, in the same turn, at worst. Its baseline is the longest delay
-  that is promised, which is longer where the store is slow.
+- Pull: an object goes to an empty local tier and is synced there. One baseline only gets the bytes
+  with the object store's library. The other also writes and syncs a file. Connections exist before
+  the clock starts. A figure is the lower quartile of turns.
+- Start: the time from when imports and plan are ready to an engine's first result, in its own
+  process on the simulated device. The delay by a store is how much longer a start takes than one in
+  the same turn with a cache in an empty local directory. The longest delay of all turns counts. Its
+  baseline is the longest delay that is promised, which is longer for a slow store.
 
-The servers are moto and, where it can be installed, versitygw. Starts are measured with moto.
+The servers are moto and, if it can be installed, versitygw. Starts are measured with moto.
 
 bazel run -c opt //tools/perf:bench_fleet [-- --json FILE] [--dir DIR] [--mebibytes N] [--turns N]
     [--starts N]
@@ -45,10 +45,10 @@ BUCKET = "bench"
 NAME = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
 URL = f"s3://{BUCKET}/kernels/"
 GPU = "Simulated RTX GPU"
-FEW, MANY = 4, 2048  # kernels of an engine
+FEW, MANY = 4, 2048  # kernels per engine
 KERNEL_SIZE = 64 * 1024
 LONGEST_DELAY = 2.0  # seconds
-LONGEST_SLOW_DELAY = 15.0  # where bytes come, but slowly
+LONGEST_SLOW_DELAY = 15.0  # seconds, if bytes arrive slowly
 PULL_LIMIT = 1.15
 
 Server = MotoServer | VersityServer
@@ -68,7 +68,7 @@ def seconds_of(function: Callable[[], object]) -> float:
     begin = time.perf_counter()
     result = function()
     seconds = time.perf_counter() - begin
-    del result  # its memory is given back after the clock was read
+    del result  # frees its memory only after the clock was read
     return seconds
 
 
@@ -90,7 +90,7 @@ def pull_rows(
     mebibytes: int,
     turns: int,
 ) -> list[Row]:
-    """None of a server that can't be installed."""
+    """Returns no rows for a server that can't be installed."""
     buckets, tier = directory / "buckets", directory / "tier"
     buckets.mkdir()
     tier.mkdir()
@@ -111,11 +111,11 @@ def pull_rows(
 def pull_times(
     port: int, directory: Path, mebibytes: int, turns: int
 ) -> list[list[float]]:
-    """Seconds of a get, of one that writes and syncs a file, and of a pull, in turns."""
+    """Returns, per turn, the seconds of a get, of one that also writes a file, and of a pull."""
     os.environ.update(environment_of_client(port))
     store = StoreProcess(URL)
     store.replace(NAME, memoryview(os.urandom(mebibytes * MEBIBYTE)), None)
-    # Here, since the library hangs in a child of a process that has used it.
+    # Imported here, because the library hangs in a child of a process that has used it.
     import obstore
 
     bare = obstore.store.from_url(URL, client_options={"allow_http": True})
@@ -150,7 +150,7 @@ def pull_times(
 
 
 def start(uses_python: bool, kernels: int, place: str, port: int, home: Path) -> float:
-    """Seconds. Saves to a directory what is compiled."""
+    """Returns seconds. If `place` is a directory, saves there what is compiled."""
     os.environ.update(environment_of_client(port))
     os.environ["XDG_CACHE_HOME"] = str(home)
     with installed_device() as device:
@@ -164,11 +164,11 @@ def start(uses_python: bool, kernels: int, place: str, port: int, home: Path) ->
 
 
 class Starts:
-    """Starts on machines that are new each time.
+    """Runs each start on a new machine.
 
     Args:
-        port: Of the store.
-        directory: For the machines.
+        port: The store's port.
+        directory: Where the machines have their directories.
     """
 
     def __init__(self, port: int, directory: Path) -> None:
@@ -176,7 +176,7 @@ class Starts:
         self._directory = directory
 
     def __call__(self, uses_python: bool, kernels: int, place: str = "") -> float:
-        """Seconds of a start with a cache there, without one in a directory that is empty."""
+        """Returns the seconds of a start with a cache at `place`, or in an empty directory."""
         home = Path(tempfile.mkdtemp(dir=self._directory))
         return in_own_process(
             start, uses_python, kernels, place or f"{home}/", self._port, home
@@ -205,7 +205,7 @@ def start_rows(directory: Path, turns: int) -> list[Row]:
             for what, fail in FAULTS.items():
                 fail(proxy)
                 limit = LONGEST_SLOW_DELAY if "slower" in what else LONGEST_DELAY
-                # Nothing is uploaded, so that each machine finds what the one before found.
+                # Nothing is uploaded, so that each machine finds what the previous one found.
                 delay = max(
                     starts(uses_python, FEW, f"{URL}?mode=read")
                     - starts(uses_python, FEW)
@@ -235,8 +235,8 @@ def main() -> None:
     if arguments.dir is not None and not arguments.dir.is_dir():
         parser.error(f"--dir is '{arguments.dir}', expected a directory")
     os.environ.update(FAKE_CUDA_GPU=GPU, FAKE_CUDA_DRIVER="13000")
-    ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
-    logging.getLogger("torch_tensorrt").setLevel(logging.ERROR)  # not of each fault
+    ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by name now
+    logging.getLogger("torch_tensorrt").setLevel(logging.ERROR)  # faults are expected
     rows = []
     for name, make in SERVERS.items():
         with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:

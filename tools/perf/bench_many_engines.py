@@ -1,11 +1,11 @@
-"""Many engines of one process on one path, to the same engines with one explicit RuntimeCache.
+"""Compares many engines of one process on one path with the same on one explicit RuntimeCache.
 
-Each measurement runs in a process of its own, on the simulated device. The cache file has 64 MiB.
-Each engine uses 4 kernels of it, of 64 KiB each, and compiles none.
+Each measurement runs in its own process, on the simulated device. The cache file has 64 MiB. Each
+engine uses 4 kernels of it, of 64 KiB each, and compiles none.
 
-A start goes from having the imports and the plans to the last engine's first result. An end lets
-the modules go in the middle of a program, and the explicit RuntimeCache with them; it includes the
-save. Peak memory is what a process takes beyond what it has after its imports.
+A start lasts from when the imports and the plans are ready to the last engine's first result. An
+end releases the modules in the middle of a program, and the explicit RuntimeCache with them. It
+includes the save. Peak memory is what a process needs beyond what it has after its imports.
 
 bazel run -c opt //tools/perf:bench_many_engines [-- --json FILE] [--rounds N] [--dir DIR]
 """
@@ -35,7 +35,7 @@ from torch_tensorrt.runtime import RuntimeCache
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of
 
 FEW, MANY = 16, 64  # engines
-KERNELS = 4  # of each engine
+KERNELS = 4  # per engine
 KERNEL_SIZE = 64 * 1024
 KERNELS_OF_FILE = 1024
 LOCK_TIMEOUT = 10.0
@@ -56,12 +56,12 @@ def write_cache(path: Path) -> None:
 
 
 def peak() -> float:
-    """MiB."""
+    """Returns the process's peak memory in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def end(device: Any, used: list[Any]) -> float:
-    """Milliseconds to let all of `used` go."""
+    """Returns the milliseconds that it takes to release all of `used`."""
     serializations = device.calls("IRuntimeCache::serialize")
     begin = time.perf_counter()
     used.clear()
@@ -101,13 +101,13 @@ def start_and_end(
 
 
 def end_with_nothing_new(path: Path, use_python_runtime: bool) -> tuple[float, float]:
-    """Milliseconds of the end, and before it of one serialization, digest and read."""
+    """Returns the milliseconds of the end, and of one serialization, digest and read before it."""
     with installed_device() as device:
         used = [start_engine(p, path, use_python_runtime) for p in plans_of(FEW)]
         cache: Any = used[0].runtime_settings.runtime_cache
         begin = time.perf_counter()
         data = memory_of(cache._handle.serialize())
-        if use_python_runtime:  # the digest of the C++ runtime can't be had from here
+        if use_python_runtime:  # the C++ runtime's digest is not available here
             hashlib.blake2b(data, digest_size=16).digest()
         path.read_bytes()
         baseline = (time.perf_counter() - begin) * 1e3
@@ -133,7 +133,7 @@ def lock_held_elsewhere(path: Path) -> Iterator[None]:
 
 
 def end_while_locked(path: Path, use_python_runtime: bool) -> float:
-    """Milliseconds, where each engine has new kernels."""
+    """Returns the milliseconds of the end when each engine has new kernels."""
     logging.disable(logging.WARNING)  # about the save that fails
     plans = plans_of(FEW, "new")
     with installed_device() as device:
@@ -203,7 +203,7 @@ def main() -> None:
         parser.error(f"--rounds is {arguments.rounds}, expected 1 or more")
     if arguments.dir is not None and not arguments.dir.is_dir():
         parser.error(f"--dir is '{arguments.dir}', expected a directory")
-    # bench_checkpoints measures these.
+    # bench_checkpoints measures checkpoints.
     os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         path = Path(directory) / "cache.bin"

@@ -1,6 +1,7 @@
-// RuntimeCacheFile's read and replace of 64 MiB, as ratios to the bare system calls, and the memory that they need
-// beside the bytes themselves; then what bench_shared_starts.h has. Usage: bench_runtime_cache [--dir DIRECTORY]
-// [--json FILE]
+// Measures RuntimeCacheFile's read and replace of 64 MiB, as ratios to the bare system calls, and the memory that they
+// need in addition to the bytes themselves. Then runs the benchmarks of bench_shared_starts.h.
+//
+//   bench_runtime_cache [--dir DIRECTORY] [--json FILE]
 
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -52,7 +53,7 @@ long peak_kibibytes() {
   return usage.ru_maxrss;
 }
 
-// How far `call` raises the peak of a fresh process, whose peak so far is what it was forked with.
+// Returns how far `call` raises the peak memory of a new process above what that process was forked with.
 double extra_mebibytes(const std::function<void()>& call) {
   int pipe[2];
   check(::pipe(pipe) == 0, "pipe");
@@ -97,7 +98,7 @@ void bench(const std::string& directory, Report& report) {
     bytes[0] = static_cast<std::byte>(i);
     const double plain = milliseconds([&] { write_plainly(plain_path, bytes); });
     const double ours = milliseconds(save);
-    if (i > 0) { // the first finds nothing to replace
+    if (i > 0) { // the first save finds nothing to replace
       plain_saves.push_back(plain);
       saves.push_back(ours);
     }

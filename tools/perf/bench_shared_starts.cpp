@@ -38,7 +38,7 @@ using core::runtime::RuntimeCacheHandle;
 using core::runtime::TRTEngine;
 using tests::SimulatedDevice;
 using tests::SimulatedKernel;
-using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC: one for all processes
+using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC, which is the same for all processes
 using CachePtr = c10::intrusive_ptr<RuntimeCacheHandle>;
 
 constexpr std::string_view kFirstResult = "--first-result";
@@ -52,7 +52,7 @@ constexpr int kWarmStarts = 15;
 
 constexpr size_t kSavers = 32;
 constexpr int kSaveRounds = 5;
-constexpr uint64_t kDifferentKernels = 8; // of each saver
+constexpr uint64_t kDifferentKernels = 8; // per saver
 constexpr uint64_t kSameKernels = 128;
 
 double milliseconds(Clock::duration duration) {
@@ -71,7 +71,7 @@ Value read_value(int fd) {
   return value;
 }
 
-// This program once more, with a pipe to its stdin, unless that is given, and one from its stdout.
+// Another process of this program, with a pipe from its stdout, and a pipe to its stdin unless `stdin_fd` is given.
 class Process {
  public:
   explicit Process(std::vector<std::string> arguments, int stdin_fd = -1) {
@@ -102,7 +102,7 @@ class Process {
     ::close(in_);
     ::close(out_);
     if (is_running_) {
-      ::waitpid(pid_, nullptr, 0); // it ends when its stdin does
+      ::waitpid(pid_, nullptr, 0); // it ends when its stdin is closed
     }
   }
 
@@ -143,7 +143,7 @@ struct FirstResult {
   uint64_t compilations;
 };
 
-// With the bytes of the memory file on stdin.
+// Deserializes the bytes of the memory file on stdin.
 void deserialize_stdin(RuntimeCacheHandle& cache) {
   struct stat status{};
   check(::fstat(STDIN_FILENO, &status) == 0, "fstat");
@@ -171,7 +171,7 @@ int give_first_result(const std::string& path, Clock::time_point spawned) {
   return 0;
 }
 
-// `path` is that of the cache; empty: `blob_fd` has it.
+// Returns milliseconds. `path` is the cache's path. If it is empty, `blob_fd` has the cache.
 double first_result(const std::string& path, int blob_fd, uint64_t expected_compilations) {
   const std::string now = std::to_string(Clock::now().time_since_epoch().count());
   Process process({std::string(kFirstResult), path, now}, blob_fd);
@@ -239,9 +239,9 @@ struct Save {
   int64_t written;
 };
 
-// What the caches of the 32 processes have.
+// The kernels in the caches of the 32 processes.
 struct Kernels {
-  std::vector<std::string> prefixes; // of their names, one for all processes or one for each
+  std::vector<std::string> prefixes; // of their names: one for all processes, or one per process
   uint64_t number;                   // per prefix
 };
 
@@ -257,7 +257,7 @@ std::string file_of_round(const std::string& directory, int round) {
   return directory + "/saved" + std::to_string(round) + ".bin";
 }
 
-// A cache without a path that has those kernels.
+// Returns a cache without a path that has those kernels.
 CachePtr make_cache(const std::string& prefix, uint64_t kernels) {
   auto cache = c10::make_intrusive<RuntimeCacheHandle>("");
   const auto engine = make_engine(tests::make_kernels(prefix, kernels, kKernelSize), cache);
@@ -293,7 +293,7 @@ void check_nothing_is_lost(const std::string& path, const Kernels& kernels) {
   TORCHTRT_CHECK(lost == 0, lost << " kernels were lost from '" << path << "'");
 }
 
-// Milliseconds, per round, from the beginning of the first save to the end of the last one. Throws if several
+// Returns milliseconds per round, from the beginning of the first save to the end of the last one. Throws if several
 // processes write the same kernels.
 std::vector<double> save_at_once(const std::string& directory, const Kernels& kernels) {
   std::vector<std::unique_ptr<Process>> processes;
@@ -376,8 +376,8 @@ void bench_saving_at_once(const std::string& directory, Report& report) {
   add("32 processes save: to saves in turn", in_turn.handles);
 }
 
-// What 32 savers of the same kernels can't do without, done by one process, step after step: each serializes its cache,
-// makes a digest of the bytes, by std::hash as the handle does, and reads the file to compare it to them. One writes.
+// Does in one process, step by step, the work that 32 savers of the same kernels can't avoid. Each one serializes its
+// cache, digests the bytes with std::hash as the handle does, and reads the file to compare it. One of them writes.
 std::vector<double> write_once_and_read(const std::string& directory, const std::string& prefix) {
   const tests::ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
   const CachePtr cache = make_cache(prefix, kSameKernels);

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 USES_PYTHON_RUNTIME = {"C++": False, "Python": True}
 
-# A process forked from one that has imported torch starts in no time.
+# A process forked from one that has imported torch starts at once.
 fork = multiprocessing.get_context("fork")
 
 
@@ -40,7 +40,7 @@ def start_engine(
     use_python_runtime: bool,
     x: torch.Tensor | None = None,
 ) -> TorchTensorRTModule:
-    """Runs the engine once; without `x` on 4 elements."""
+    """Runs the engine once, on `x` or by default on 4 elements."""
     module = TorchTensorRTModule(
         plan,
         ["x"],

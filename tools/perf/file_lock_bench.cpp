@@ -1,5 +1,5 @@
-// The native half of bench_file_lock.py: measures FileLock in the directory that it is given and prints one JSON
-// object. Times are in seconds.
+// The native half of bench_file_lock.py: measures FileLock in a given directory and prints one JSON object. Times are
+// in seconds.
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -24,7 +24,7 @@ using namespace std::chrono_literals;
 using torch_tensorrt::core::util::FileLock;
 using torch_tensorrt::tests::Channel;
 using torch_tensorrt::tests::ChildProcess;
-using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC: one for all processes
+using Clock = std::chrono::steady_clock; // CLOCK_MONOTONIC, which is the same for all processes
 
 double seconds(Clock::duration duration) {
   return std::chrono::duration<double>(duration).count();
@@ -49,8 +49,8 @@ struct Uncontended {
   double reused_object = 0;
 };
 
-// The lower quartiles of many short turns: less disturbed by others on the machine than the medians are. The turns
-// alternate so that a change of the machine's speed meets both.
+// Returns the lower quartiles of many short turns, which other processes disturb less than the medians. The turns
+// alternate, so that a change of the machine's speed affects both.
 Uncontended measure_uncontended(const std::string& path) {
   constexpr int kTurns = 501;
   constexpr int kCallsPerTurn = 100;
@@ -76,7 +76,8 @@ Uncontended measure_uncontended(const std::string& path) {
 
 // --- Hand-over ---
 
-// How long after the holder begins to release the waiter has the lock, for each round in which it did wait.
+// Returns the time from when the holder begins to release the lock until the waiter has it, for each round in which the
+// waiter waited.
 std::vector<double> measure_hand_over(const std::string& path) {
   constexpr int kShortRounds = 600; // held for up to 50 ms
   constexpr int kLongRounds = 6;    // held for 1 s
@@ -124,7 +125,7 @@ double cpu_seconds() {
   return to_seconds(usage.ru_utime) + to_seconds(usage.ru_stime);
 }
 
-// The share of one core that a waiter uses which waits 5 s in vain.
+// Returns the share of one core that a waiter uses during a wait of 5 s without success.
 double measure_waiter_cpu(const std::string& path) {
   ChildProcess holder([&](Channel& waiter) {
     FileLock lock(path);

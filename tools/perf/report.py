@@ -11,13 +11,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured, as a ratio to a baseline of the same run."""
+    """A measured figure, as a ratio to a baseline of the same run."""
 
     name: str
     unit: str  # of `baseline` and `measured`
     baseline: float
     measured: float
-    limit: float | None = None  # of the ratio; None: it has no target
+    limit: float | None = None  # of the ratio; None: there is no target
 
     @property
     def ratio(self) -> float:
@@ -62,8 +62,8 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 
 
 def typed_path(text: str) -> Path:
-    """The path of a command-line argument.
+    """Returns the path in a command-line argument.
 
-    Under `bazel run` a relative one is in the directory where the command was typed.
+    Under `bazel run` a relative path starts from the directory where the command was typed.
     """
     return Path(os.environ.get("BUILD_WORKING_DIRECTORY", ".")) / text

@@ -1,11 +1,11 @@
 """Python programs and pytest targets that run with the interpreter of @python_env.
 
-The native py_binary and py_test are not used: their launcher in Bazel 4 wants a command named `python` on the PATH, and a Python toolchain
-would have to be registered for every build, those that need no Python too.
+The native py_binary and py_test are not used. Their launcher in Bazel 4 needs a command named `python` on the PATH, and every build, even
+one without Python, would have to register a Python toolchain.
 """
 
 PythonPathInfo = provider(
-    doc = "A target in `deps` with it has Python packages that come before the workspace's own.",
+    doc = "Says that a target in `deps` has Python packages, which come before the workspace's own.",
     fields = {"folder": "path of the packages' folder below the runfiles of the workspace"},
 )
 
@@ -20,7 +20,7 @@ export PYTHONPATH={path} PYTHONNOUSERSITE=1
 """
 
 def _implement(ctx, file, command):
-    """A launcher that runs `command`; `file` is what the command names beside srcs."""
+    """Returns a launcher that runs `command`. `file` is what the command names in addition to srcs."""
     runfiles = ctx.runfiles(files = ctx.files.srcs + ctx.files.data + [ctx.file._python, file])
     exports = []
     for target, name in ctx.attr.data_env.items():
@@ -62,7 +62,7 @@ _ATTRIBUTES = {
     "data": attr.label_list(allow_files = True),
     "data_env": attr.label_keyed_string_dict(
         allow_files = True,
-        doc = "targets of one file each, and the environment variable in which the program finds its absolute path",
+        doc = "targets of one file each, and the environment variables that give the program their absolute paths",
     ),
     "deps": attr.label_list(),
     "srcs": attr.label_list(allow_files = [".py"]),
@@ -80,5 +80,5 @@ pytest_test = rule(
     implementation = _pytest_test_impl,
     attrs = dict(_ATTRIBUTES, _config = attr.label(default = "//:pyproject.toml", allow_single_file = True)),
     test = True,
-    doc = "Runs the files of srcs named test_*.py under pytest; --test_filter becomes pytest's -k.",
+    doc = "Runs the files in srcs named test_*.py under pytest. --test_filter becomes pytest's -k.",
 )

@@ -1,4 +1,4 @@
-"""The series `autosave`: RuntimeCache saves itself at the exit of the interpreter too."""
+"""The series `autosave`: RuntimeCache also saves itself when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ OUR_TESTS = "tests/py/dynamo/runtime/test_000_runtime_cache.py"
 SUBJECT = "fix(runtime): anchor the autosave of RuntimeCache at interpreter exit"
 WHY = prose("""
     A RuntimeCache that an engine made for itself saves itself in __del__. If it lives until the
-    interpreter exits, __del__ comes when imports no longer work, on which the save depends, and
-    the kernels are lost. atexit comes before that.
+    interpreter exits, __del__ runs when imports no longer work. The save depends on imports, so the
+    kernels are lost. atexit hooks run before that.
     """)
 TESTED = prose(f"""
-    `pytest {TESTS}` needs no GPU: the hook, a dead reference, the token in the registry, and the
-    ImportError of a shutdown inside __del__.
+    `pytest {TESTS}` needs no GPU. It tests the hook, a dead reference, the token in the registry,
+    and the ImportError of a shutdown inside __del__.
     """)
 BODY = prose("""
-    atexit gets a function of the module with a weak reference, which does not keep the cache
-    alive. It and __del__ save by one method, which saves once and lets no exception out. __del__
-    takes its own hook out of the registry again.
+    atexit calls a function of the module with a weak reference, which does not keep the cache
+    alive. The function and __del__ save by one method, which saves once and lets no exception
+    escape. __del__ unregisters its own hook.
     """)
 
 DOCSTRING_END = """
     A cache that saves itself does so when it is collected, or from an ``atexit``
-    hook if it is alive when the interpreter exits: ``__del__`` may then come when
-    imports, on which a save depends, no longer work. It saves once.
+    hook if it is alive when the interpreter exits. ``__del__`` may then be too
+    late, because a save needs imports. The cache saves once.
 """
 HOOK = '''\
 def _autosave_at_exit(ref: "weakref.ref[RuntimeCache]") -> None:
-    """What ``atexit`` calls. The weak reference does not keep the cache alive."""
+    """Called by ``atexit``. The weak reference does not keep the cache alive."""
     cache = ref()
     if cache is not None:
         cache._autosave_if_enabled()
@@ -54,7 +54,7 @@ METHODS = '''\
         )
 
     def _autosave_if_enabled(self) -> None:
-        """Saves once. No exception escapes: at worst the kernels are compiled anew."""
+        """Saves once. No exception escapes: at worst the kernels are compiled again."""
         try:
             # Missing if ``__init__`` failed.
             if getattr(self, "autosave_on_del", False) and self.path:
@@ -78,7 +78,7 @@ METHODS = '''\
 '''
 DEL = """\
         self._autosave_if_enabled()
-        # Missing if ``__init__`` failed, or never ran as in a copy that failed.
+        # Missing if ``__init__`` failed, or did not run, as in a failed copy.
         token = getattr(self, "_atexit_token", None)
         if token is not None:
             try:
@@ -87,7 +87,7 @@ DEL = """\
                 pass
 """
 TESTS_HEAD = '''\
-"""RuntimeCache saves itself once: when it goes, or when the interpreter exits."""
+"""RuntimeCache saves itself once: when it is collected, or at interpreter exit."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _anchor_autosave(source: str) -> str:
     if ast.unparse(init.body[-1]) != "self.autosave_on_del = autosave_on_del":
         raise Missing("RuntimeCache.__init__ does not end by setting autosave_on_del")
     if len(delete.body) != 1 or "self.save()" not in ast.unparse(delete.body[0]):
-        raise Missing("RuntimeCache.__del__ has not just a save")
+        raise Missing("RuntimeCache.__del__ must have just a save")
     docstring_end, init_end = _end(owner.body[0]), _end(init) + 1
     source = replace_lines(
         source,

@@ -1,6 +1,7 @@
-"""Edits of sources by name: a source goes in, and comes out unchanged if it has the edit already.
+"""Edits sources by name.
 
-Each throws Missing if the source lacks the name that the edit is anchored on.
+Each edit raises Missing if the source lacks the name that the edit is anchored on. The functions
+named `add_...` return a source unchanged if it already has the edit.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def add_target(source: str, after: str, name: str, text: str) -> str:
 
 
 def add_to_list(source: str, target: str, attribute: str, value: str) -> str:
-    """Adds a string where buildifier sorts it to a list, one item a line, of a target."""
+    """Adds a string to a target's list with one item per line, where buildifier sorts it."""
     found = _existing_target(source, target)
     items = re.search(
         rf"^    {attribute} = \[\n((?:        .*\n)*)    \]",
@@ -80,7 +81,7 @@ def add_to_list(source: str, target: str, attribute: str, value: str) -> str:
 
 
 def add_to_toctree(source: str, caption: str, entry: str) -> str:
-    """Adds a page at the end of the table of contents with that caption."""
+    """Adds a page to the end of the table of contents with that caption."""
     found = re.search(
         rf"^   :caption: {re.escape(caption)}\n\n(?:   \S+\n)+", source, re.MULTILINE
     )
@@ -105,7 +106,7 @@ def find_definition(
 
 
 def replace_lines(source: str, edits: list[tuple[int, int, str]]) -> str:
-    """Replaces lines `first` up to, but without, `end`, both counted from 1."""
+    """Replaces, for each edit, lines `first` up to but not including `end`, counted from 1."""
     lines = source.splitlines(keepends=True)
     for first, end, text in sorted(edits, reverse=True):
         lines[first - 1 : end - 1] = [text]

@@ -3,9 +3,9 @@
 
     tools/upstream/export.py --onto CHECKOUT --out DIR
 
-The patches are for the newest commit of CHECKOUT, a git checkout of pytorch/TensorRT, which is only
-read. DIR gets a folder for each series: the patches, and cover-letter.md, the text of the pull
-request, which also names what is not sent and why. Needs git, and no network.
+The patches apply to the newest commit of CHECKOUT, a git checkout of pytorch/TensorRT, which is
+only read. DIR gets one folder per series with the patches and cover-letter.md, the text of the pull
+request. The text also says what is not sent and why. Needs git, and no network.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tools.upstream.tree import Missing, Series, Tree  # noqa: E402
 
 
 class Problem(Exception):
-    """Nothing can be exported; the text says to the user why."""
+    """Nothing can be exported. The text tells the user why."""
 
 
 class Checkout:
-    """The user's checkout. New commits are objects in a folder of their own, so it is only read."""
+    """The user's checkout, which is only read. New commits go to a separate object folder."""
 
     def __init__(self, path: Path, scratch: Path) -> None:
         if not path.is_dir():
             raise Problem(f"--onto: there is no folder {path}")
         self._path = path
-        # Not the variables that a git hook sets.
+        # Without the variables that a git hook sets.
         self._environment = {
             name: value
             for name, value in os.environ.items()
@@ -50,7 +50,7 @@ class Checkout:
             self.head = self._git("rev-parse", "--verify", "HEAD^{commit}").strip()
         except Problem as problem:
             raise Problem(
-                f"--onto: {path} is no git checkout with a commit: {problem}"
+                f"--onto: {path} is not a git checkout with a commit: {problem}"
             ) from problem
         objects = self._git(
             "rev-parse", "--path-format=absolute", "--git-path", "objects"
@@ -106,7 +106,7 @@ class Checkout:
                 *("commit-tree", "-p", tip, "-F", "-", tree),
                 input=f"{commit.subject}\n\n{body}\n",
             ).strip()
-        # Against the user's settings for patches to be read.
+        # Overrides the user's settings, which may be for patches that people read.
         plain = [
             "--no-attach",
             "--no-cover-letter",
@@ -118,7 +118,7 @@ class Checkout:
 
 
 def export(onto: Path, out: Path) -> str:
-    """Returns the report for the user. Throws Problem, and writes nothing, if it fails."""
+    """Returns the report for the user. If it fails, raises Problem and writes nothing."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Problem(f"--out: {out} is not an empty folder")
     if onto.resolve() in out.resolve().parents:

@@ -41,9 +41,9 @@ PYTHON_TESTS = "tests/py/dynamo/runtime/test_000_runtime_cache.py"
 
 WHY = prose("""
     Processes on the C++ runtime and on the Python runtime may share one runtime cache file.
-    Python guards it by filelock, C++ does not: it may read a file that Python is writing, or
-    replace one that Python is reading. FileLock is the lock of filelock's FileLock, so that
-    either excludes the other.
+    Python guards it with filelock. C++ does not, so it may read a file that Python is writing, or
+    replace one that Python is reading. FileLock takes the same lock as filelock's FileLock, so
+    each excludes the other.
     """)
 TESTED = prose("""
     `bazel test //tests/cpp:test_file_lock //tests/cpp:test_file_lock_posix` needs no GPU and runs
@@ -68,8 +68,7 @@ HOLDER_ONLY = prose("""
     Python, which does it under filelock, since pull request 4330. Pull request 4237, a file lock
     in C++, was closed unmerged. A load and a save on the handle would serve C++ processes without
     Python. But they would reverse that decision, handle the file in two languages again, and
-    bring a lock library of four files with them. The maintainers should decide that in an issue
-    first.
+    need a lock library of four files. The maintainers should decide that in an issue first.
     """)
 
 LIBRARY_TARGET = """\
@@ -164,7 +163,7 @@ CONCURRENCY_TESTS = '''\
 
     @parameterized.expand(_RUNTIMES)
     def test_filelock_works(self, _name, use_python_runtime):
-        """A save leaves a file with contents, and its lock free."""
+        """A save leaves a file that is not empty, and frees its lock."""
         self._skip_without(use_python_runtime)
         _start_and_save(use_python_runtime, self.cache_path)
         with FileLock(self.cache_path + ".lock", timeout=0):
@@ -220,7 +219,7 @@ CONCURRENCY_TESTS = '''\
         self.assertTrue(cache.deserialize(data))
 '''
 CONCURRENCY_HELPERS = '''\
-# What a process runs that holds the lock of the cache file argv[1] for a while.
+# A process runs this to hold the lock of the cache file argv[1] for a while.
 _HOLD_LOCK = """
 import os, sys, time
 from filelock import FileLock
@@ -254,7 +253,7 @@ def _start_and_save(use_python_runtime, cache_path):
 
 
 def _in_buildifier_style(source: str) -> str:
-    """Mends what buildifier objects to in the two files of upstream that a commit adds to."""
+    """Fixes what buildifier objects to in the two upstream files that a commit adds to."""
     for pattern, replacement in [
         (r"\)\npackage\(", ")\n\npackage("),
         (r'("\w+")\n    }', r"\1,\n    }"),
@@ -319,7 +318,7 @@ def _take_lock(source: str) -> str:
 
 
 def _test_lock(source: str) -> str:
-    """The tests of the lock, for both runtimes instead of Python's alone."""
+    """Replaces the tests of the lock for Python by tests for both runtimes."""
     if "def _start_and_save(" in source:
         return source
     source = insert(source, "import os", "import multiprocessing\n")
@@ -337,7 +336,7 @@ def _test_lock(source: str) -> str:
     names = [getattr(statement, "name", "") for statement in owner.body]
     expected = ["setUp", "tearDown", "test_filelock_works", "test_sequential_save_load"]
     if names != ["", *expected]:
-        raise Missing(f"{owner.name} has not just a docstring, {', '.join(expected)}")
+        raise Missing(f"{owner.name} must have just a docstring, {', '.join(expected)}")
     docstring, first_test, last_test = owner.body[0], owner.body[3], owner.body[-1]
     assert docstring.end_lineno is not None and last_test.end_lineno is not None
     start = owner.decorator_list[0].lineno if owner.decorator_list else owner.lineno
@@ -387,9 +386,9 @@ def _add_commits(ours: Callable[[str], str], tree: Tree, series: Series) -> None
     tree.commit(
         series,
         "feat(runtime): hold the lock of the runtime cache file in C++ too",
-        "Shared while the file is read, exclusive while it is written, and for this disk work "
-        "alone. If another process keeps the lock for 10 s, or it can't be taken, the file is left "
-        "alone and the warning about a failed load or save says why.",
+        "The lock is shared while the file is read, exclusive while it is written, and held only "
+        "for this disk work. If another process keeps the lock for 10 s, or it can't be taken, the "
+        "file is left alone and the warning about a failed load or save says why.",
     )
     tree.add(PAGE, ours(PAGE))
     entry = PAGE.removeprefix("docsrc/").removesuffix(".rst")

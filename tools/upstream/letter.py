@@ -19,7 +19,7 @@ def _section(template: str, heading: str) -> list[str]:
 
 
 def cover_letter(series: Series, template: str) -> str:
-    """Throws Missing if upstream's template lacks a section."""
+    """Returns the letter. Raises Missing if upstream's template lacks a section."""
     kinds = [
         line
         for line in _section(template, "## Type of change")

@@ -24,7 +24,7 @@ class Commit:
 
 @dataclass
 class Series:
-    """Commits on top of the checkout. `not_sent` has a sentence for each thing left out."""
+    """Commits on top of the checkout. `not_sent` has one text per thing that is left out."""
 
     name: str
     subject: str
@@ -53,7 +53,7 @@ class Tree:
         return self._read(path)
 
     def add(self, path: str, text: str) -> None:
-        """Adds a new file. Throws Missing if the checkout has another one at `path`."""
+        """Adds a new file. Raises Missing if the checkout has another one at `path`."""
         found = self.find(path)
         if found is None:
             self._changed[path] = text
@@ -61,7 +61,7 @@ class Tree:
             raise Missing(f"{path} exists with other contents")
 
     def edit(self, path: str, change: Callable[[str], str]) -> None:
-        """Changes a file of the checkout. Throws Missing with its path."""
+        """Changes a file of the checkout. If the change fails, raises Missing with the path."""
         source = self.find(path)
         if source is None:
             raise Missing(f"there is no {path}")
@@ -73,7 +73,7 @@ class Tree:
             self._changed[path] = text
 
     def commit(self, series: Series, subject: str, body: str) -> None:
-        """Adds to the series what changed since the last commit, if anything did."""
+        """Adds what has changed since the last commit to the series, if anything has."""
         if self._changed:
             series.commits.append(Commit(subject, body, self._changed))
             self._committed |= self._changed

@@ -227,11 +227,11 @@ def test_what_has_been_sent_is_not_sent_again(checkout: Path, out: Path) -> None
         ("tests/cpp/BUILD", "tests = [", "tests = TESTS + [", "has no list 'tests'"),
         ("docsrc/contributing.rst", "Feature Design", "More", "contents 'Feature Desi"),
         (CONCURRENCY, "def _compile(", "def _build(", "there is no _compile"),
-        (CONCURRENCY, "test_filelock_works", "test_new", "has not just a docstring"),
+        (CONCURRENCY, "test_filelock_works", "test_new", "must have just a docstring"),
         (CACHE, "class RuntimeCache:", "class Cache:", "there is no RuntimeCache"),
         (CACHE, "    def __del__", "    def close", "there is no __del__"),
         (CACHE, "  self.autosave_on_del = a", "  self.b = a", "does not end by"),
-        (CACHE, "     self.save()", "     pass", "has not just a save"),
+        (CACHE, "     self.save()", "     pass", "must have just a save"),
         (CACHE, "import threading\n", "", "0 lines begin with 'import threading'"),
         ("core/util/file_lock.h", "", "of others\n", "exists with other contents"),
         (AUTOSAVE, "", "of others\n", "exists with other contents"),
@@ -380,7 +380,7 @@ def test_a_shallow_clone_and_a_linked_worktree_will_do(
 def test_refusals(checkout: Path, out: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
-    assert "is no git checkout with a commit" in failure(plain, out)
+    assert "is not a git checkout with a commit" in failure(plain, out)
     assert "there is no folder" in failure(tmp_path / "nowhere", out)
     assert "is in the checkout" in failure(checkout, checkout / "patches")
     (plain / "note").touch()
