@@ -1,19 +1,20 @@
-"""Machines share kernels through an object store: cold at first, then warm.
+"""Machines share kernels through an object store: first cold, then warm.
 
-A server of Amazon S3's protocol runs on this machine. Processes stand for machines, each with a
-directory as its disk. Two run their engines on the C++ runtime and two on the Python one. Each has
-one engine that all have and one of its own.
+A server for Amazon S3's protocol runs on this machine. Each process stands for a machine and has a
+directory as its disk. Two run their engines on the C++ runtime and two on the Python runtime. Each
+has one engine that all have and one of its own.
 
-First all four start at one moment with an empty bucket, so they compile every kernel, and end. Then
-four new machines start, which have the kernels from the bucket alone.
+First all four start at the same moment with an empty bucket, compile every kernel, and end. Then
+four new machines start. They get the kernels only from the bucket.
 
-Then the same with faults, in another bucket. Two of the four machines end. The store stops. One of
-the others is killed (SIGKILL), and the last one ends, which warns that it can't upload. The store
-starts again, and so do the machines, with what they have on disk. At last a fifth machine starts,
-which has nothing on disk, with the engines of all. A kernel that is compiled by then was lost.
+The second part repeats this with faults, in another bucket. Two of the four machines end. The store
+stops. One of the other two is killed (SIGKILL). The last one ends and warns that it can't upload.
+The store starts again, and so do the machines, with what they have on disk. Finally a fifth machine
+starts with nothing on disk and with the engines of all. If a machine compiles a kernel after the
+restart, that kernel was lost.
 
-They run on the GPU, or, where there is none that TensorRT-RTX has engines for, on a simulated
-device, whose kernels take a set time to compile.
+The engines run on the GPU. Without a GPU that TensorRT-RTX supports, they run on a simulated
+device, whose kernels take a fixed time to compile.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from tests.util.servers.object_servers import (
 RUNTIMES = ("C++", "C++", "Python", "Python")
 OWN = [f"engine {i}" for i in range(len(RUNTIMES))]
 KILLED, CUT_OFF = 1, 3  # the machines that do not end before the store stops
-PAUSE = 3  # seconds, in which a process saves its kernels to its disk
+PAUSE = 3  # seconds in which a process saves its kernels to its disk
 
 
 class Fleet:
@@ -52,7 +53,7 @@ class Fleet:
         self._bucket = bucket
         self._environment = environment_of_client(port)
         if not on_gpu:
-            # The machine's kind is that of the simulated GPU. This driver can say no more.
+            # This driver only says that the machine's kind is that of the simulated GPU.
             driver = Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])
             self._environment["LD_LIBRARY_PATH"] = str(driver.parent)
             self._environment["FAKE_CUDA_GPU"] = "Simulated RTX GPU"
@@ -67,7 +68,7 @@ class Fleet:
     def machine(
         self, index: int, engines: list[str], runtime: str, kind: str, disk: str
     ) -> Start:
-        """Args: disk: Machines with the same index and disk are the same one."""
+        """Returns a start of a machine. Equal `index` and `disk` mean the same machine."""
         directory = self._folder / f"{self._bucket}-{disk}-{index}"
         environment = {**self._environment, "XDG_CACHE_HOME": str(directory)}
         url = f"s3://{self._bucket}/kernels/"

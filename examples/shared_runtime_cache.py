@@ -1,15 +1,15 @@
-"""Processes of both runtimes share one runtime cache: cold at first, then warm.
+"""Processes of both runtimes share one runtime cache: first cold, then warm.
 
-Two processes run their engines on the C++ runtime and two on the Python one, all at once and all on
-one cache file. Each has one engine that all have and one of its own. At first the file is missing,
-so they compile every kernel.
+Two processes run their engines on the C++ runtime and two on the Python runtime, all at once and
+all on one cache file. Each has one engine that all have and one of its own. At first the file is
+missing, so they compile every kernel.
 
-They go on running, as servers do. A fifth process starts 3 s after their first results and finds
-the kernels on disk. Then one of the four is killed (SIGKILL), and the others end. At last the four
-start again. A kernel that the fifth process or one of these compiles was lost.
+They keep running, as servers do. A fifth process starts 3 s after their first results and finds the
+kernels on disk. Then one of the four is killed (SIGKILL), and the others end. Finally the four
+start again. If the fifth process or one of these compiles a kernel, that kernel was lost.
 
-They run on the GPU, or, where there is none that TensorRT-RTX has engines for, on a simulated
-device, whose kernels take a set time to compile.
+The engines run on the GPU. Without a GPU that TensorRT-RTX supports, they run on a simulated
+device, whose kernels take a fixed time to compile.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
             ]
             for kind in ("cold", "warm")
         )
-        # It needs the kernels of the process that is killed then, and has the other runtime.
+        # It needs the kernels of the process that is killed next, and uses the other runtime.
         late = Start(len(RUNTIMES), ["all", own[KILLED]], "Python", "late", str(file))
         with Stage("process", folder, gpu is not None) as stage:
             stage.start(cold)

@@ -1,6 +1,6 @@
-"""What the examples share: processes that run engines, and a table and a picture of their starts.
+"""Shared by the examples: processes that run engines, and a table and a picture of their starts.
 
-Run as a program, it is one such process.
+Run as a program, this module is one such process.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-SIMULATED_KERNELS = 12  # of each engine
-SIMULATED_COMPILE_TIME = 0.05  # seconds for a kernel
+SIMULATED_KERNELS = 12  # per engine
+SIMULATED_COMPILE_TIME = 0.05  # seconds per kernel
 SIMULATED = "a simulated device"
 COLORS = {"cold": "#b5532a", "warm": "#2a7fb5"}
 
 
 @dataclass
 class Start:
-    """One start of one process. `compiled` and `reused` are numbers of kernels on the simulated
-    device, and bytes of the cache on a GPU, where kernels can't be counted."""
+    """One start of one process.
+
+    `compiled` and `reused` are numbers of kernels on the simulated device. On a GPU, where kernels
+    can't be counted, they are bytes of the cache.
+    """
 
     process: int
     engines: list[str]
@@ -48,24 +51,28 @@ class Start:
     compiled: int = 0
     reused: int = 0
     seconds: float = (
-        0.0  # to set the engines up, which loads the cache, and to their first results
+        0.0  # for the setup of the engines, which loads the cache, and their first results
     )
 
 
 def read_arguments(description: str) -> tuple[str | None, Path]:
-    """The GPU to run on, None for a simulated device, and where to put the picture."""
+    """Returns the GPU, or None for a simulated device, and where to put the picture."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--picture",
         type=Path,
-        help="where to put the picture, by default in a new temporary directory",
+        help="where to put the picture (default: a new temporary directory)",
     )
-    parser.add_argument("--simulated", action="store_true", help="even on a GPU")
+    parser.add_argument(
+        "--simulated",
+        action="store_true",
+        help="use the simulated device even if there is a GPU",
+    )
     arguments = parser.parse_args()
 
-    # Here, because it imports torch, for which --help should not wait.
+    # Imported here, because it imports torch, for which --help should not wait.
     from tests.util.simulation.supported_gpu import supported_gpu
 
     gpu = None if arguments.simulated else supported_gpu()
@@ -101,8 +108,8 @@ def make_engines(folder: Path, names: Iterable[str], on_gpu: bool) -> None:
 def run_engines(
     folder: str, engines: list[str], runtime: str, runtime_cache: str, on_gpu: bool
 ) -> list[Any]:
-    """One start of a process: says when it is ready, waits for a line, prints what it did, and
-    goes on running until its stdin is closed. Returns the engines."""
+    """Sets up the engines, prints "ready", waits for a line, runs the engines, prints the figures,
+    and waits until stdin is closed. Returns the engines."""
     import torch
 
     import torch_tensorrt
@@ -110,7 +117,7 @@ def run_engines(
     from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
 
     stack = ExitStack()
-    atexit.register(stack.close)  # after what the cache registers later
+    atexit.register(stack.close)  # runs after what the cache registers later
     device: Any = None if on_gpu else stack.enter_context(installed_device())
     if device is not None:
         device.set_compile_time(SIMULATED_COMPILE_TIME)
@@ -174,7 +181,7 @@ class Stage:
         self._live.stop()
 
     def start(self, starts: list[Start]) -> None:
-        """Starts a process for each, and has them begin at one moment. They go on running."""
+        """Starts a process for each, and lets all begin at the same moment. They keep running."""
         self.starts += starts
         for start in starts:
             self._launch(start)
@@ -194,7 +201,7 @@ class Stage:
         self._exit_if_failed()
 
     def end(self, starts: list[Start]) -> None:
-        """Lets processes end, all at one moment, each on its own."""
+        """Lets processes end normally, all at the same moment."""
         for start in starts:
             _input_of(start).close()
         for start in starts:
@@ -223,7 +230,7 @@ class Stage:
         threading.Thread(target=self._pass_on, args=(start,), daemon=True).start()
 
     def _pass_on(self, start: Start) -> None:
-        """Prints what a process says above the table."""
+        """Prints a process's messages above the table."""
         assert start.popen.stderr is not None
         for line in start.popen.stderr:
             words = f"{self._noun} {start.process}: {line.rstrip()}"
@@ -252,7 +259,7 @@ class Stage:
 
     def _exit_if_failed(self) -> None:
         if any(start.state == "failed" for start in self.starts):
-            sys.exit(f"a {self._noun} failed; its words are above")
+            sys.exit(f"a {self._noun} failed. Its messages are above.")
 
 
 def _input_of(start: Start) -> IO[str]:
@@ -266,7 +273,7 @@ def _output_of(start: Start) -> IO[str]:
 
 
 def _follow(start: Start) -> None:
-    """Reads what a started process did."""
+    """Reads the figures of a started process."""
     result = _output_of(start).readline()
     if not result:
         start.state = "failed"
@@ -279,10 +286,10 @@ def _follow(start: Start) -> None:
 def draw(
     panels: dict[str, list[Start]], noun: str, gpu: str | None, path: Path
 ) -> None:
-    """A picture of how long cold and warm starts took to their first results.
+    """Draws how long cold and warm starts took to their first results.
 
     Args:
-        panels: The starts of each, by what stands above it.
+        panels: The starts in each panel, by its heading.
         noun: What a process stands for.
     """
     import matplotlib
@@ -320,7 +327,7 @@ def draw(
 
 
 def report(figures: dict[str, int], lost: int, unit: str, picture: Path) -> None:
-    """Prints the figures; exits if kernels were lost."""
+    """Prints the figures. Exits with an error if kernels were lost."""
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")

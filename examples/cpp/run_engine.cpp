@@ -2,8 +2,8 @@
 //
 //   run_engine PLAN [--runtime-cache PATH]
 //
-// Loads the serialized engine in the file PLAN, runs it twice on made-up inputs of the sizes that its optimization
-// profile was tuned for, and says how long that took. With a cache that an earlier run saved, the first inference
+// Loads the serialized engine in the file PLAN, runs it twice on generated inputs of the sizes that its optimization
+// profile was tuned for, and prints how long that took. With a cache that an earlier run saved, the first inference
 // compiles nothing.
 
 #include <chrono>
@@ -51,7 +51,7 @@ std::string read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
   if (!file || bytes.empty()) {
-    throw std::runtime_error("there is no plan to read at '" + path + "'");
+    throw std::runtime_error("can't read the plan '" + path + "', or it is empty");
   }
   return bytes;
 }
@@ -75,7 +75,7 @@ void run(const Arguments& arguments) {
   const std::vector<at::Tensor> inputs = engine.example_inputs();
   print("input", engine.input_names(), inputs);
 
-  // Copied to the host, since an inference only enqueues its work.
+  // Copied to the host, because an inference only enqueues its work.
   const std::vector<at::Tensor> outputs = engine.execute(inputs);
   for (const at::Tensor& output : outputs) {
     output.cpu();
@@ -98,7 +98,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    run(*arguments); // the engine saves the cache at its end
+    run(*arguments); // the engine saves the cache when it is destroyed
   } catch (const torch_tensorrt::Error& error) {
     std::cerr << "run_engine: " << error.msg() << "\n";
     return 1;
