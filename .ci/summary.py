@@ -1,7 +1,8 @@
 """Prints `N passed, N failed` for a folder of results that .ci/run made.
 
-`NAME.passed` and `NAME.failed` tell how a stage ended. `NAME.json` are Bazel's build events of a
-stage, which name the report of every test target, cached ones too. Exits with 1 if one failed.
+`NAME.passed` or `NAME.failed` says how a stage ended. `NAME.json` has Bazel's build events of a
+stage, which name the report of every test target, including cached ones. Exits with 1 if a stage or
+a test case failed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlparse
 
 
 def reports(events: Path) -> Iterator[Path]:
-    """The test.xml of every test target's run."""
+    """Yields the test.xml of each run of a test target."""
     for line in events.read_text().splitlines():
         for output in (
             json.loads(line).get("testResult", {}).get("testActionOutput", [])
@@ -28,7 +29,7 @@ def reports(events: Path) -> Iterator[Path]:
 def outcome(case: ElementTree.Element) -> str:
     if case.find("failure") is not None or case.find("error") is not None:
         return "failed"
-    # GoogleTest says it in an attribute, pytest in an element.
+    # GoogleTest reports a skipped test in an attribute, pytest in an element.
     if case.find("skipped") is not None or case.get("result") == "skipped":
         return "skipped"
     return "passed"

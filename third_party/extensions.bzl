@@ -1,4 +1,4 @@
-"""The module extension of MODULE.bazel; a file of its own because Bazel 4 does not know the word."""
+"""The module extension of MODULE.bazel. It has its own file because Bazel 4 does not know `module_extension`."""
 
 load("//third_party:repositories.bzl", "repositories")
 

@@ -1,4 +1,4 @@
-"""Every repository that our own rules make, for WORKSPACE and MODULE.bazel alike."""
+"""Every repository that our own rules make, for both WORKSPACE and MODULE.bazel."""
 
 load("//third_party/buildifier:buildifier.bzl", "buildifier")
 load("//third_party/host:host.bzl", "host")
@@ -9,10 +9,10 @@ load("//third_party/python:python_env.bzl", "python_env", "python_packages")
 load("//third_party/tensorrt_rtx:tensorrt_rtx.bzl", "tensorrt_rtx")
 
 def repositories():
-    """Declares them; each is fetched when something needs it."""
+    """Declares the repositories. Each is fetched when something needs it."""
     python_env(
         name = "python_env",
-        effort = "torch alone is a download of 3 GB, some minutes",
+        effort = "torch alone is a download of 3 GB and takes minutes",
         replaceable = True,
         requirements = "//third_party/python:requirements.txt",
     )

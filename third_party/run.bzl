@@ -3,7 +3,7 @@
 _HOUR = 3600  # seconds; torch over a slow line takes most of it
 
 def run(ctx, command, what, hint = "", quiet = False, environment = {}):
-    """Runs a command of a repository rule; fails, with what the command said, if it does.
+    """Runs a command for a repository rule. If the command fails, fails with its output.
 
     Args:
       ctx: the repository_ctx.

@@ -1,7 +1,7 @@
 """How this project links a library that pip installed: by its file at link time, by a run path at run time.
 
-cc_import would make Bazel copy a link to the library into _solib, where the run paths inside torch's libraries, relative to their own folder,
-lead nowhere; and it would put run paths into _solib into what we ship.
+cc_import would make Bazel put a link to the library into _solib. The run paths inside torch's libraries are relative to their own folder and
+lead nowhere from there. It would also put run paths to _solib into what we ship.
 """
 
 load("@rules_cc//cc/common:cc_common.bzl", "cc_common")
@@ -10,7 +10,7 @@ load("@rules_cc//cc/common:cc_info.bzl", "CcInfo")
 def _linked_library_impl(ctx):
     linker_input = cc_common.create_linker_input(
         owner = ctx.label,
-        # What torch's libraries need of CUDA is found at run time, by their own run paths.
+        # torch's libraries find what they need of CUDA at run time, by their own run paths.
         user_link_flags = depset([ctx.file.library.path, "-Wl,--allow-shlib-undefined"]),
         additional_inputs = depset([ctx.file.library]),
     )
@@ -30,7 +30,7 @@ linked_library(
 """
 
 _RUN_PATH = """
-# For programs that run on this machine alone; what is shipped sets run paths of its own.
+# For programs that run only on this machine. What is shipped sets its own run paths.
 cc_library(
     name = "run_path",
     linkopts = ["-Wl,-rpath,{folder}"],
@@ -49,10 +49,10 @@ def linked_library_from(ctx, name, file):
       The target for the repository's BUILD file, which must load linked_library.
     """
     if not file.exists:
-        fail("There is no {}. Is the package whole?".format(file))
+        fail("There is no {}. Is the package complete?".format(file))
     ctx.symlink(file, "link/lib{}.so".format(name))
     return _LINKED_LIBRARY.format(name = name)
 
 def run_path(folder):
-    """A cc_library //:run_path that lets a program find the libraries in a folder at run time."""
+    """Returns a cc_library //:run_path that lets a program find the libraries in a folder at run time."""
     return _RUN_PATH.format(folder = folder)

@@ -1,6 +1,6 @@
 """@mingw: the Windows cross compiler and wine of this machine, if it has both.
 
-@mingw//:defs.bzl defines AVAILABLE, and GXX and WINE, their absolute paths or empty strings. Nothing is installed; Debian has them as
+@mingw//:defs.bzl defines AVAILABLE, and GXX and WINE, their absolute paths or empty strings. Nothing is installed. Debian's packages are
 g++-mingw-w64-x86-64-posix and wine.
 """
 
@@ -10,7 +10,7 @@ WINE = "{wine}"
 """
 
 def _mingw_impl(ctx):
-    # That of the POSIX thread model: the other one's standard library has no std::thread before GCC 13.
+    # The compiler with the POSIX thread model. The other one's standard library has no std::thread before GCC 13.
     gxx = ctx.which("x86_64-w64-mingw32-g++-posix")
     wine = ctx.which("wine")
     ctx.file("BUILD")

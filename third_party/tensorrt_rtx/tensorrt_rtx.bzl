@@ -1,7 +1,7 @@
 """@tensorrt_rtx: TensorRT-RTX's library and its C++ headers, under upstream's label //:nvinfer.
 
-The library is that of the tensorrt_rtx package, which has no headers; those of the very same version come from a crate. $TENSORRT_RTX_HOME,
-an unpacked SDK, overrides both.
+The library comes from the tensorrt_rtx package, which has no headers. The headers of the same version come from a crate.
+$TENSORRT_RTX_HOME, an unpacked SDK, overrides both.
 """
 
 load("//third_party:run.bzl", "run")
@@ -30,7 +30,7 @@ _MINIMUM_CARGO = (1, 78)  # the first to read version 4 of the lock file
 _CARGO_HINT = """Debian 12: apt-get install cargo-web (its cargo is too old); elsewhere a Rust toolchain of {}.{} or newer.
 TENSORRT_RTX_HOME=/path/to/an/unpacked/SDK needs no cargo.""".format(*_MINIMUM_CARGO)
 
-# In the header's order. A version of the package is these and a build number: 1.6.1.120.
+# In the header's order. The package's version has these and a build number, such as 1.6.1.120.
 _VERSION_MACROS = ["TRT_MAJOR_RTX", "TRT_MINOR_RTX", "TRT_PATCH_RTX"]
 
 def _version_of_headers(ctx, include):
@@ -43,14 +43,14 @@ def _version_of_headers(ctx, include):
     return ".".join([found.get(macro, "?") for macro in _VERSION_MACROS])
 
 def _find_cargo(ctx):
-    """The first cargo on the PATH that works and is new enough, and the environment that it needs."""
+    """Returns the first cargo on the PATH that works and is new enough, and the environment that it needs."""
     tried = []
     for folder in ctx.os.environ.get("PATH", "").split(":"):
         cargo = ctx.path(folder + "/cargo") if folder.startswith("/") else None
         if cargo == None or not cargo.exists:
             continue
 
-        # rustup's stand-in looks for its toolchains in the home directory. Where that is another one, as on build machines, they are
+        # rustup's stand-in looks for its toolchains in the home directory. If that is a different one, as on build machines, they are
         # still beside the stand-in.
         environment = {}
         toolchains = ctx.path(folder + "/../../.rustup")
@@ -67,7 +67,7 @@ def _find_cargo(ctx):
     fail("No usable cargo on the PATH ({}).\n{}".format("; ".join(tried) or "there is none", _CARGO_HINT))
 
 def _fetch_headers(ctx, version):
-    """The folder of the crate with the headers of the version; a lock file pins the crate and all it needs."""
+    """Returns the crate's folder with the headers of the version. A lock file pins the crate and all that it needs."""
     cargo, environment = _find_cargo(ctx)
     ctx.report_progress("Fetching the headers of TensorRT-RTX {} with cargo".format(version))
     ctx.template("crate/Cargo.toml", ctx.attr.cargo_toml)
@@ -75,7 +75,7 @@ def _fetch_headers(ctx, version):
     manifest = ["--manifest-path", ctx.path("crate/Cargo.toml")]
     metadata = [cargo, "metadata", "--format-version", "1"] + manifest
 
-    # Cargo alone knows the registry it takes crates from; the lock file must name it.
+    # Only cargo knows from which registry it takes crates, and the lock file must name it.
     described = json.decode(run(ctx, metadata + ["--no-deps"], "cargo metadata --no-deps", quiet = True, environment = environment))
     registry = described["packages"][0]["dependencies"][0]["source"]
     ctx.template("crate/Cargo.lock", ctx.attr.cargo_lock, {"@REGISTRY@": registry})
@@ -88,7 +88,7 @@ def _fetch_headers(ctx, version):
 
 def _tensorrt_rtx_impl(ctx):
     home = ctx.os.environ.get("TENSORRT_RTX_HOME", "")
-    version = None  # of the package; an SDK's headers fit by themselves
+    version = None  # of the package; an SDK's headers always fit
     if home:
         include = ctx.path(home).get_child("include")
         libraries = ctx.path(home).get_child("lib")

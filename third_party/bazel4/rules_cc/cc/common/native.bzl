@@ -1,4 +1,4 @@
-"""Bazel 4's own names, under others, so that a file can export them under theirs."""
+"""Bazel 4's own values under other names, so that other files can export them under their names."""
 
 # buildifier: disable=native-cc-info
 native_cc_info = CcInfo
