@@ -1,4 +1,4 @@
-"""package_with_library: the Python package as a test imports it, on another build of its C++ library."""
+"""package_with_library: the Python package for tests, with another build of its C++ library."""
 
 load("//tools/python:defs.bzl", "PythonPathInfo")
 
@@ -21,9 +21,9 @@ package_with_library = rule(
         "library": attr.label(
             mandatory = True,
             allow_single_file = [".so"],
-            doc = "takes the place of //py's, and registers what that does, since a process can load one of the two",
+            doc = "replaces //py's library and must register the same names, because a process can load only one of the two",
         ),
         "package_files": attr.label(default = "//py:package_files"),
     },
-    doc = "A target for the deps of a pytest_test or python_program, in the place of //py:torch_tensorrt.",
+    doc = "A target for the deps of a pytest_test or python_program, in place of //py:torch_tensorrt.",
 )
