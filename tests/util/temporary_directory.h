@@ -8,8 +8,8 @@
 
 namespace torch_tensorrt::tests {
 
-// A new, empty directory, removed with all that is in it at the end. It stands where the system or $TEST_TMPDIR (set by
-// Bazel) says.
+// A new, empty directory, removed at the end with everything in it. It is created in $TEST_TMPDIR, which Bazel sets, or
+// else in the system's directory for temporary files.
 class TemporaryDirectory {
  public:
   TemporaryDirectory() {
@@ -22,7 +22,7 @@ class TemporaryDirectory {
   }
 
   ~TemporaryDirectory() {
-    std::error_code ignored; // a test that closed the directory to itself reports that well enough
+    std::error_code ignored; // if a test closed the directory to itself, its own failure says so
     std::filesystem::remove_all(path_, ignored);
   }
 
@@ -33,7 +33,7 @@ class TemporaryDirectory {
     return path_;
   }
 
-  // The path of `name` in it.
+  // The path of the file `name` in the directory.
   std::string file(const std::string& name) const {
     return (path_ / name).string();
   }

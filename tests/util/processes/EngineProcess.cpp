@@ -90,7 +90,7 @@ class Server {
 
   void start_and_throw(const std::vector<std::string>& kernels) const {
     const EnginePtr engine = run_engine(kernels);
-    throw std::logic_error("the caller's");
+    throw std::logic_error("the caller's exception");
   }
 
   EnginePtr run_engine(const std::vector<std::string>& kernels) const {
@@ -121,7 +121,7 @@ EngineProcess::EngineProcess(
     DeserializeMode mode,
     const std::string& tensorrt_rtx_version) {
   std::array<int, 2> sockets{};
-  // Closed by the exec of every other process, so that the end of this one is noticed.
+  // The exec of every other process closes these, so that the end of this process is noticed.
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets.data()) != 0) {
     fail("socketpair");
   }

@@ -12,24 +12,25 @@
 
 namespace torch_tensorrt::tests {
 
-// A process that shares a runtime cache file: this program once more, exec'ed, with engines on a simulated device of
-// its own. The program's main() begins with engine_process_main(). One object in one thread at a time; Linux only.
+// A process that shares a runtime cache file: a second instance of this program, started by exec, whose engines run on
+// a simulated device of its own. The program's main() must begin with engine_process_main(). One object may be used by
+// one thread at a time. Linux only.
 //
-// It is told what to do, a line at a time, and answers each with a line. KERNELS are names, separated by spaces.
+// The process reads commands, one per line, and replies to each with one line. KERNELS are names, separated by spaces.
 //   start KERNELS    "compiled N, cached M"    makes an engine, with the process's cache for the path, and runs it
 //   save             "saved"                   saves the cache of the engines
 //   end              "ended"                   destroys all engines, which saves their cache
-//   throw KERNELS    "caught"                  does as start does, in a function that an exception then leaves
-//   exit                                       leaves main() while static storage still has the engines
-// The engines are in static storage, constructed before any other static of theirs, so destroyed last. A failure ends
-// the process with exit status 1 and its text on stderr.
+//   throw KERNELS    "caught"                  does what start does, in a function that an exception then leaves
+//   exit                                       leaves main() while static storage still holds the engines
+// The engines are in static storage. They are constructed before every static object that they use, and so destroyed
+// after it. If a command fails, the process exits with status 1 and prints the reason on stderr.
 class EngineProcess {
  public:
   explicit EngineProcess(
       const std::string& cache_path,
       DeserializeMode mode = DeserializeMode::kAdds,
       const std::string& tensorrt_rtx_version = SimulatedEnvironment().tensorrt_rtx_version);
-  // Kills it if it still runs.
+  // Kills the process if it is still running.
   ~EngineProcess();
 
   EngineProcess(const EngineProcess&) = delete;
@@ -38,7 +39,7 @@ class EngineProcess {
   void tell(const std::string& line) {
     channel_->say(line);
   }
-  // Throws std::runtime_error if it is gone, or silent for a minute.
+  // Throws std::runtime_error if the process is gone or silent for a minute.
   std::string hear() {
     return channel_->hear();
   }
@@ -46,29 +47,31 @@ class EngineProcess {
     tell(line);
     return hear();
   }
-  // Whether hear() would have to wait.
+  // Returns true if hear() would have to wait.
   bool is_silent() const;
 
-  // Whether it has that file open now.
+  // Returns true if the process has that file open now.
   bool has_open(const std::filesystem::path& path) const;
 
-  // Tells it to exit and waits for its end: its exit status, or 128 and the number of the signal that ended it.
+  // Tells the process to exit and waits for its end. Returns its exit status, or 128 plus the number of the signal that
+  // ended it.
   int exit();
 
-  // What it wrote to stderr so far.
+  // What the process has written to stderr so far.
   std::string errors() const;
 
  private:
   int wait();
 
   const TemporaryDirectory directory_;
-  int socket_ = -1; // channel_'s
+  int socket_ = -1; // owned by channel_
   std::optional<Channel> channel_;
   pid_t pid_ = 0;
   bool is_running_ = false;
 };
 
-// Runs the process, if that is what this one was started for, and returns its exit status; none otherwise.
+// If this process was started by EngineProcess, serves its commands and returns the exit status. Otherwise returns
+// nullopt.
 std::optional<int> engine_process_main(int argc, char** argv);
 
 } // namespace torch_tensorrt::tests

@@ -130,7 +130,7 @@ void ChildProcess::wait_until_asleep() const {
     std::ifstream file("/proc/" + std::to_string(pid_) + "/stat");
     std::string stat;
     std::getline(file, stat);
-    // The state follows the name of the program, which stands in parentheses and may hold anything.
+    // The state follows the program's name, which is in parentheses and may contain anything.
     const size_t end_of_name = stat.rfind(") ");
     if (end_of_name != std::string::npos && stat.compare(end_of_name + 2, 1, "S") == 0) {
       return;

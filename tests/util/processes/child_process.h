@@ -8,8 +8,8 @@
 
 namespace torch_tensorrt::tests {
 
-// One end of a two-way line of words (no newline in them) between a ChildProcess and its parent. All of it throws
-// std::runtime_error when the other end is gone, or silent for a minute.
+// One end of a two-way channel between a ChildProcess and its parent. They exchange words that contain no newline.
+// Every member throws std::runtime_error if the other end is gone or silent for a minute.
 class Channel {
  public:
   explicit Channel(int socket) : socket_(socket) {}
@@ -19,20 +19,21 @@ class Channel {
 
   void say(const std::string& word);
   std::string hear();
-  // Hears a word and throws if it is another one.
+  // Hears a word. Throws if it is not the expected one.
   void expect(const std::string& word);
 
  private:
   int socket_;
 };
 
-// A forked child that runs `body`, with nothing of the parent's destroyed at its end: it leaves by _exit. POSIX only.
-// One object in one thread at a time; fork while no other thread runs.
+// A forked child that runs `body` and ends by _exit, so that it destroys none of the parent's objects. POSIX only. One
+// object may be used by one thread at a time. No other thread may run during the fork.
 class ChildProcess {
  public:
-  // The child's exit status is 0 when `body` returns, and 1, with the text on stderr, when it throws.
+  // The child exits with status 0 when `body` returns. If `body` throws, it prints the error on stderr and exits with
+  // status 1.
   explicit ChildProcess(const std::function<void(Channel& parent)>& body);
-  // Kills the child if it still runs.
+  // Kills the child if it is still running.
   ~ChildProcess();
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;
@@ -44,13 +45,13 @@ class ChildProcess {
     return channel_;
   }
 
-  // Returns when the child sleeps in a system call, such as a blocking flock; on Linux only, elsewhere at once.
+  // On Linux, returns when the child sleeps in a system call such as a blocking flock. Elsewhere returns at once.
   void wait_until_asleep() const;
 
-  // Waits for its end: its exit status, or 128 and the number of the signal that ended it.
+  // Waits for the child's end. Returns its exit status, or 128 plus the number of the signal that ended it.
   int wait();
 
-  // SIGKILL, and waits for its end.
+  // Sends SIGKILL and waits for the child's end.
   void kill();
 
  private:
@@ -61,7 +62,7 @@ class ChildProcess {
   bool is_running_ = true;
 };
 
-// Throws std::runtime_error with `what` unless `condition`: how the body of a child fails.
+// Throws std::runtime_error with the message `what` unless `condition` is true. The body of a child fails this way.
 void require(bool condition, const std::string& what);
 
 } // namespace torch_tensorrt::tests

@@ -1,6 +1,6 @@
-// The functions of libcuda.so.1 that the product calls by itself. There is a GPU if the environment variable
-// FAKE_CUDA_GPU names it; FAKE_CUDA_CAPABILITY ("8.9") and FAKE_CUDA_DRIVER ("13000") say the rest. The function that
-// FAKE_CUDA_FAIL names fails.
+// Fakes the functions of libcuda.so.1 that the product calls directly. There is a GPU if the environment variable
+// FAKE_CUDA_GPU names it. FAKE_CUDA_CAPABILITY ("8.9") and FAKE_CUDA_DRIVER ("13000") describe the rest. FAKE_CUDA_FAIL
+// names a function that fails.
 
 #include <cstdio>
 #include <cstdlib>

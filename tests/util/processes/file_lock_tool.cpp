@@ -1,14 +1,15 @@
-// A process with one FileLock, told what to do with it on stdin, for tests that are not written in C++.
+// A process with one FileLock, for tests that are not written in C++. It reads commands from stdin.
 //
 //   file_lock_tool exclusive|shared PATH
 //
-// Commands, one a line, and the line that answers each:
+// Commands, one per line, and the line printed for each:
 //   try             acquired | busy
 //   lock            acquired                     (waits as long as it takes)
-//   wait SECONDS    acquired | busy              (waits so long at most)
+//   wait SECONDS    acquired | busy              (waits at most that long)
 //   unlock          released
 //   count N FILE    counted                      (N times: takes the lock, adds 1 to the number in FILE, releases)
-// Anything that fails answers "error" and the text of the error, without its line breaks. It ends when stdin does.
+// For anything that fails, it prints "error" and the text of the error without its line breaks. It ends when stdin
+// ends.
 
 #include <algorithm>
 #include <chrono>

@@ -1,8 +1,8 @@
-"""Python's `filelock` under the commands of file_lock_tool.cpp.
+"""Python's `filelock` behind the commands of file_lock_tool.cpp.
 
     python filelock_peer.py PATH
 
-Prints the version of filelock first; PYTHONPATH says which one that is.
+Prints the version of filelock first. PYTHONPATH selects that version.
 """
 
 import sys

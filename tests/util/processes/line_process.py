@@ -1,4 +1,4 @@
-"""Processes that are told and answer lines."""
+"""Processes that read commands and print replies, one per line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class LineProcess:
-    """A process that a test talks to. It is killed when the block ends."""
+    """A process that a test talks to, killed when the block ends."""
 
     def __init__(
         self, *command: str | Path, env: Mapping[str, str] | None = None
@@ -47,24 +47,25 @@ class LineProcess:
         return self.hear()
 
     def kill(self) -> None:
-        """SIGKILL, so that nothing in the process releases a lock; idempotent."""
+        """Sends SIGKILL, so that nothing in the process releases a lock. Idempotent."""
         self.process.kill()
         self.process.communicate()
 
 
 def file_lock_tool(mode: str, path: Path) -> LineProcess:
-    """A process with a C++ FileLock on the path, "shared" or "exclusive".
+    """A process with a C++ FileLock on the path. The mode is "shared" or "exclusive".
 
-    It runs the program FILE_LOCK_TOOL: see file_lock_tool.cpp for its commands.
+    It runs the program named by FILE_LOCK_TOOL. Its commands are listed in file_lock_tool.cpp.
     """
     return LineProcess(os.environ["FILE_LOCK_TOOL"], mode, path)
 
 
 def lock_peer(kind: str, path: Path) -> LineProcess:
-    """A process with a lock on the path, with the commands of file_lock_tool.cpp.
+    """A process with a lock on the path that takes the commands of file_lock_tool.cpp.
 
-    The kind is "cpp-exclusive", "cpp-shared", "filelock-4" (that of this interpreter), or
-    "filelock-3" (that in the directory FILELOCK_3, which unlinks the lock file at every release).
+    The kind is "cpp-exclusive", "cpp-shared", "filelock-4" (this interpreter's version) or
+    "filelock-3" (the version in the directory FILELOCK_3, which unlinks the lock file at every
+    release).
     """
     implementation, variant = kind.split("-")
     if implementation == "cpp":

@@ -1,7 +1,8 @@
-// To be preloaded: lets a test watch the calls of the C library that one thread makes, and make them fail, or those of
-// all threads hang. Programs that were compiled for large files call other names, the same on 64-bit Linux.
+// For LD_PRELOAD. Lets a test watch the calls that one thread makes into the C library, make them fail, or make the
+// calls of all threads hang. Programs compiled for large files call functions with other names. On 64-bit Linux those
+// do the same.
 
-#undef _FORTIFY_SOURCE // its inline functions would stand in for the ones defined here
+#undef _FORTIFY_SOURCE // its inline functions would replace the ones defined here
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -21,8 +22,8 @@
 
 namespace {
 
-// Runs before the call that it names. Returns 0 if the call is to be made, the errno that it is to fail with, or -n if
-// it may move n bytes at most.
+// Runs before the call that it names. Returns 0 to let the call be made, the errno with which it is to fail, or -n if
+// it may move at most n bytes.
 using Observer = int (*)(const char* call);
 
 thread_local Observer observer = nullptr;
@@ -37,7 +38,7 @@ int ask(const char* call) {
       ::pause();
     }
   }
-  const Observer asked = std::exchange(observer, nullptr); // what it calls itself is not observed
+  const Observer asked = std::exchange(observer, nullptr); // the observer's own calls are not observed
   const int answer = asked == nullptr ? 0 : asked(call);
   observer = asked;
   return answer;
@@ -72,12 +73,12 @@ int open_observed(const char* name, const char* path, int flags, mode_t mode) {
 
 extern "C" {
 
-// Of the calling thread, to the next call; nullptr for none.
+// Sets the observer of the calling thread until the next call of this function. nullptr sets none.
 void observe_calls(Observer next) {
   observer = next;
 }
 
-// From now on, calls of that name never return, in any thread.
+// From now on, calls with that name never return, in any thread.
 void hang_calls(const char* name) {
   hanging = ::strdup(name);
 }
@@ -128,7 +129,7 @@ DIR* opendir(const char* path) {
   return fails(ask("opendir")) ? nullptr : real<DIR*(const char*)>("opendir")(path);
 }
 
-// What C++'s library opens directories by.
+// The C++ library opens directories with it.
 int openat(int directory, const char* path, int flags, ...) {
   va_list arguments;
   va_start(arguments, flags);
@@ -165,7 +166,7 @@ ssize_t preadv64v2(int fd, const iovec* pieces, int count, off64_t offset, int f
   return fails(answer) ? -1 : ::pread64(fd, pieces->iov_base, limited(pieces->iov_len, answer), offset);
 }
 
-// What Python has where there is no preadv64v2.
+// Python uses it where preadv64v2 is missing.
 ssize_t preadv64(int fd, const iovec* pieces, int count, off64_t offset) {
   return ::preadv64v2(fd, pieces, count, offset, 0);
 }
@@ -181,7 +182,7 @@ ssize_t pwrite64(int fd, const void* bytes, size_t size, off64_t offset) {
   return ::pwrite(fd, bytes, size, offset);
 }
 
-// The log of the C++ runtime.
+// The C++ runtime writes its log with it.
 size_t fwrite(const void* bytes, size_t size, size_t count, FILE* file) {
   ask("fwrite");
   return real<size_t(const void*, size_t, size_t, FILE*)>("fwrite")(bytes, size, count, file);

@@ -1,4 +1,4 @@
-"""Watches system calls of a test, or makes them fail: LD_PRELOAD is observed_calls.cpp."""
+"""Watches a test's system calls or makes them fail, if LD_PRELOAD names observed_calls.cpp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _observe_calls = ctypes.CDLL(None).observe_calls
 def observed(before: Callable[[str], int]) -> Iterator[None]:
     """Calls `before` before each call of this thread.
 
-    It returns 0, the errno that the call is to fail with, or -n if it may move n bytes at most.
+    It returns 0 to let the call be made, the errno with which it is to fail, or -n if it may move
+    at most n bytes.
     """
     callback = _CALLBACK(lambda call: before(call.decode()))
     _observe_calls(callback)
@@ -25,7 +26,7 @@ def observed(before: Callable[[str], int]) -> Iterator[None]:
 
 
 class Faults:
-    """The `nth` call fails with `error`, counting `only` those of a name, or all."""
+    """Makes the `nth` call fail with `error`. Counts the calls named `only`, or all of them."""
 
     def __init__(
         self,

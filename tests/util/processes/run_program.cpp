@@ -18,7 +18,7 @@ namespace torch_tensorrt::tests {
 int run_program(const std::vector<std::string>& argv) {
   std::vector<char*> arguments;
   for (const std::string& argument : argv) {
-    arguments.push_back(const_cast<char*>(argument.c_str())); // neither system's call changes them
+    arguments.push_back(const_cast<char*>(argument.c_str())); // neither system changes the arguments
   }
   arguments.push_back(nullptr);
 #ifdef _WIN32

@@ -1,4 +1,4 @@
-"""Real object stores on the loopback interface, and a proxy that spoils what they do."""
+"""Real object stores on the loopback interface, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PIECES = 32  # of a slow response
 
 
 def environment_of_client(port: int) -> dict[str, str]:
-    """What a client of the S3 server at a port needs in its environment."""
+    """The environment that a client of the S3 server at that port needs."""
     return {
         "AWS_ENDPOINT_URL": f"http://{_HOST}:{port}",
         "AWS_ACCESS_KEY_ID": _KEY,
@@ -44,7 +44,7 @@ _AnyServer = TypeVar("_AnyServer", bound="_Server")
 
 
 class _Server:
-    """A server process, killed at the end of the block. It listens at `port` from the start on."""
+    """A server process, killed when the block ends. The constructor returns once it listens."""
 
     def __init__(self, port: int, command: list[str], env: dict[str, str]) -> None:
         self.port = port
@@ -106,14 +106,14 @@ class VersityServer(_Server):
 
 
 def versity_program() -> Path | None:
-    """Installs the gateway at the first call on a machine; None if it can't be."""
+    """Installs the gateway once per machine. Returns its path, or None if it can't be installed."""
     go = shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")
     if go is None:
         return None
-    # Not in the home directory, which a test can't write to in Bazel's sandbox.
+    # Not in the home directory: tests in Bazel's sandbox can't write to it.
     folder = Path(tempfile.gettempdir()) / f"torchtrt-tests-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    assert folder.stat().st_uid == os.getuid(), f"{folder} is somebody else's"
+    assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to another user"
     program = folder / Path(_VERSITY).name.replace("@", "-")
     with file_lock(f"{program}.lock", LockWaits(timeout=_LONGEST_INSTALLATION)):
         if not program.exists():
@@ -134,13 +134,13 @@ def versity_program() -> Path | None:
 
 
 class FaultyProxy:
-    """A proxy before a server, at a port of its own, which does as it is told.
+    """A proxy in front of a server, with a port of its own, that injects the fault it is told to.
 
     A fault lasts until another method is called.
 
     Attributes:
-        requests: By method and path. They count when they arrive.
-        replies: Of the server, by method, path and status.
+        requests: The number of requests by method and path. A request counts when it arrives.
+        replies: The number of the server's replies by method, path and status.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -165,7 +165,7 @@ class FaultyProxy:
         self._set(_Fault())
 
     def refuse(self) -> None:
-        """Refuses connections, and closes those that it has."""
+        """Refuses connections, and closes the open ones."""
         self._replace_fault(_Fault(closes=True))
         self._listener.close()
 
@@ -178,15 +178,15 @@ class FaultyProxy:
         self._set(_Fault(status=status, code=code))
 
     def truncate(self) -> None:
-        """Sends the first half of a GET's body at most, and closes the connection."""
+        """Sends at most the first half of a GET's body, then closes the connection."""
         self._set(_Fault(truncates=True))
 
     def slow_down(self, times: float) -> None:
-        """Takes so many times as long as the server, for each part of a response."""
+        """Takes `times` times as long as the server for each part of a response."""
         self._set(_Fault(slowness=times))
 
     def lose_responses(self) -> None:
-        """Closes the connection when the server has done a PUT."""
+        """Closes the connection when the server has finished a PUT."""
         self._set(_Fault(loses=True))
 
     def _set(self, fault: _Fault) -> None:
@@ -245,13 +245,13 @@ class _Listener(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # of a client that went
+        if not isinstance(sys.exc_info()[1], OSError):  # the client went away
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # so that headers and a short body go in one packet
+    wbufsize = -1  # so that headers and a short body are sent in one packet
     server: _Listener
 
     def setup(self) -> None:
@@ -280,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start = time.monotonic()
         with closing(http.client.HTTPConnection(_HOST, proxy.server_port)) as server:
-            # With the client's Host, which is signed.
+            # Keeps the client's Host header, which is signed.
             server.request(self.command, self.path, body, dict(self.headers))
             response = server.getresponse()
             data = response.read()
@@ -323,7 +323,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _serve_moto(port: int) -> None:
-    """As `moto_server` does, but with conditional writes that are atomic."""
+    """Does what `moto_server` does, but makes conditional writes atomic."""
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         create_backend_app,

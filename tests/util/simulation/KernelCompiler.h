@@ -14,19 +14,20 @@
 
 namespace torch_tensorrt::tests {
 
-// Compiles kernels for one execution context, at once or in a thread of its own, into `store` where there is one.
-// Thread-safe: the caller's thread and its own.
+// Compiles kernels for one execution context, at once or in a thread of its own, and adds them to `store` if there is
+// one. Thread-safe for the caller's thread and its own.
 class KernelCompiler {
  public:
   KernelCompiler(std::shared_ptr<SimulatedDevice> device, std::shared_ptr<KernelStore> store);
-  // Lets the kernel finish that is being compiled, and drops the others.
+  // Lets the kernel that is being compiled finish, and drops the others.
   ~KernelCompiler();
 
   KernelCompiler(const KernelCompiler&) = delete;
   KernelCompiler& operator=(const KernelCompiler&) = delete;
 
   void compile(const SimulatedKernel& kernel);
-  // Returns at once. SimulatedDevice::wait_for_background_compilation() knows of them until they are done or dropped.
+  // Returns at once. SimulatedDevice::wait_for_background_compilation() waits for these kernels until they are compiled
+  // or dropped.
   void compile_in_background(std::vector<SimulatedKernel> kernels);
 
  private:

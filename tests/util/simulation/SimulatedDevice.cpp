@@ -33,10 +33,10 @@ constexpr std::string_view kCalls[] = {
     "IExecutionContext::enqueueV3",
 };
 
-// Of a map of calls, const or not.
+// `calls` is a map of calls, const or not.
 auto& find(auto& calls, std::string_view call) {
   const auto found = calls.find(call);
-  TORCHTRT_CHECK(found != calls.end(), "The simulated device knows no call named " << call);
+  TORCHTRT_CHECK(found != calls.end(), "The simulated device has no call named " << call);
   return found->second;
 }
 

@@ -31,7 +31,7 @@ class SimulatedRuntimeConfig final : public nvinfer1::IRuntimeConfig, public nvi
   bool setCudaGraphStrategy(nvinfer1::CudaGraphStrategy strategy) noexcept override;
   nvinfer1::CudaGraphStrategy getCudaGraphStrategy() const noexcept override;
 
-  // Null without a cache.
+  // Null if there is no cache.
   const std::shared_ptr<KernelStore>& store() const {
     return store_;
   }
@@ -42,14 +42,14 @@ class SimulatedRuntimeConfig final : public nvinfer1::IRuntimeConfig, public nvi
   nvinfer1::DynamicShapesKernelSpecializationStrategy specialization_ =
       nvinfer1::DynamicShapesKernelSpecializationStrategy::kLAZY;
   nvinfer1::CudaGraphStrategy cuda_graphs_ = nvinfer1::CudaGraphStrategy::kDISABLED;
-  const SimulatedRuntimeCache* cache_ = nullptr; // the caller's
-  std::shared_ptr<KernelStore> store_;           // cache_'s, which knows whether cache_ is alive
+  const SimulatedRuntimeCache* cache_ = nullptr; // owned by the caller
+  std::shared_ptr<KernelStore> store_;           // that of cache_; knows whether cache_ is alive
 };
 
-// Immutable but for the counter of its contexts.
+// Immutable except for the counter of its contexts.
 class SimulatedEngine final : public nvinfer1::ICudaEngine, public UnsimulatedCudaEngine {
  public:
-  // Keeps `live_engines`, the runtime's, up to date.
+  // Keeps the runtime's counter `live_engines` up to date.
   SimulatedEngine(Simulation simulation, SimulatedPlan plan, std::shared_ptr<std::atomic<int>> live_engines);
   ~SimulatedEngine() noexcept override;
 
@@ -92,12 +92,12 @@ class SimulatedEngine final : public nvinfer1::ICudaEngine, public UnsimulatedCu
 
   Simulation simulation_;
   SimulatedPlan plan_;
-  std::vector<const SimulatedTensor*> tensors_; // plan_'s, inputs first
+  std::vector<const SimulatedTensor*> tensors_; // those of plan_, inputs first
   std::shared_ptr<std::atomic<int>> live_engines_;
   std::atomic<int> live_contexts_{0};
 };
 
-// nbDims -1, as TensorRT-RTX answers for a tensor that is not there.
+// nbDims is -1, which TensorRT-RTX returns for an unknown tensor.
 nvinfer1::Dims invalid_dims();
 nvinfer1::Dims to_dims(const std::vector<int64_t>& extents);
 

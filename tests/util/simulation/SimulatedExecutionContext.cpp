@@ -14,7 +14,7 @@ int64_t element_count(const std::vector<int64_t>& shape) {
   return count;
 }
 
-// The one shape that the plan allows, if it does not allow several.
+// The only shape that the plan allows, or nullopt if it allows several.
 std::optional<std::vector<int64_t>> only_shape(const SimulatedTensor& input) {
   if (input.min.empty()) {
     return input.dims;
@@ -22,7 +22,7 @@ std::optional<std::vector<int64_t>> only_shape(const SimulatedTensor& input) {
   return input.min == input.max ? std::optional(input.min) : std::nullopt;
 }
 
-// Empty when the plan accepts that shape, else what it wants.
+// Returns an empty string if the plan accepts that shape, or else what the plan requires.
 std::string reason_against(const SimulatedTensor& input, const nvinfer1::Dims& dims) {
   if (dims.nbDims != static_cast<int32_t>(input.dims.size())) {
     return input.name + " has rank " + std::to_string(input.dims.size());
@@ -105,7 +105,7 @@ int32_t SimulatedExecutionContext::getOptimizationProfile() const noexcept {
 }
 
 bool SimulatedExecutionContext::setOptimizationProfileAsync(int32_t profile, cudaStream_t) noexcept {
-  return !fails("IExecutionContext::setOptimizationProfileAsync", profile == 0 ? "" : "there is one profile");
+  return !fails("IExecutionContext::setOptimizationProfileAsync", profile == 0 ? "" : "the engine has one profile");
 }
 
 void SimulatedExecutionContext::setDeviceMemoryV2(void*, int64_t) noexcept {}
@@ -126,7 +126,7 @@ const SimulatedExecutionContext::Output* SimulatedExecutionContext::find_output(
   return find_entry(outputs_, name);
 }
 
-// Counts the call, and logs why it fails: on request, or for `reason` unless that is empty.
+// Counts the call. Returns true, and logs why, if it fails: on request, or because `reason` is not empty.
 bool SimulatedExecutionContext::fails(const char* call, const std::string& reason) const {
   const bool on_request = simulation_.device->fails(call);
   if (on_request || !reason.empty()) {
@@ -138,7 +138,7 @@ bool SimulatedExecutionContext::fails(const char* call, const std::string& reaso
 bool SimulatedExecutionContext::setInputShape(const char* name, const nvinfer1::Dims& dims) noexcept {
   Input* input = find_input(name);
   const std::string reason =
-      input == nullptr ? std::string(name) + " is no input" : reason_against(*input->tensor, dims);
+      input == nullptr ? std::string(name) + " is not an input" : reason_against(*input->tensor, dims);
   if (fails("IExecutionContext::setInputShape", reason)) {
     return false;
   }
@@ -183,7 +183,7 @@ bool SimulatedExecutionContext::setTensorAddress(const char* name, void* data) n
 
 bool SimulatedExecutionContext::setInputTensorAddress(const char* name, const void* data) noexcept {
   Input* input = find_input(name);
-  if (fails("IExecutionContext::setTensorAddress", input == nullptr ? std::string(name) + " is no input" : "")) {
+  if (fails("IExecutionContext::setTensorAddress", input == nullptr ? std::string(name) + " is not an input" : "")) {
     return false;
   }
   input->address = data;
@@ -192,7 +192,7 @@ bool SimulatedExecutionContext::setInputTensorAddress(const char* name, const vo
 
 bool SimulatedExecutionContext::setOutputTensorAddress(const char* name, void* data) noexcept {
   Output* output = find_output(name);
-  if (fails("IExecutionContext::setTensorAddress", output == nullptr ? std::string(name) + " is no output" : "")) {
+  if (fails("IExecutionContext::setTensorAddress", output == nullptr ? std::string(name) + " is not an output" : "")) {
     return false;
   }
   output->address = data;
@@ -273,7 +273,7 @@ bool SimulatedExecutionContext::enqueueV3(cudaStream_t) noexcept {
       reason = output.tensor->name + " has no address";
     }
   }
-  // kScaleAdd's inputs may be dynamic, each within the profile.
+  // kScaleAdd's inputs may be dynamic, each within its own profile.
   if (reason.empty() && engine_.plan().operation == SimulatedOperation::kScaleAdd &&
       inputs_[0].shape != inputs_[1].shape) {
     reason = "the inputs have different shapes";
@@ -290,7 +290,7 @@ bool SimulatedExecutionContext::enqueueV3(cudaStream_t) noexcept {
       case nvinfer1::DataType::kINT64:
         compute<int64_t>(i);
         break;
-      default: // a plan with any other type but kFLOAT does not exist
+      default: // plans have no other types
         compute<float>(i);
     }
   }

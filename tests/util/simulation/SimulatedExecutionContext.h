@@ -17,7 +17,7 @@ namespace torch_tensorrt::tests {
 
 class SimulatedExecutionContext final : public nvinfer1::IExecutionContext, public UnsimulatedExecutionContext {
  public:
-  // Compiles the engine's kernels. `config`, which getRuntimeConfig() answers, may be null.
+  // Compiles the engine's kernels. `config`, which getRuntimeConfig() returns, may be null.
   SimulatedExecutionContext(
       Simulation simulation,
       SimulatedEngine& engine,
@@ -33,7 +33,7 @@ class SimulatedExecutionContext final : public nvinfer1::IExecutionContext, publ
 
   int32_t getOptimizationProfile() const noexcept override;
   bool setOptimizationProfileAsync(int32_t profile, cudaStream_t stream) noexcept override;
-  // The engine needs no such memory (ICudaEngine::getDeviceMemorySizeV2() is 0), so any will do.
+  // The engine needs no such memory (ICudaEngine::getDeviceMemorySizeV2() is 0), so any memory will do.
   void setDeviceMemoryV2(void* memory, int64_t size) noexcept override;
   size_t updateDeviceMemorySizeForShapes() noexcept override;
 
@@ -79,7 +79,7 @@ class SimulatedExecutionContext final : public nvinfer1::IExecutionContext, publ
   std::vector<Input> inputs_;
   std::vector<Output> outputs_; // outputs_[i] has the shape of inputs_[i]
   std::set<std::string> seen_shapes_;
-  KernelCompiler compiler_; // last, so that its thread ends before what it works on
+  KernelCompiler compiler_; // last, so that its thread ends before the members that it uses
 };
 
 } // namespace torch_tensorrt::tests

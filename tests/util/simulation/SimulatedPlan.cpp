@@ -21,7 +21,8 @@ bool is_dynamic(const SimulatedTensor& tensor) {
   return false;
 }
 
-// Whether TensorRT-RTX's builder may have made it: its plans begin with the magic, a number and their own size.
+// Returns true if TensorRT-RTX's builder may have made the plan. Its plans begin with the magic, a number and their own
+// size.
 bool is_real_plan(std::string_view bytes) {
   constexpr size_t kHeaderSize = 24;
   return bytes.starts_with(kRealMagic) && bytes.size() >= kHeaderSize &&
@@ -43,13 +44,13 @@ void check_tensor(const SimulatedTensor& tensor) {
 void check_profile(const SimulatedTensor& input) {
   if (!is_dynamic(input)) {
     TORCHTRT_CHECK(
-        input.min.empty() && input.opt.empty() && input.max.empty(), input.name << " is static and has a profile");
+        input.min.empty() && input.opt.empty() && input.max.empty(), input.name << " is static but has a profile");
     return;
   }
   const size_t rank = input.dims.size();
   TORCHTRT_CHECK(
       input.min.size() == rank && input.opt.size() == rank && input.max.size() == rank,
-      input.name << "'s profile has another rank than its " << rank);
+      input.name << "'s profile does not have the input's rank " << rank);
   for (size_t i = 0; i < rank; ++i) {
     const bool ordered = 0 <= input.min[i] && input.min[i] <= input.opt[i] && input.opt[i] <= input.max[i];
     const bool agrees = input.dims[i] == -1 || (input.min[i] == input.dims[i] && input.max[i] == input.dims[i]);
@@ -70,24 +71,24 @@ void check_plan(const SimulatedPlan& plan) {
     check_profile(input);
   }
   if (plan.operation == SimulatedOperation::kScaleAdd) {
-    TORCHTRT_CHECK(plan.inputs.size() == 2 && plan.outputs.size() == 1, "kScaleAdd has two inputs and one output");
+    TORCHTRT_CHECK(plan.inputs.size() == 2 && plan.outputs.size() == 1, "kScaleAdd needs two inputs and one output");
     TORCHTRT_CHECK(
         plan.inputs[0].type == plan.inputs[1].type && plan.inputs[0].dims == plan.inputs[1].dims,
-        "kScaleAdd's inputs have one type and shape");
+        "kScaleAdd's inputs must have the same type and shape");
   } else {
     TORCHTRT_CHECK(plan.operation == SimulatedOperation::kRelu, "The operation is unknown");
-    TORCHTRT_CHECK(plan.inputs.size() == plan.outputs.size(), "kRelu has as many outputs as inputs");
+    TORCHTRT_CHECK(plan.inputs.size() == plan.outputs.size(), "kRelu needs as many outputs as inputs");
   }
   for (size_t i = 0; i < plan.outputs.size(); ++i) {
     const SimulatedTensor& output = plan.outputs[i];
     TORCHTRT_CHECK(
         output.type == plan.inputs[i].type && output.dims == plan.inputs[i].dims,
-        output.name << " has the type and the shape of " << plan.inputs[i].name);
+        output.name << " must have the type and the shape of " << plan.inputs[i].name);
     TORCHTRT_CHECK(output.min.empty() && output.opt.empty() && output.max.empty(), output.name << " has a profile");
   }
   std::set<std::string_view> kernels;
   for (const SimulatedKernel& kernel : plan.kernels) {
-    TORCHTRT_CHECK(kernels.insert(kernel.name).second, "Kernel " << kernel.name << " is there twice");
+    TORCHTRT_CHECK(kernels.insert(kernel.name).second, "Kernel " << kernel.name << " is listed twice");
   }
 }
 
@@ -156,7 +157,7 @@ SimulatedPlan parse_plan(std::string_view bytes) {
     return plan;
   }
   ByteReader reader(bytes);
-  TORCHTRT_CHECK(reader.text() == kMagic, "It is no plan of the simulated device");
+  TORCHTRT_CHECK(reader.text() == kMagic, "It is not a plan of the simulated device");
   plan.name = reader.text();
   plan.operation = static_cast<SimulatedOperation>(reader.number<uint32_t>());
   plan.scale = reader.number<float>();

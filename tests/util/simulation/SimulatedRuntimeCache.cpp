@@ -115,7 +115,7 @@ KernelStore::Kernels SimulatedRuntimeCache::parse(std::string_view blob) const {
   TORCHTRT_CHECK(blob.size() > sizeof(uint64_t), "It is too short: " << blob.size() << " bytes");
   const size_t body_size = blob.size() - sizeof(uint64_t);
   ByteReader reader(blob.substr(0, body_size));
-  TORCHTRT_CHECK(reader.text() == kMagic, "It is no serialized runtime cache");
+  TORCHTRT_CHECK(reader.text() == kMagic, "It is not a serialized runtime cache");
   TORCHTRT_CHECK(
       ByteReader(blob.substr(body_size)).number<uint64_t>() == checksum(blob.substr(0, body_size)), "It is corrupt");
 

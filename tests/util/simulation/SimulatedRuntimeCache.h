@@ -21,31 +21,32 @@ class KernelStore {
  public:
   using Kernels = std::map<std::string, std::shared_ptr<const std::string>, std::less<>>;
 
-  // Makes the kernel available: a hit if it is here, else compiled and kept. Of several threads that want one kernel,
-  // one compiles and the others hit. Aborts when the bytes here are not that kernel's: something tore a blob or mixed
-  // two.
+  // Makes the kernel available: a hit if it is in the store, otherwise compiled and stored. If several threads request
+  // one kernel, one compiles it and the others hit. Aborts if the stored bytes are not that kernel's, since then a blob
+  // was torn or two were mixed.
   void get_or_compile(SimulatedDevice& device, const std::string& key, uint64_t size);
 
   Kernels snapshot() const;
-  void merge(Kernels kernels); // what is here stays
+  void merge(Kernels kernels); // kernels already in the store stay
   void replace(Kernels kernels);
 
-  // The IRuntimeCache is gone. TensorRT-RTX does not document that contexts keep it alive, so using it later aborts.
+  // Called when the IRuntimeCache is destroyed. TensorRT-RTX does not document that contexts keep it alive, so using it
+  // later aborts.
   void close();
   void check_open() const;
 
  private:
-  mutable std::mutex mutex_; // guards all below but closed_
+  mutable std::mutex mutex_; // guards everything below except closed_
   std::condition_variable compiled_;
   Kernels kernels_;
   std::set<std::string, std::less<>> compiling_;
   std::atomic<bool> closed_{false};
 };
 
-// The serialized cache, byte_stream.h's encoding; equal contents give equal bytes:
+// The serialized cache in byte_stream.h's encoding. Equal contents give equal bytes:
 //   magic "SIMTRTRC", version, gpu, os_family (texts), cuda_in_graphics (uint8), cuda_driver (int32),
-//   number of kernels (uint64), then each one's key and code (texts) in order of key, then checksum() of all that
-//   (uint64)
+//   number of kernels (uint64), then each one's key and code (texts) in order of key, then the checksum() of all these
+//   bytes (uint64)
 class SimulatedRuntimeCache final : public nvinfer1::IRuntimeCache, public nvinfer1::apiv::VRuntimeCache {
  public:
   explicit SimulatedRuntimeCache(Simulation simulation);
@@ -60,7 +61,7 @@ class SimulatedRuntimeCache final : public nvinfer1::IRuntimeCache, public nvinf
   }
 
  private:
-  // Throws torch_tensorrt::Error with the reason when the real one would answer false.
+  // Throws torch_tensorrt::Error with the reason where the real one would return false.
   KernelStore::Kernels parse(std::string_view blob) const;
 
   Simulation simulation_;
@@ -77,7 +78,7 @@ class SimulatedHostMemory final : public nvinfer1::IHostMemory, public nvinfer1:
   nvinfer1::DataType type() const noexcept override;
 
  private:
-  mutable std::string bytes_; // the interface hands out a pointer to non-const bytes from a const object
+  mutable std::string bytes_; // the interface returns a pointer to non-const bytes from a const object
 };
 
 } // namespace torch_tensorrt::tests

@@ -44,7 +44,7 @@ class ByteWriter {
   std::string bytes_;
 };
 
-// Reads what ByteWriter wrote; throws torch_tensorrt::Error when there is less than is asked for.
+// Reads what ByteWriter wrote. Throws torch_tensorrt::Error if fewer bytes are left than requested.
 class ByteReader {
  public:
   explicit ByteReader(std::string_view bytes) : rest_(bytes) {}
@@ -76,7 +76,7 @@ class ByteReader {
   std::string_view rest_;
 };
 
-// Against accidents, not attacks. Eight bytes a step, because the blobs of a benchmark are many megabytes.
+// Detects accidents, not attacks. Reads eight bytes per step, because the blobs of a benchmark are many megabytes.
 inline uint64_t checksum(std::string_view bytes) {
   constexpr uint64_t kOddConstant = 0x9E3779B97F4A7C15U;
   uint64_t sum = bytes.size();

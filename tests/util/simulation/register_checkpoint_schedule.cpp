@@ -1,5 +1,4 @@
-// The schedule of the C++ runtime in Python, as `torch.classes.tensorrt_schedules.CheckpointSchedule`; times are
-// seconds.
+// The C++ runtime's schedule in Python, as `torch.classes.tensorrt_schedules.CheckpointSchedule`. Times are in seconds.
 
 #include <chrono>
 #include <optional>

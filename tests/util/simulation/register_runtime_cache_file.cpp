@@ -1,4 +1,4 @@
-// The store of the C++ runtime in Python, as `torch.classes.tensorrt_stores.RuntimeCacheFile`.
+// The C++ runtime's store in Python, as `torch.classes.tensorrt_stores.RuntimeCacheFile`.
 
 #include <chrono>
 #include <cstddef>
@@ -55,7 +55,7 @@ class Turn : public torch::CustomClassHolder {
     return turn_.offers;
   }
 
-  // Its lock may be none.
+  // The turn may hold no lock.
   void release() {
     if (turn_.lock.owns_lock()) {
       turn_.lock.unlock();

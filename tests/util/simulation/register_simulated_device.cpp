@@ -25,7 +25,7 @@
 namespace torch_tensorrt::tests {
 namespace {
 
-// Thread safety: SimulatedDevice's, but for install() and uninstall().
+// Thread safety: as for SimulatedDevice, except for install() and uninstall().
 class PythonDevice : public torch::CustomClassHolder {
  public:
   explicit PythonDevice(bool is_second)
@@ -35,13 +35,13 @@ class PythonDevice : public torch::CustomClassHolder {
     return *device_;
   }
 
-  // For a runtime of one's own, such as the Python one.
+  // For a runtime that does not use the C++ engine loader, such as the Python runtime.
   OptionalOwned<nvinfer1::IRuntime> create_infer_runtime() {
     return create_owned_runtime(device_);
   }
 
-  // Every plan that the C++ runtime of this process loads is loaded on this device until uninstall(), or until this
-  // goes; the engines that have been stay usable.
+  // Until uninstall(), or until this object is destroyed, every plan that the C++ runtime of this process loads is
+  // loaded on this device. Engines made meanwhile stay usable.
   void install() {
     scope_.emplace(device_);
   }
@@ -73,7 +73,7 @@ void set_environment(
   });
 }
 
-// The members of RuntimeCacheKind, in their order.
+// The members of RuntimeCacheKind, in order.
 std::tuple<std::string, int64_t, std::string, std::string, int64_t> kind(const PythonDevicePtr& self) {
   const core::runtime::RuntimeCacheKind kind = kind_of(self->device());
   return {kind.gpu, kind.compute_capability, kind.tensorrt_rtx, kind.os_family, kind.cuda_driver};
@@ -92,7 +92,7 @@ c10::Dict<std::string, int64_t> counters(const PythonDevicePtr& self) {
   return dict;
 }
 
-// uint8 [size in bytes].
+// A uint8 tensor of shape [size in bytes].
 at::Tensor plan_tensor(const SimulatedPlan& plan) {
   const std::string bytes = make_plan(plan);
   at::Tensor tensor = at::empty({static_cast<int64_t>(bytes.size())}, at::kByte);
@@ -101,12 +101,12 @@ at::Tensor plan_tensor(const SimulatedPlan& plan) {
 }
 
 std::vector<SimulatedKernel> checked_kernels(const std::string& prefix, int64_t count, int64_t size) {
-  TORCHTRT_CHECK(count >= 0 && size >= 0, "There can't be " << count << " kernels of " << size << " bytes");
+  TORCHTRT_CHECK(count >= 0 && size >= 0, "Can't make " << count << " kernels of " << size << " bytes");
   return make_kernels(prefix, static_cast<uint64_t>(count), static_cast<uint64_t>(size));
 }
 
-// y = max(x, 0), and the same for `pairs` - 1 pairs more, x1 and y1 and so on. Its kernels compile with the engine's
-// first inference.
+// y = max(x, 0), and the same for `pairs` - 1 more pairs x1 and y1, x2 and y2, and so on. Its kernels are compiled at
+// the engine's first inference.
 at::Tensor relu_plan_tensor(
     const std::string& prefix,
     int64_t kernels,
@@ -123,7 +123,7 @@ at::Tensor relu_plan_tensor(
   return plan_tensor(plan);
 }
 
-// The same for x of every shape from `min` to `max`. Its kernels are specialized for each shape.
+// The same, for x of every shape from `min` to `max`. Its kernels are specialized for each shape.
 at::Tensor dynamic_relu_plan_tensor(
     std::vector<int64_t> min,
     std::vector<int64_t> opt,
@@ -131,7 +131,7 @@ at::Tensor dynamic_relu_plan_tensor(
     std::string prefix,
     int64_t kernels,
     int64_t kernel_size) {
-  TORCHTRT_CHECK(min.size() == max.size(), "The least shape has another rank than the greatest");
+  TORCHTRT_CHECK(min.size() == max.size(), "The smallest and the largest shape have different ranks");
   std::vector<int64_t> dims(min.size());
   std::transform(min.begin(), min.end(), max.begin(), dims.begin(), [](int64_t least, int64_t greatest) {
     return least == greatest ? least : -1;

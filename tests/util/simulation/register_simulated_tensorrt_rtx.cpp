@@ -65,7 +65,7 @@ std::vector<Extents> profile_shapes(const OwnedPtr<ICudaEngine>& self, const std
   return shapes;
 }
 
-// The names of inputs whose shape is missing; None where TensorRT-RTX fails.
+// The names of the inputs whose shape is missing, or nullopt if TensorRT-RTX fails.
 std::optional<std::vector<std::string>> infer_shapes(const OwnedPtr<IExecutionContext>& self) {
   std::vector<const char*> names(static_cast<size_t>(self->object->getEngine().getNbIOTensors()));
   const int32_t count = self->object->inferShapes(static_cast<int32_t>(names.size()), names.data());

@@ -19,7 +19,7 @@ from torchtrt_cache.kinds import RuntimeCacheKind
 
 
 def simulated_engine_loader(device: Any) -> EngineLoader:
-    """Loads plans on `device` for the Python runtime; engines want their tensors on the CPU."""
+    """Loads plans on `device` for the Python runtime. The engines take their tensors on the CPU."""
 
     def load(plan: memoryview) -> LoadedEngine:
         try:
@@ -44,8 +44,8 @@ def simulated_engine_loader(device: Any) -> EngineLoader:
 def installed_device(*, is_second: bool = False) -> Iterator[Any]:
     """A `torch.classes.tensorrt_simulated.Device` on which both runtimes load every plan.
 
-    In a block within another one's, the engines of a second device are on a torch device of their
-    own.
+    In a nested block, `is_second` makes a second device, whose engines are on a torch device of
+    their own.
     """
     device = torch.classes.tensorrt_simulated.Device(is_second)
     device.install()
@@ -68,9 +68,9 @@ def relu_plan(
     dims: Sequence[int] = (4,),
     pairs: int = 1,
 ) -> bytes:
-    """y = relu(x), of floats, and y1 = relu(x1) and so on if there are to be several pairs.
+    """y = relu(x) on floats, and the same for `pairs` - 1 more pairs x1 and y1, and so on.
 
-    Its kernels compile with the engine's first inference.
+    Its kernels are compiled at the engine's first inference.
     """
     return _bytes(
         torch.ops.tensorrt_simulated.relu_plan(
@@ -87,7 +87,7 @@ def dynamic_relu_plan(
     kernels: int = 0,
     kernel_size: int = 1024,
 ) -> bytes:
-    """The same for x of every shape from `min` to `max`; its kernels are specialized for each."""
+    """The same, for x of every shape from `min` to `max`. Its kernels are specialized for each."""
     return _bytes(
         torch.ops.tensorrt_simulated.dynamic_relu_plan(
             min, opt, max, prefix, kernels, kernel_size

@@ -18,7 +18,7 @@ class LogForwarder final : public nvinfer1::ILogger {
 
 } // namespace
 
-// An engine in static storage may use it to the last.
+// Never destroyed, because an engine in static storage may use it until the process ends.
 nvinfer1::ILogger& log_forwarder() {
   static auto* instance = new LogForwarder;
   return *instance;

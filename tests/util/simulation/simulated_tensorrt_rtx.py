@@ -1,8 +1,8 @@
-"""The simulated device in the shape of `tensorrt_rtx`, as far as the Python runtime calls that.
+"""The simulated device in the shape of `tensorrt_rtx`, as far as the Python runtime uses that.
 
-Names, arguments and values are those of its bindings; its enums are taken from there. Where
-TensorRT-RTX promises nothing, this is as strict as can be: no object keeps another alive, so one
-that goes before those that depend on it ends the process
+Names, arguments and values are those of its bindings, and its enums are used as they are. Where
+TensorRT-RTX promises nothing, this module is as strict as possible: no object keeps another alive,
+so destroying an object before those that depend on it ends the process
 (tests/util/simulation/SimulatedRuntime.h).
 """
 
@@ -25,11 +25,11 @@ def _tensor(buffer: Any) -> torch.Tensor:
 
 
 def _host_memory(tensor: torch.Tensor | None) -> Any:
-    """An object with `nbytes` that is a buffer, like `IHostMemory`; also without numpy."""
+    """An object with `nbytes` that is a buffer, like `IHostMemory`. Works without numpy."""
     if tensor is None:
         return None
     buffer: Any = (ctypes.c_ubyte * tensor.numel()).from_address(tensor.data_ptr())
-    buffer.owner = tensor  # lives as long as a view does
+    buffer.owner = tensor  # keeps the memory alive as long as a view
     return memoryview(buffer)
 
 
@@ -93,7 +93,7 @@ class IRuntimeConfig:
 
     @cuda_graph_strategy.setter
     def cuda_graph_strategy(self, strategy: Any) -> None:
-        # A refused one shows in the getter alone: there is nothing to return it by.
+        # A rejected strategy shows only in the getter: a setter can't return a result.
         self._implementation.set_cuda_graph_strategy(int(strategy))
 
 
@@ -181,11 +181,11 @@ class ICudaEngine:
 
 
 class Runtime:
-    """Takes a device in the place of the real one's logger."""
+    """Takes a device where the real one takes a logger."""
 
     def __init__(self, device: Any) -> None:
         self._implementation = device.create_infer_runtime()
-        if self._implementation is None:  # as pybind11 does with a null pointer
+        if self._implementation is None:  # pybind11 does this with a null pointer
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> ICudaEngine | None:

@@ -1,4 +1,4 @@
-"""Whether there is a GPU to run on."""
+"""Finds the GPU to run on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 
 def supported_gpu() -> str | None:
-    """The name of the current GPU, or None if there is none that TensorRT-RTX has engines for."""
+    """The current GPU's name, or None if there is none or TensorRT-RTX does not support it."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()

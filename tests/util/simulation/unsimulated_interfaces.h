@@ -6,9 +6,9 @@
 
 #include "tests/util/simulation/SimulatedDevice.h"
 
-// TensorRT-RTX's implementation interfaces with every function ending the process by its name, so that the simulation
-// answers what it really simulates and nothing else: a product that starts to need another call sees at once which.
-// Written against TensorRT-RTX 1.6 and 1.7 (NvInferImpl.h); another one's functions show as compile errors.
+// TensorRT-RTX's implementation interfaces. Every function ends the process with its name, so that a product that
+// starts to need a function that is not simulated shows at once which one. Written against TensorRT-RTX 1.6 and 1.7
+// (NvInferImpl.h). The functions of other versions show as compile errors.
 
 #define TORCHTRT_UNSIMULATED(...)                                                      \
   __VA_ARGS__ noexcept override {                                                      \
