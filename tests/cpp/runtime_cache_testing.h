@@ -40,7 +40,7 @@ inline std::set<std::string> names_in(const std::filesystem::path& directory) {
   return names;
 }
 
-// What `call` throws says.
+// Returns the message of the error that `call` throws.
 template <class Call>
 std::string error_of(const Call& call) {
   try {

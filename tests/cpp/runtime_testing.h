@@ -47,7 +47,7 @@ inline KernelNames kernels_in(const at::Tensor& bytes) {
   return kernels_in({static_cast<const char*>(bytes.const_data_ptr()), bytes.nbytes()});
 }
 
-// What is logged during `call`.
+// Returns what is logged during `call`.
 template <class Call>
 std::string log_of(const Call& call) {
   ::testing::internal::CaptureStderr();
@@ -66,7 +66,7 @@ inline std::vector<std::string> warnings_in(const std::string& log) {
   return warnings;
 }
 
-// The warnings that are logged during `call`.
+// Returns the warnings that are logged during `call`.
 template <class Call>
 std::vector<std::string> warnings_of(const Call& call) {
   return warnings_in(log_of(call));
@@ -94,7 +94,7 @@ class RuntimeTest : public ::testing::Test {
     return c10::make_intrusive<RuntimeCacheHandle>(path_);
   }
 
-  // As an engine does that starts with that cache, in which some of `names` may be already.
+  // Compiles kernels the way an engine does that starts with that cache. The cache may already hold some of `names`.
   static void compile(const CachePtr& cache, const KernelNames& names, c10::Device device = c10::kCPU) {
     const core::runtime::LoadedEngine loaded = load_simulated(relu_plan(kernels(names)));
     std::shared_ptr<nvinfer1::IRuntimeCache> live; // outlives the config
@@ -104,7 +104,7 @@ class RuntimeTest : public ::testing::Test {
     const std::unique_ptr<nvinfer1::IExecutionContext> context(loaded.engine->createExecutionContext(config.get()));
   }
 
-  // As a process does that starts without any cache and does not lose one.
+  // Saves the way a process does that starts without a cache. Kernels in the file are kept.
   void save_as_other(const KernelNames& names) const {
     const auto cache = c10::make_intrusive<RuntimeCacheHandle>("");
     compile(cache, names);

@@ -14,7 +14,7 @@
 
 #include "gtest/gtest.h"
 
-// Of fake_cuda_driver.cpp. Builds by other means than Bazel lack it.
+// From fake_cuda_driver.cpp, which only builds with Bazel link.
 extern "C" int cuThreadExchangeStreamCaptureMode(int* mode) __attribute__((weak));
 
 namespace torch_tensorrt::tests {
@@ -25,13 +25,13 @@ using core::runtime::CheckpointThread;
 using std::chrono::milliseconds;
 using Clock = CheckpointThread::Clock;
 
-constexpr std::chrono::seconds kLong{60}; // against hanging alone
+constexpr std::chrono::seconds kLong{60}; // only a guard against hanging
 
 bool run(std::function<void()> work, Clock::duration timeout = kLong) {
   return CheckpointThread::get().run(std::move(work), Clock::now() + timeout);
 }
 
-// A cache whose checkpoints are what the test says.
+// A cache whose checkpoints run the function given by the test.
 class TestClient {
  public:
   using Checkpoint = std::function<CheckpointThread::Result(const std::stop_token&)>;
@@ -42,7 +42,7 @@ class TestClient {
   }
   ~TestClient() {
     CheckpointThread::get().remove(this);
-    run([] {}); // after a checkpoint that has begun
+    run([] {}); // waits for a checkpoint that has begun
   }
   TestClient(const TestClient&) = delete;
   TestClient& operator=(const TestClient&) = delete;
@@ -72,7 +72,7 @@ TEST(CheckpointThreadTest, TakesNoSignals) {
 
 TEST(CheckpointThreadTest, InvalidatesNoCaptureOfAnotherThread) {
   if (cuThreadExchangeStreamCaptureMode == nullptr) {
-    GTEST_SKIP() << "there is no libcuda.so.1 in this process";
+    GTEST_SKIP() << "this process has no libcuda.so.1";
   }
   constexpr int kGlobal = 0;
   constexpr int kRelaxed = 2;

@@ -19,7 +19,7 @@ constexpr c10::StreamId kSide = 1;
 constexpr c10::StreamId kOtherSide = 2;
 constexpr c10::StreamId kPool = 3;
 
-// What a device with streams was told; events have numbers, in order of their first use.
+// The calls that a device with streams received. Events are numbered in order of their first use.
 struct Told {
   c10::StreamId current = kDefault;
   bool is_capturing = false;
@@ -40,7 +40,7 @@ std::string number_of(void* event) {
   return std::to_string(reinterpret_cast<size_t>(event));
 }
 
-// torch's seam for devices of other makers stands in for CUDA.
+// torch's interface for other makers' devices stands in for CUDA.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override {
     return kDevice.type();
@@ -72,7 +72,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void* getStreamNativeHandle(c10::Stream stream) const override {
     return reinterpret_cast<void*>(100 + stream.id());
   }
-  bool isStreamCapturing(const c10::Stream& stream) const { // overrides; torch 2.11 has none
+  bool isStreamCapturing(const c10::Stream& stream) const { // overrides; torch 2.11 does not have it
     return told().is_capturing && stream.id() == told().current;
   }
   void record(void** event, const c10::Stream& stream, c10::DeviceIndex, c10::EventFlag) const override {
@@ -103,7 +103,7 @@ class EngineStreamTest : public testing::Test {
     told() = Told{};
   }
 
-  // What one inference on that stream tells the device.
+  // Returns the calls that the device receives during one inference on that stream.
   std::vector<std::string> run_on(c10::StreamId current) {
     told().current = current;
     told().words.clear();

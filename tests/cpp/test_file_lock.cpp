@@ -1,5 +1,5 @@
-// Tests what FileLock promises on every platform. test_file_lock_posix.cpp tests what it promises on POSIX systems
-// alone.
+// Tests what FileLock promises on every platform. test_file_lock_posix.cpp tests what it promises only on POSIX
+// systems.
 
 #include "core/util/file_lock.h"
 
@@ -29,7 +29,7 @@ namespace {
 using namespace std::chrono_literals;
 using Mode = FileLock::Mode;
 
-// This program is also the other process that tries a lock: `program --try-lock exclusive|shared PATH`.
+// This program is also the other process that tries to take a lock: `program --try-lock exclusive|shared PATH`.
 constexpr const char* kTryLockFlag = "--try-lock";
 constexpr int kAcquired = 10;
 constexpr int kBusy = 11;
@@ -68,7 +68,7 @@ std::string error_of(const Action& action) {
 }
 
 bool says(const std::string& error, const std::string& sentence) {
-  return error.find("] " + sentence) != std::string::npos; // after the place in the source
+  return error.find("] " + sentence) != std::string::npos; // after the location in the source
 }
 
 TEST_F(FileLockTest, ConstructionTouchesNoDisk) {
@@ -115,7 +115,8 @@ TEST_F(FileLockTest, CanBeTakenAgainAndAgain) {
   }
 }
 
-// The lock is held in the first mode and tried in the second, by an object of this process and by another process.
+// The lock is held in the first mode and tried in the second, both by another object of this process and by another
+// process.
 class FileLockModesTest : public FileLockTest, public ::testing::WithParamInterface<std::tuple<Mode, Mode>> {};
 
 TEST_P(FileLockModesTest, OnlySharedAndSharedGoTogether) {
@@ -206,7 +207,7 @@ bool is_handed_over(const std::string& path, const Take& take) {
   while (!has_begun) {
     std::this_thread::yield();
   }
-  std::this_thread::sleep_for(20ms); // so that as a rule it waits by now; it must succeed in any case
+  std::this_thread::sleep_for(20ms); // so that it usually waits by now; it must succeed in any case
   holder.unlock();
   waiter.join();
   return is_taken;
@@ -247,7 +248,7 @@ TEST_F(FileLockTest, MoveConstructionTakesTheLockAlong) {
   EXPECT_EQ(source.path(), "");
   EXPECT_THROW(source.unlock(), Error);
   EXPECT_FALSE(is_free(path_));
-  EXPECT_TRUE(FileLock(path_, Mode::kShared).try_lock()) << "the mode did not come along";
+  EXPECT_TRUE(FileLock(path_, Mode::kShared).try_lock()) << "the mode was not moved";
   target.unlock();
   EXPECT_TRUE(is_free(path_));
 }
@@ -264,7 +265,7 @@ TEST_F(FileLockTest, MoveAssignmentReleasesWhatWasHeld) {
   EXPECT_TRUE(target.owns_lock());
   EXPECT_EQ(target.path(), other_path);
 
-  source = FileLock(path_); // a moved-from lock can be given a new life
+  source = FileLock(path_); // a moved-from lock can be assigned to
   EXPECT_TRUE(source.try_lock());
 }
 

@@ -1,4 +1,4 @@
-// Tests what FileLock promises on POSIX systems alone: flock(2) itself, the lock file as a file, other processes, fork,
+// Tests what FileLock promises only on POSIX systems: flock(2) itself, the lock file as a file, other processes, fork,
 // exec and signals.
 
 #include <fcntl.h>
@@ -43,7 +43,7 @@ FlockFault flock_fault;
 
 } // namespace
 
-// Comes before the C library's, for this program.
+// Replaces the C library's flock in this program.
 extern "C" int flock(int file, int operation) noexcept {
   if (flock_fault.count > 0) {
     --flock_fault.count;
@@ -101,7 +101,7 @@ int open_descriptors() {
   return count;
 }
 
-// Drops the capabilities, with which root may open anything. To be called in a child process, since it can't be undone.
+// Drops the capabilities that let root open anything. Must be called in a child process, since it can't be undone.
 void obey_permissions() {
 #ifdef __linux__
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
@@ -197,7 +197,7 @@ TEST_F(FileLockPosixTest, AFileSystemThatWantsAWritableFileGetsOne) {
 
 TEST_F(FileLockPosixTest, ALeaseOnTheFileIsContention) {
   ChildProcess lessee([this](Channel& parent) {
-    ::signal(SIGIO, SIG_IGN); // how the kernel asks for the lease
+    ::signal(SIGIO, SIG_IGN); // the kernel sends SIGIO to ask for the lease
     const int file = ::open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     const bool is_leased = ::fcntl(file, F_SETLEASE, F_WRLCK) == 0;
     parent.say(is_leased ? "leased" : "impossible");
@@ -243,7 +243,7 @@ TEST_F(FileLockPosixTest, AFileThatMayOnlyBeReadIsLockedAllTheSame) {
   ASSERT_EQ(::chmod(directory_.path().c_str(), 0555), 0);
   ChildProcess holder([this](Channel& parent) {
     obey_permissions();
-    require(::open(path_.c_str(), O_RDWR) == -1, "the file can be written");
+    require(::open(path_.c_str(), O_RDWR) == -1, "the file is writable");
     FileLock lock(path_);
     lock.lock();
     parent.say("held");
@@ -255,8 +255,8 @@ TEST_F(FileLockPosixTest, AFileThatMayOnlyBeReadIsLockedAllTheSame) {
   EXPECT_EQ(
       ChildProcess([this](Channel&) {
         obey_permissions();
-        require(!is_free(path_), "two holders");
-        require(!FileLock(path_, Mode::kShared).try_lock(), "a shared and an exclusive holder");
+        require(!is_free(path_), "two processes hold the lock");
+        require(!FileLock(path_, Mode::kShared).try_lock(), "the lock is held in shared and in exclusive mode");
       }).wait(),
       0);
   holder.channel().say("release");
@@ -323,21 +323,20 @@ TEST_F(FileLockPosixTest, UnlinkedWhileHeld) {
 
 enum class Loss { kUnlinked, kReplaced, kUnlinkedAndMadeAnew };
 
-// A child waits for a lock that is held here, and its file loses its name. The lock that the child gets must be on
-// another file.
+// A child waits for a lock that is held here while its file loses its name. The child must get a lock on another file.
 class LostLockFileTest : public FileLockPosixTest, public ::testing::WithParamInterface<std::tuple<Loss, bool>> {};
 
 TEST_P(LostLockFileTest, WhileWaiting) {
   const auto [loss, waits_by_polling] = GetParam();
   FileLock holder(path_);
   holder.lock();
-  const int old_file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC); // so that its inode number is not used again
+  const int old_file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC); // keeps its inode number from being reused
   const ino_t old_inode = inode_at(path_);
   ChildProcess waiter([this, polls = waits_by_polling](Channel& parent) {
     FileLock lock(path_);
     parent.say("waiting");
     if (polls) {
-      require(lock.try_lock_for(60s), "no lock");
+      require(lock.try_lock_for(60s), "the child got no lock");
     } else {
       lock.lock();
     }
@@ -387,7 +386,7 @@ TEST_F(FileLockPosixTest, SurvivesHoldersThatUnlinkAtEveryRelease) {
   const auto count = [&](Channel&) {
     for (int round = 0; round < kRounds; ++round) {
       FileLock lock(path_);
-      require(lock.try_lock_for(60s), "no lock");
+      require(lock.try_lock_for(60s), "the child got no lock");
       int value = -1;
       std::ifstream(counter) >> value;
       std::ofstream(counter) << value + 1;
@@ -433,7 +432,7 @@ TEST_F(FileLockPosixTest, AForkedChildOwnsNothing) {
   ChildProcess child([&](Channel&) {
     require(!lock.owns_lock(), "the child owns the lock");
     require(!is_free(path_), "the fork freed the lock");
-    require(!lock.try_lock(), "the child's copy is let in");
+    require(!lock.try_lock(), "the child's copy acquired the lock");
     lock.unlock();
     require(!is_free(path_), "the child's unlock() freed the parent's lock");
     bool has_thrown = false;
@@ -476,8 +475,8 @@ TEST_F(FileLockPosixTest, TheParentReleasesAlthoughAChildLives) {
   lock.lock();
   ChildProcess child([&](Channel& parent) {
     parent.expect("take it");
-    require(lock.try_lock(), "the parent's release did not count");
-    require(lock.owns_lock(), "not owned");
+    require(lock.try_lock(), "the parent did not release the lock");
+    require(lock.owns_lock(), "the child does not own the lock");
     parent.say("held");
     parent.expect("release");
     lock.unlock();
@@ -496,7 +495,7 @@ TEST_F(FileLockPosixTest, ADeadParentsLockLastsAsLongAsTheInheritedDescriptor) {
   ChildProcess parent([this](Channel& test) {
     FileLock lock(path_);
     lock.lock();
-    if (::fork() == 0) { // goes on talking to the test when its parent is dead
+    if (::fork() == 0) { // it talks to the test after its parent is killed
       test.say("ready");
       test.expect("close it");
       lock.unlock();
@@ -513,7 +512,7 @@ TEST_F(FileLockPosixTest, ADeadParentsLockLastsAsLongAsTheInheritedDescriptor) {
   EXPECT_TRUE(is_free(path_));
 }
 
-// Replaces the calling process by one that writes nothing and ends at the end of its standard input.
+// Replaces the calling process with one that writes nothing and ends when its standard input does.
 [[noreturn]] void exec_cat(int input) {
   ::dup2(input, STDIN_FILENO);
   ::execl("/bin/cat", "cat", nullptr);
@@ -548,7 +547,7 @@ TEST_F(FileLockPosixTest, AProgramStartedByTheHolderDoesNotKeepTheLock) {
     ::close(input[1]);
     FileLock lock(path_);
     lock.lock();
-    int is_executed[2]; // read to its end when the program has been started, as its other end closes on exec
+    int is_executed[2]; // reaches its end when the program has started, since exec closes the other end
     require(::pipe(is_executed) == 0 && ::fcntl(is_executed[1], F_SETFD, FD_CLOEXEC) == 0, "no pipe");
     if (::fork() == 0) {
       exec_cat(input[0]);

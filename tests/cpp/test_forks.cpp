@@ -40,7 +40,7 @@ TEST_F(ForkTest, ChildrenOfABusyProcessUseTheCacheAtOnce) {
       const std::string kernel = "parent" + std::to_string(compiled.size());
       compile_as_engine(cache, kernel);
       compiled.insert(kernel);
-      std::this_thread::sleep_for(std::chrono::milliseconds(10)); // else the file grows too much to be merged often
+      std::this_thread::sleep_for(std::chrono::milliseconds(10)); // otherwise the file grows too large for many merges
     }
     cache->save();
   });
@@ -49,7 +49,7 @@ TEST_F(ForkTest, ChildrenOfABusyProcessUseTheCacheAtOnce) {
     const std::string kernel = "child" + std::to_string(i);
     ChildProcess child([&](Channel&) {
       ::alarm(60);
-      // The parent's may be in use.
+      // The parent's device may be in use.
       const ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
       const CachePtr cache = RuntimeCacheHandle::for_path(path_);
       require(!cache->has_cache(), "a child got its parent's cache");
@@ -72,10 +72,10 @@ TEST_F(ForkTest, AnInheritedCacheIsEmptyIfItWasLiveAndStaysIfItWasPending) {
   const CachePtr pending = new_cache();
   pending->load();
   ChildProcess child([&](Channel&) {
-    require(!live->has_cache() && live->save() == 0, "a child has its parent's live cache");
+    require(!live->has_cache() && live->save() == 0, "a child got its parent's live cache");
     require(kernels_in(pending->serialize()) == KernelNames{"a"}, "a child lost what its parent had loaded");
     compile_as_engine(live, "c");
-    require(live->save() > 0, "an inherited cache can't be used anew");
+    require(live->save() > 0, "an inherited cache can't be used again");
   });
   EXPECT_EQ(child.wait(), 0);
   EXPECT_THAT(kernels_on_disk(), IsSupersetOf({"a", "c"}));

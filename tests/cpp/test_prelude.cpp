@@ -51,7 +51,7 @@ TEST(CheckTest, IsOneStatement) {
   if (true)
     TORCHTRT_CHECK(true, "");
   else
-    FAIL() << "the else went to another if";
+    FAIL() << "the else belongs to another if";
 }
 
 TEST(CheckTest, ErrorIsAStandardException) {
@@ -71,7 +71,7 @@ class LoggingTest : public ::testing::Test {
   const LogLevel level_before_;
 };
 
-// What `action` writes to stderr.
+// Returns what `action` writes to stderr.
 template <class Action>
 std::string logged_by(const Action& action) {
   ::testing::internal::CaptureStderr();
@@ -125,7 +125,7 @@ TEST_F(LoggingTest, ParsesNamesInAnyCaseAndNumbers) {
   }
 }
 
-// The environment is read once a process, so each of its values needs a process of its own, which a death test is.
+// The environment is read once per process, so each of its values needs a process of its own. A death test is one.
 class LogLevelEnvironmentTest : public ::testing::Test {
  protected:
   LogLevelEnvironmentTest() {

@@ -1,5 +1,5 @@
-// What of the store a sanitizer should see. tests/py/runtime/test_runtime_cache_file*.py have its contract, over the
-// stores of both languages.
+// The part of the store that a sanitizer should see. tests/py/runtime/test_runtime_cache_file*.py test its contract on
+// the stores of both languages.
 
 #include "core/runtime/RuntimeCacheFile.h"
 
@@ -42,7 +42,7 @@ class RoundTripTest : public RuntimeCacheFileTest, public ::testing::WithParamIn
 
 TEST_P(RoundTripTest, GivesBackTheBytesAndComparesThem) {
   std::string bytes(GetParam(), '\0');
-  for (size_t i = 0; i < bytes.size(); i += 1021) { // a prime, so that no page or piece looks like another
+  for (size_t i = 0; i < bytes.size(); i += 1021) { // a prime, so that all pages and pieces differ
     bytes[i] = static_cast<char>(i / 1021 + 1);
   }
   const auto written = file_.replace(view(bytes), std::nullopt);
@@ -56,7 +56,7 @@ TEST_P(RoundTripTest, GivesBackTheBytesAndComparesThem) {
   EXPECT_FALSE(again->is_written);
   for (const size_t at : {size_t{0}, bytes.size() / 2, bytes.size() - 1}) {
     bytes[at] ^= 1;
-    EXPECT_FALSE(file_.replace(view(bytes), std::nullopt)) << "a conflict: byte " << at << " is another one";
+    EXPECT_FALSE(file_.replace(view(bytes), std::nullopt)) << "a conflict: byte " << at << " differs";
     bytes[at] ^= 1;
   }
 }
@@ -69,7 +69,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_F(RuntimeCacheFileTest, ThreadsThatReplaceLoseNothing) {
   constexpr size_t kThreads = 4;
   constexpr size_t kLetters = 25;
-  constexpr size_t kRepeats = 10'000; // of each letter, so that a write takes some time
+  constexpr size_t kRepeats = 10'000; // of each letter, so that a write takes a while
   std::atomic<bool> done = false;
   std::thread lockless_reader([&] {
     while (!done) {
@@ -107,7 +107,7 @@ TEST_F(RuntimeCacheFileTest, ThreadsThatReplaceLoseNothing) {
   }
 }
 
-// Where an exception ends a write, what it opened and made is gone.
+// If an exception ends a write, the files that the write opened are closed and those that it made are removed.
 TEST_F(RuntimeCacheFileTest, AnErrorLeavesNothingBehind) {
   std::filesystem::create_directory(path_);
   EXPECT_THAT(error_of([this] { file_.replace(view("ours"), std::nullopt); }), HasSubstr("not a regular file"));

@@ -1,4 +1,4 @@
-// A handle that no engine uses yet, and the table of path caches.
+// Tests of a handle that no engine uses yet, and of the table of path caches.
 
 #include "core/runtime/RuntimeCacheHandle.h"
 
@@ -47,7 +47,7 @@ std::string text(const at::Tensor& bytes) {
 
 class RuntimeCacheHandleTest : public ::testing::Test {
  protected:
-  // As another process would that has what is there.
+  // Saves the way another process would that had read the file.
   void save_as_other(const std::string& bytes) const {
     core::runtime::LockWaits waits;
     const RuntimeCacheFile file(path_, waits);
@@ -55,7 +55,7 @@ class RuntimeCacheHandleTest : public ::testing::Test {
     file.replace(view(bytes), contents ? std::optional(contents->generation) : std::nullopt);
   }
 
-  // What is logged meanwhile.
+  // Returns what is logged during `call`.
   template <class Call>
   static std::string log_of(const Call& call) {
     ::testing::internal::CaptureStderr();
@@ -164,7 +164,7 @@ TEST_F(RuntimeCacheHandleTest, ThreadsMayShareIt) {
   constexpr int kThreads = 4;
   constexpr int kRounds = 20;
   std::vector<std::thread> threads;
-  log_of([&] { // each replaces what the others saved, with a warning
+  log_of([&] { // each replaces what the other threads saved, with a warning
     for (int i = 0; i < kThreads; ++i) {
       threads.emplace_back([&, i] {
         const std::string own(static_cast<size_t>(1000 + i), static_cast<char>('a' + i));

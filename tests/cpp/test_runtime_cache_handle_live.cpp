@@ -1,4 +1,4 @@
-// A handle that an engine has made live, on the simulated device.
+// Tests of a handle that an engine has made live, on the simulated device.
 
 #include "core/runtime/RuntimeCacheHandle.h"
 
@@ -40,7 +40,7 @@ using ::testing::ThrowsMessage;
 
 class LiveRuntimeCacheHandleTest : public RuntimeTest {
  protected:
-  // With kernels that no file has.
+  // Returns a cache with kernels that no file has.
   CachePtr live_cache(const KernelNames& names) const {
     auto cache = new_cache();
     compile(cache, names);
@@ -186,7 +186,7 @@ TEST_F(LiveRuntimeCacheHandleTest, APathCacheFreesItsMemoryWithItsLastOwner) {
   EXPECT_EQ(device_->counters().cache_hits, 1U) << "the next one loads the file";
 }
 
-// A device on which torch has nothing to do stands for the second GPU.
+// A device on which torch can do nothing stands in for the second GPU.
 TEST_F(LiveRuntimeCacheHandleTest, HasOneCachePerDevice) {
   const auto handle = live_cache({"a"});
   const auto first = handle->ensure_materialized(new_config().get(), c10::kCPU, std::nullopt);
@@ -197,7 +197,7 @@ TEST_F(LiveRuntimeCacheHandleTest, HasOneCachePerDevice) {
 
   device_->reset_counters();
   compile(handle, {"a", "b"}, c10::kMeta);
-  EXPECT_EQ(device_->counters().cache_hits, 1U) << "the second one starts with the kernels of the first";
+  EXPECT_EQ(device_->counters().cache_hits, 1U) << "the second cache starts with the kernels of the first";
   compile(handle, {"c"}, c10::kCPU);
   EXPECT_THAT(kernels_in(handle->serialize()), ElementsAre("a", "b", "c"));
   save_as_other({"d"});
@@ -231,7 +231,7 @@ TEST_F(LiveRuntimeCacheHandleTest, GivesUpIfOthersSaveDuringEachMerge) {
   save_as_other({"of another size"});
   const std::string two = read_file(path_);
   bool is_one = false;
-  device_->before("IRuntimeCache::serialize", [&] { // a save does that once, and each merge too
+  device_->before("IRuntimeCache::serialize", [&] { // every save and every merge calls it once
     is_one = !is_one;
     write_file(path_, is_one ? one : two);
   });

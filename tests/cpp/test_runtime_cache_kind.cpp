@@ -13,7 +13,7 @@
 namespace torch_tensorrt::tests {
 namespace {
 
-// Of fake_cuda_driver.cpp. Builds by other means than Bazel lack it.
+// From fake_cuda_driver.cpp, which only builds with Bazel link.
 extern "C" const bool is_fake_cuda_driver __attribute__((weak));
 
 using core::runtime::file_in;
@@ -34,7 +34,7 @@ class RuntimeCacheKindTest : public ::testing::Test {
     std::ofstream(directory_.file(name)) << bytes;
   }
 
-  // Its own name is always the first.
+  // The name of the kind's own file is always first.
   std::vector<std::string> names_to_load() const {
     std::vector<std::string> names;
     for (const std::string& file : files_to_load(directory_.path(), kL4)) {
@@ -110,7 +110,7 @@ TEST_F(RuntimeCacheKindTest, PathIsDirectoryByItsEndOrByWhatIsThere) {
 
 TEST_F(RuntimeCacheKindTest, IsReadFromTheCudaDriver) {
   if (&is_fake_cuda_driver == nullptr) {
-    GTEST_SKIP() << "the CUDA driver is a real one, or there is none";
+    GTEST_SKIP() << "the CUDA driver is real or missing";
   }
   ::setenv("FAKE_CUDA_GPU", "NVIDIA RTX A6000", 1);
   ::setenv("FAKE_CUDA_CAPABILITY", "8.6", 1);

@@ -1,4 +1,4 @@
-// End to end, on the simulated device: processes whose engines share one runtime cache file.
+// End-to-end tests on the simulated device: processes whose engines share one runtime cache file.
 
 #include <stdlib.h>
 
@@ -32,7 +32,8 @@ using ::testing::IsSupersetOf;
 
 class SharedCacheTest : public ::testing::Test {
  protected:
-  // A whole process: starts an engine with these kernels and exits, which must succeed. Its answer to the start.
+  // Runs a whole process, which starts an engine with these kernels and exits. It must succeed. Returns its reply to
+  // the start.
   std::string run_process(const std::string& kernels) const {
     EngineProcess process(path_);
     const std::string answer = process.ask("start " + kernels);
@@ -45,7 +46,7 @@ class SharedCacheTest : public ::testing::Test {
     return kernels_in(read_file(path_));
   }
 
-  // Until a process that runs has saved them; false if that takes a minute.
+  // Waits until a running process has saved them. Returns false if that takes more than a minute.
   bool wait_for_kernels(const KernelNames& names) const {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
     while (!std::filesystem::exists(path_) || kernels_on_disk() != names) {
@@ -80,7 +81,7 @@ TEST_F(SharedCacheTest, SavesWhileTheStackUnwinds) {
 TEST_F(SharedCacheTest, EnginesInStaticStorageSaveAtExit) {
   EngineProcess process(path_);
   EXPECT_EQ(process.ask("start a b"), "compiled 2, cached 0");
-  EXPECT_EQ(process.ask("start b c"), "compiled 1, cached 1") << "the path means one cache";
+  EXPECT_EQ(process.ask("start b c"), "compiled 1, cached 1") << "a path has one cache per process";
   EXPECT_EQ(process.exit(), 0);
   EXPECT_EQ(process.errors(), "");
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b", "c"));
@@ -152,7 +153,7 @@ TEST_F(SharedCacheTest, AHeldLockDelaysAStart) {
     ASSERT_TRUE(process.is_silent()) << process.hear();
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  write_file(path_, with_three); // to be seen by whoever waited for the lock
+  write_file(path_, with_three); // seen by everyone who waited for the lock
   EXPECT_TRUE(process.is_silent());
   lock.unlock();
   EXPECT_EQ(process.hear(), "compiled 0, cached 3");
@@ -200,7 +201,7 @@ TEST_F(SharedCacheTest, EightProcessesInFiftyRoundsLoseNoKernel) {
   KernelNames saved;
   for (int round = 0; round < kRounds; ++round) {
     for (int i = 0; i < kProcesses; ++i) {
-      // So that there is something to load, too.
+      // This gives the process something to load, too.
       const std::string old = saved.empty() ? "" : *saved.begin() + " " + *saved.rbegin();
       processes.at(static_cast<size_t>(i))->tell("start " + old + " k" + std::to_string(round * kProcesses + i));
     }
@@ -242,12 +243,12 @@ TEST_F(SharedCacheTest, KilledSaversTakeNobodysKernelsWithThem) {
     for (const auto& process : processes) {
       process->hear();
     }
-    // Each has a kernel that nobody else has, so all but the first one merge, one after the other.
+    // Each process has a kernel that no other process has, so all but the first one merge, one after another.
     for (const auto& process : processes) {
       process->tell("save");
     }
     const size_t victim = random() % kProcesses;
-    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20'000)); // about what these saves take
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 20'000)); // about the time that these saves take
     processes.at(victim).reset();
     for (size_t i = 0; i < kProcesses; ++i) {
       if (i != victim) {
@@ -266,11 +267,11 @@ TEST_F(SharedCacheTest, KilledSaversTakeNobodysKernelsWithThem) {
   EXPECT_EQ(run_process(joined(saved)), "compiled 0, cached 36");
 }
 
-// Two processes with kernels of their own, each of which starts an engine, saves, compiles one kernel more, and ends
-// its engines, which saves that one.
+// Each of two processes with different kernels starts an engine, saves, compiles one more kernel, and ends its engines,
+// which saves that kernel.
 class SharedCacheOrderTest : public SharedCacheTest {
  protected:
-  // Nobody saves but by these steps.
+  // Without checkpoints, nothing is saved except by these steps.
   void SetUp() override {
     ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
   }
@@ -296,8 +297,8 @@ class SharedCacheOrderTest : public SharedCacheTest {
     EngineProcess process;
   };
 
-  // On a new file for each of the ways in which the steps of the two can follow one another. Calls check(actor, step)
-  // after each step, and check_end() after the last one. Returns what both wrote to stderr.
+  // Runs the steps of both processes in every possible order, each time with a new file. Calls check(actor, step) after
+  // each step and check_end() after the last one. Returns what both wrote to stderr.
   template <class Check, class CheckEnd>
   std::string for_each_order(DeserializeMode mode, const Check& check, const CheckEnd& check_end) {
     Actor a{.name = "a", .process = EngineProcess(path_, mode)};
@@ -344,7 +345,7 @@ TEST_F(SharedCacheOrderTest, NothingIsLostInAnyOrder) {
 
 TEST_F(SharedCacheOrderTest, WhereDeserializeReplacesTheSaversOwnWinAndEachLossIsAWarning) {
   KernelNames on_disk;
-  std::map<std::string, KernelNames> own; // what each loaded and compiled
+  std::map<std::string, KernelNames> own; // what each process loaded and compiled
   size_t losses = 0;
   const std::string errors = for_each_order(
       DeserializeMode::kReplaces,

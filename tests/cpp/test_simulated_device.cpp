@@ -1,4 +1,4 @@
-// The simulated device itself. End-to-end tests rest on it, so what it promises in its headers is shown here.
+// Tests of the simulated device itself. The end-to-end tests depend on it, so its headers' promises are tested here.
 
 #include <algorithm>
 #include <atomic>
@@ -55,7 +55,7 @@ class RecordingLogger final : public nvinfer1::ILogger {
   std::string text_;
 };
 
-// One runtime, engine and config, destroyed in the order that TensorRT-RTX wants.
+// One runtime, engine and config, destroyed in the order that TensorRT-RTX requires.
 struct Loaded {
   std::unique_ptr<IRuntime> runtime;
   std::unique_ptr<ICudaEngine> engine;
@@ -88,7 +88,7 @@ bool feed(IRuntimeCache& cache, const std::string& blob) {
   return cache.deserialize(blob.data(), blob.size());
 }
 
-// The blob of a cache in which `kernels` were compiled.
+// Returns the blob of a cache in which `kernels` were compiled.
 std::string blob_with(const std::shared_ptr<SimulatedDevice>& device, const std::vector<SimulatedKernel>& kernels) {
   const Loaded loaded = load(device, relu_plan(kernels));
   const auto cache = loaded.new_cache();
@@ -108,7 +108,7 @@ std::vector<int64_t> extents_of(const Dims& dims) {
   return {dims.d, dims.d + std::max(dims.nbDims, 0)};
 }
 
-// Batch of 1 to 8 rows of 3, one kernel for all shapes and one for each.
+// Batches of 1 to 8 rows of 3, with one kernel for all shapes and one for each shape.
 SimulatedPlan dynamic_plan() {
   SimulatedPlan plan = relu_plan({{"base", 100}, {"rows", 50, true}}, {-1, 3});
   plan.inputs[0].min = {1, 3};
@@ -117,7 +117,7 @@ SimulatedPlan dynamic_plan() {
   return plan;
 }
 
-// Runs relu on `rows` rows of 3; the context has dynamic_plan()'s engine.
+// Runs relu on `rows` rows of 3. The context must belong to dynamic_plan()'s engine.
 void infer_rows(IExecutionContext& context, int64_t rows) {
   std::vector<float> x(static_cast<size_t>(rows) * 3);
   for (size_t i = 0; i < x.size(); ++i) {
@@ -207,7 +207,7 @@ TEST(SimulatedEngineTest, SerializesToItsPlan) {
   EXPECT_EQ(std::string(static_cast<const char*>(memory->data()), memory->size()), bytes);
 }
 
-// The least that TensorRT-RTX's builder might write.
+// The smallest plan that TensorRT-RTX's builder might write.
 std::string real_plan() {
   ByteWriter writer;
   for (const uint64_t number : {0x74727476U, 2U, 32U, 0U}) {
@@ -491,7 +491,8 @@ TEST(CompilationTest, ThreadsOnOneCacheCompileEachKernelOnce) {
 
 class RuntimeCacheTest : public testing::Test {
  protected:
-  // Whether a cache on a device of that environment takes `blob_`; what it had is there afterwards if it does not.
+  // Returns true if a cache on a device of that environment accepts `blob_`. Otherwise the cache must keep what it
+  // held.
   bool accepted_by(const SimulatedEnvironment& environment) {
     const auto device = std::make_shared<SimulatedDevice>(environment);
     const Loaded loaded = load(device, relu_plan({}), &logger_);
@@ -687,7 +688,7 @@ TEST_F(MisuseDeathTest, ACacheOutlivesItsUse) {
 }
 
 TEST_F(MisuseDeathTest, AForkedChildUsesNothingOfItsParent) {
-  GTEST_FLAG_SET(death_test_style, "fast"); // which forks alone
+  GTEST_FLAG_SET(death_test_style, "fast"); // a "fast" death test forks without exec
   const auto cache = loaded_.new_cache();
   const std::string message = "a forked child used or destroyed an object of its parent";
   EXPECT_DEATH(cache->reset(), message);
@@ -695,8 +696,8 @@ TEST_F(MisuseDeathTest, AForkedChildUsesNothingOfItsParent) {
   EXPECT_DEATH(loaded_.engine.reset(), message);
 }
 
-// What another process does in the tests below: one engine with 200 kernels of 64 KiB on a cache that starts with the
-// blob in the file, where there is one, and is written back.
+// The work of the other process in the test below: one engine with 200 kernels of 64 KiB and a cache. The cache starts
+// with the blob in the file, if there is one, and is written back.
 constexpr uint64_t kKernels = 200;
 constexpr uint64_t kKernelSize = 65536;
 constexpr milliseconds kCompileTime{5};
@@ -724,7 +725,8 @@ TEST(ProcessTest, ABlobOfAnotherProcessWarmsThisOne) {
   const TemporaryDirectory directory;
   const std::string path = directory.file("cache");
   const auto start = std::chrono::steady_clock::now();
-  ASSERT_EQ(run_program({"/proc/self/exe", "--start-engine", path}), 0) << "the cold process compiles all";
+  ASSERT_EQ(run_program({"/proc/self/exe", "--start-engine", path}), 0)
+      << "the cold process did not compile every kernel";
   EXPECT_GE(std::chrono::steady_clock::now() - start, kKernels * kCompileTime);
 
   std::ifstream file(path, std::ios::binary);
@@ -740,7 +742,7 @@ TEST(ProcessTest, ABlobOfAnotherProcessWarmsThisOne) {
 } // namespace
 } // namespace torch_tensorrt::tests
 
-// As `--start-engine FILE`, the cold process of ProcessTest: succeeds when it compiled every kernel.
+// With `--start-engine FILE`, this is the cold process of ProcessTest. It succeeds if it compiled every kernel.
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   if (argc == 3 && std::string(argv[1]) == "--start-engine") {

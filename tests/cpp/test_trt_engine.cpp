@@ -63,7 +63,7 @@ SimulatedPlan dynamic_plan() {
   return plan;
 }
 
-// sum = 2 * x + y, on two integers.
+// sum = 2 * x + y, on tensors of two integers.
 SimulatedPlan scale_add_plan() {
   SimulatedPlan plan;
   plan.operation = SimulatedOperation::kScaleAdd;
@@ -171,7 +171,7 @@ TEST_F(EngineTest, WaitsForTheKernelThatCompiles) {
   const RuntimeSettings lazy{.runtime_cache = new_cache()};
   device_->set_compile_time(std::chrono::milliseconds(20));
   make_engine(dynamic_plan(), lazy)->execute({at::zeros({2, 3})});
-  // Its thread may not have begun with the second one when the engine ended.
+  // When the engine ended, its thread may not have started on the second kernel.
   EXPECT_THAT(kernels_on_disk(), ::testing::Contains("base"));
   device_->set_compile_time(std::chrono::milliseconds(0));
   {
@@ -187,7 +187,7 @@ TEST_F(EngineTest, SavesWhileTheStackUnwinds) {
       {
         const EnginePtr engine = engine_with({"a"}, new_cache());
         run(*engine);
-        throw std::runtime_error("the caller's");
+        throw std::runtime_error("the caller's exception");
       },
       std::runtime_error);
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
@@ -195,7 +195,7 @@ TEST_F(EngineTest, SavesWhileTheStackUnwinds) {
   const auto failing = [&] {
     const EnginePtr engine = engine_with({"b"}, c10::make_intrusive<RuntimeCacheHandle>(directory_.file("none/c")));
     run(*engine);
-    throw std::runtime_error("the caller's");
+    throw std::runtime_error("the caller's exception");
   };
   EXPECT_THAT(warnings_of([&] { EXPECT_THROW(failing(), std::runtime_error); }), ElementsAre(HasSubstr("none/c")));
 }

@@ -33,7 +33,8 @@ using ::testing::IsEmpty;
 
 class RuntimeConfigTest : public RuntimeTest {
  protected:
-  // The warnings of a start and an end of an engine with one kernel, which must succeed. `between` runs before the end.
+  // Starts and ends an engine with one kernel, which must succeed, and returns the warnings. `between` runs before the
+  // end.
   std::vector<std::string> warnings_of_a_run(const CachePtr& cache, const std::function<void()>& between = [] {}) {
     return warnings_of([&] {
       TRTRuntimeConfig config({.runtime_cache = cache});
