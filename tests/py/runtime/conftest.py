@@ -41,19 +41,19 @@ def make_handle(runtime: str) -> MakeHandle:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the cache goes, in a directory that is empty."""
+    """The path of the cache, in an empty directory."""
     return tmp_path / "cache.bin"
 
 
 @pytest.fixture
 def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that say when a file is written. Of the C++ runtime it turns them off for good."""
+    """For tests that control when files are written. C++ obeys it until the process ends."""
     monkeypatch.setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0")
 
 
 @pytest.fixture
 def device() -> Iterator[Any]:
-    """The simulated device, on which the test's engines are made; None on a GPU."""
+    """The simulated device, on which the test's engines are made, or None on a GPU."""
     with runtime_testing.device() as device:
         yield device
 
@@ -72,7 +72,7 @@ def log(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.fixture(autouse=True)
 def logs_without_the_lock() -> Iterator[None]:
-    """Fails the test if the Python runtime logs while it has the lock of a file."""
+    """Fails the test if the Python runtime logs while it holds the lock of a file."""
     under_the_lock: list[str] = []
 
     class LockObserver(logging.Handler):

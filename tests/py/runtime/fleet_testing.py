@@ -1,4 +1,4 @@
-"""Machines of a fleet: processes with a local tier each, on one object store."""
+"""Machines of a fleet: processes on one object store, each with its own local tier."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BUCKET = "fleet"
 URL = f"s3://{BUCKET}/kernels/"
 GPU = "Simulated RTX GPU"
 OBJECT = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
-SUMMARY = "is not in step with this machine"  # of the warning
-# A loaded machine must not make a start go on without the object.
+SUMMARY = "is not in step with this machine"  # part of the warning
+# A slow test machine must not make a start continue without the object.
 PATIENT = "?first_byte_timeout=200&start_timeout=200"
 
-# What each machine begins with.
+# The code with which every machine begins.
 _BEGIN = """
 from tests.py.runtime.fleet_testing import install_gpu
 install_gpu(gpu)
@@ -61,10 +61,10 @@ def start_machine(
     gpu: str = GPU,
     **names: Any,
 ) -> Program:
-    """A program on a machine whose user's caches are in `directory`.
+    """Starts a program on a machine whose user's caches are in `directory`.
 
-    Beside what `Programs.start` gives it, it has `compile_(*names)`, which starts engines on `url`
-    and returns how many kernels the machine has compiled.
+    In addition to what `Programs.start` provides, the program has `compile_(*names)`, which starts
+    engines on `url` and returns the number of kernels that the machine has compiled.
     """
     environment = {**environment_of_client(port), "XDG_CACHE_HOME": str(directory)}
     return programs.start(
@@ -78,11 +78,11 @@ def start_machine(
 
 
 def kernels_of(store: StoreProcess, name: str = OBJECT) -> set[str]:
-    """The kernels in an object; none if it is missing."""
+    """The kernels in an object. Empty if the object is missing."""
     contents = store.read(name)
     return set() if contents is None else set(kernels_in(bytes(contents.data)))
 
 
 def all_of(*names: str) -> set[str]:
-    """The kernels of plans with these names (`make_plan`)."""
+    """The kernels of the plans with these names (see `make_plan`)."""
     return {f"{name}{i}".removesuffix("0") for name in names for i in range(KERNELS)}

@@ -29,9 +29,9 @@ def run(runtime: str, engine: Any) -> None:
 
 
 def compile_into(runtime: str, handle: Any, *names: str) -> Any:
-    """Engines start with that cache, and compile what of `names` is not in it."""
+    """Starts engines with that cache, which compile those of `names` that are not in it."""
     if runtime == "cpp":
-        handle.attach()  # no engine is the last one to use it, and saves it
+        handle.attach()  # so that no engine is the last one to use it, which would save it
     for name in names:
         engine = engine_of(
             runtime, relu_plan(name, 1 if name else 0, 100 + 10 * len(name))
@@ -47,15 +47,15 @@ def live(runtime: str, path: Path | str, *names: str) -> Any:
 
 
 def save_as_other(runtime: str, path: Path, *names: str) -> int:
-    """As a process does that starts without any cache, and loses none."""
+    """Saves the way a process does that starts without a cache and keeps the file's kernels."""
     written: int = live(runtime, "", *names).save(str(path))
     return written
 
 
 def kernels_in(data: bytes | torch.Tensor) -> list[str]:
-    """The names in a simulated cache's bytes.
+    """The names of the kernels in a simulated cache's bytes.
 
-    tests/util/simulation/SimulatedRuntimeCache.h has the format.
+    tests/util/simulation/SimulatedRuntimeCache.h describes the format.
     """
     rest = to_bytes(data) if isinstance(data, torch.Tensor) else data
 

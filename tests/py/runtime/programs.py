@@ -1,8 +1,8 @@
-"""Programs whose ends are tested: interpreters that start in no time.
+"""Programs whose end is tested: interpreters that start quickly.
 
-A server has imported torch and this project. Each program is a child of it, which runs code in
-`__main__` and then ends as any interpreter does: threads are joined, atexit's functions run, and
-modules are torn down.
+A server has imported torch and this project. Each program is a child of the server. It runs code in
+`__main__` and then ends as any interpreter does: it joins threads, runs atexit's functions and
+tears down modules.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ code = serve(int(sys.argv[1]))
 exec(code)
 """
 
-# What each program begins with.
+# The code with which every program begins.
 _BEGIN = """
 import gc, logging, os, signal, sys, threading, time, warnings
 from tests.py.runtime.runtime_testing import *
-# CPython 3.12 and later warn of forks beside threads.
+# CPython 3.12 and later warn of forks in processes with threads.
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 device = use_device()
 def say(*words):
@@ -40,7 +40,7 @@ def say(*words):
 
 
 class Programs:
-    """Starts programs, which are killed when it ends."""
+    """Starts programs, and kills them when it is closed."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="programs-")
@@ -63,8 +63,11 @@ class Programs:
         self._folder.cleanup()
 
     def start(self, code: str, **names: Any) -> Program:
-        """A program that runs the code with those global names, those of runtime_testing, and
-        say(); `device` is its simulated device."""
+        """Starts a program that runs the code.
+
+        Its globals are `names`, those of runtime_testing, `say()`, and `device`, its simulated
+        device.
+        """
         base = Path(self._folder.name) / str(len(self._programs))
         stdin, stdin_end = os.pipe()
         files = [stdin]
@@ -80,7 +83,7 @@ class Programs:
         return program
 
     def run(self, code: str, **names: Any) -> Program:
-        """One that has ended."""
+        """Runs a program and returns when it has ended."""
         program = self.start(code, **names)
         program.wait()
         return program
@@ -92,7 +95,7 @@ class Programs:
 
     def _answer(self) -> Any:
         answer = self._socket.recv(1 << 16)
-        assert answer, "the server of programs is gone"
+        assert answer, "the server has ended"
         return pickle.loads(answer)
 
 
@@ -126,14 +129,14 @@ class Program:
 
     @property
     def outcome(self) -> tuple[int, str, str]:
-        """Waits for its end: the exit status, negative for a signal, and what it wrote."""
+        """Waits for the end. Returns the exit status (negative for a signal), stdout and stderr."""
         return self.wait(), self.stdout, self.stderr
 
     def tell(self, line: str = "") -> None:
         os.write(self._stdin, f"{line}\n".encode())
 
     def hear(self) -> str:
-        """The next line that it says."""
+        """Returns the next line that the program prints."""
         deadline = time.monotonic() + DEADLINE
         while True:
             has_ended = self.poll() is not None
@@ -176,7 +179,7 @@ class Program:
 
 
 def serve(control: int) -> str:
-    """Obeys to the end of the server; returns in a program, with its code."""
+    """Serves requests until the server ends. In each program, returns its code."""
     channel = socket.socket(fileno=control)
     while True:
         message, files, *_ = socket.recv_fds(channel, 1 << 18, 3)

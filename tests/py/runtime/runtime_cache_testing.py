@@ -1,4 +1,4 @@
-"""What the tests of runtime caches share: the two handles, their bytes and what they log."""
+"""Helpers for the tests of runtime caches: both runtimes' handles, their bytes and their log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
 
-# Their handles have one contract.
+# The handles of both runtimes have the same contract.
 RUNTIMES = ("cpp", "python")
 
 MakeHandle = Callable[[Path | str], Any]
@@ -29,7 +29,7 @@ def handle_of(runtime: str, path: Path | str = "") -> Any:
 
 
 def copy_of(handle: Any) -> Any:
-    """A pending one."""
+    """A pending copy."""
     if isinstance(handle, RuntimeCacheHandle):
         return RuntimeCacheHandle.from_state(handle.state)
     return copy.deepcopy(handle)
@@ -57,7 +57,7 @@ def names_in(directory: Path) -> set[str]:
 
 
 class Log:
-    """What both runtimes told since the last look, each line as in "WARNING: text"."""
+    """What both runtimes have logged since the last call, in lines such as "WARNING: text"."""
 
     def __init__(
         self, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
@@ -69,7 +69,7 @@ class Log:
         lines = [
             line.replace("[Torch-TensorRT] - ", "", 1)
             for line in self._capfd.readouterr().err.splitlines()
-            if "Simulated TensorRT-RTX" not in line  # the device's own
+            if "Simulated TensorRT-RTX" not in line  # logged by the simulated device
         ]
         lines += [
             f"{record.levelname}: {record.getMessage()}"

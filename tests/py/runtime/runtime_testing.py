@@ -1,8 +1,9 @@
-"""What the tests of this folder share: engines of either runtime, and processes that run them.
+"""Helpers for the tests of this folder: engines of either runtime, and processes that run them.
 
-They run on the simulated device, or on a GPU: TORCHTRT_TEST_DEVICE says "simulated" or "gpu", and
-without it a GPU is taken that engines can be built for. TORCHTRT_TEST_PLANS names a folder with the
-GPU's engines, the `relu` of tools/gpu/plans/build_plans.py; without it they are compiled.
+The tests run on the simulated device or on a GPU. TORCHTRT_TEST_DEVICE selects "simulated" or
+"gpu". By default they use the GPU, if there is one that engines can be built for.
+TORCHTRT_TEST_PLANS names a folder with the GPU's engines, the `relu` of
+tools/gpu/plans/build_plans.py. By default they are compiled.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from torch_tensorrt.runtime._engine.engine_file import load_engine_file
 
 T = TypeVar("T")
 
-KERNELS = 5  # of each plan, on the simulated device
-DEADLINE = 240  # seconds: against hanging alone
-PATIENCE = 60  # seconds, for what comes in a few on an idle machine
+KERNELS = 5  # in each plan, on the simulated device
+DEADLINE = 240  # seconds; only a guard against hanging
+PATIENCE = 60  # seconds, for events that take a few on an idle machine
 
 
 @cache
@@ -72,7 +73,7 @@ class Plan:
 
 @cache
 def make_plan(name: str) -> Plan:
-    """Plans of other names have other kernels. For a GPU it takes seconds, so once a test run."""
+    """Plans with different names have different kernels. Cached, since a GPU's takes seconds."""
     if uses_gpu():
         folder = os.environ.get("TORCHTRT_TEST_PLANS")
         return _built_plan(name, Path(folder)) if folder else _compiled_plan(name)
@@ -112,15 +113,15 @@ def _compiled_plan(name: str) -> Plan:
 
 @contextmanager
 def device() -> Iterator[Any]:
-    """The simulated device, on which all engines of the block are made; None on a GPU."""
+    """The simulated device, on which all engines of the block are made, or None on a GPU."""
     with ExitStack() as stack:
         yield None if uses_gpu() else stack.enter_context(installed_device())
 
 
 def use_device() -> Any:
-    """The same to the end of this process."""
+    """The same as `device`, until the process ends."""
     stack = ExitStack()
-    # Before the interpreter is torn down, and after what the caches register later.
+    # Closed before the interpreter is torn down, and after what the caches register later.
     atexit.register(stack.close)
     return stack.enter_context(device())
 
@@ -134,7 +135,7 @@ def make_cache(
 def start(
     runtime: str, plan: Plan, runtime_cache: RuntimeCache | Path | str | None
 ) -> TorchTensorRTModule:
-    """A module that has compiled its kernels."""
+    """Returns a module that has compiled its kernels."""
     module = TorchTensorRTModule(
         plan.engine,
         plan.inputs,
@@ -161,14 +162,14 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def wait_for_kernels(runtime: str, path: Path, *plans: Plan) -> None:
-    """Until a start of the plans finds all their kernels in the file."""
+    """Waits until the file has all kernels that a start of the plans needs."""
     wait_until(lambda: path.exists() and kernels_missing(runtime, path, *plans) == 0)
 
 
 def kernels_missing(runtime: str, path: Path, *plans: Plan) -> int:
-    """How much a start of the plans compiles that the file does not have.
+    """The amount that a start of the plans compiles because the file does not have it.
 
-    In kernels on the simulated device; on a GPU in bytes by which the cache grows.
+    The unit is kernels on the simulated device. On a GPU it is bytes by which the cache grows.
     """
     with device() as simulated:
         runtime_cache = make_cache(runtime, path)
@@ -198,20 +199,20 @@ def start_and_save(runtime: str, path: Path, *plans: Plan) -> int:
     return written
 
 
-# A process that is forked from one that has imported torch starts in no time, and has no thread's
-# locks. The tests' own modules, which it imports itself, need pytest.
+# A process forked from one that has imported torch starts quickly and inherits no thread's locks.
+# It imports the tests' own modules itself, and those need pytest.
 fork_server = multiprocessing.get_context("forkserver")
 fork_server.set_forkserver_preload([__name__, "pytest"])
 
 
 class Child:
-    """A process, with a device, that calls one function after the other."""
+    """A process with a device that calls one function after another."""
 
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(
             max_workers=1, mp_context=fork_server, initializer=use_device
         )
-        self("".upper)  # starts it
+        self("".upper)  # starts the process
 
     def begin(self, function: Callable[..., T], *arguments: Any) -> Future[T]:
         return self._pool.submit(function, *arguments)
@@ -236,7 +237,7 @@ def children(number: int) -> Iterator[list[Child]]:
 def run_interpreter(
     code: str, *arguments: object, before_imports: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the code in a new interpreter, with all names of this module and sys.argv[1:]."""
+    """Runs the code in a new interpreter with all names of this module and sys.argv[1:]."""
     program = f"{before_imports}\nfrom {__name__} import *\n{code}"
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],

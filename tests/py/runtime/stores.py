@@ -1,4 +1,4 @@
-"""The store of both runtimes behind one interface."""
+"""The stores of both runtimes behind one interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchtrt_cache.runtime_cache_file import (
 
 
 class Store:
-    """RuntimeCacheFile of one runtime, with bytes in the place of views."""
+    """RuntimeCacheFile of one runtime, with bytes in place of views."""
 
     def __init__(
         self, runtime: str, path: Path | str, lock_timeout: float = 10.0

@@ -1,4 +1,4 @@
-"""Interpreters that end with an engine in them: its kernels are saved, and nothing is printed."""
+"""Interpreters that end while they hold an engine save its kernels and print nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ module.itself = [module]
 del module
 """
 
-# What lives on there is torn down last.
+# A built-in module's objects are torn down last.
 IN_A_BUILTIN_MODULE = """
 sys.module = begin()
 """
@@ -63,7 +63,7 @@ module = start(runtime, plans[0], cache)
 del module
 """
 
-# There torch, which failed to import it, keeps what __main__ has to the very end.
+# Without numpy, torch keeps __main__'s objects until the very end, because of its failed import.
 WITHOUT_NUMPY = """
 import sys, warnings
 sys.modules["numpy"] = None
@@ -100,7 +100,7 @@ time.sleep(60)
 UNHANDLED_EXCEPTION = """
 module = begin()
 def main(argument):
-    raise RuntimeError("of the program")
+    raise RuntimeError("an error of the program")
 main(module)
 """
 
@@ -157,7 +157,7 @@ def test_an_interpreter_that_fails_saves(runtime: str, path: Path, plan: Plan) -
     assert (ended.returncode, ended.stdout) == (1, "")
     lines = ended.stderr.splitlines()
     assert lines[0] == "Traceback (most recent call last):"
-    assert lines[-1] == "RuntimeError: of the program"
+    assert lines[-1] == "RuntimeError: an error of the program"
     assert ended.stderr.count("Traceback") == 1
     assert all(line.startswith("  ") for line in lines[1:-1])
     assert kernels_missing(runtime, path, plan) == 0

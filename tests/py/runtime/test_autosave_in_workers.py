@@ -1,4 +1,4 @@
-"""Forked children and multiprocessing's workers: each saves what is its own, and only that."""
+"""Forked children and multiprocessing's workers save their own caches, and only those."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.py.runtime.runtime_testing import (
     uses_gpu,
 )
 
-# The child drops one of its parent's caches and exits with the other.
-# CPython 3.12 and later warn of forks beside threads, such as torch's.
+# In FORK, the child drops one of its parent's caches and exits with the other. CPython 3.12 and
+# later warn of forks in processes with threads, such as torch's.
 FORKS = """
 import warnings
 warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", "This process .* is multi-threaded", Deprecati
 
 FORK = f"""{FORKS}
 import io
-os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"  # which might save what the child must not
+os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"  # they could save the cache
 use_device()
 runtime, path, other_path, plan = sys.argv[1:]
 module = start(runtime, Plan.read(plan), path)
@@ -47,7 +47,7 @@ _, status = os.wait()
 print(os.waitstatus_to_exitcode(status), os.path.getsize(path))
 """
 
-# It has a cache before it makes workers, which "fork" gives them too.
+# The process has a cache before it makes workers. The method "fork" copies the cache to them.
 WORKERS = """
 import io
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints that fail: few warnings, and nothing is lost once the cause is gone."""
+"""Checkpoints that fail: there are few warnings, and nothing is lost once the cause is gone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FAILURE = "Can't save the runtime cache"
 
 
 class Failures:
-    """Of checkpoints, as they are logged."""
+    """The failures of checkpoints that were logged."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -59,7 +59,7 @@ def test_what_fails_for_a_while_is_one_warning_and_saved_later(
         assert failures.levels() == ["WARNING", "INFO"]
         assert str(path) in failures.lines[0]
         assert failures.lines[0].endswith("No such file or directory")
-        # It is news again.
+        # After a success, the next failure is a warning again.
         other = start(runtime, make_plan("b"), path)
         path.parent.rename(tmp_path / "elsewhere")
         wait_until(lambda: len(failures) == 3)
@@ -105,7 +105,7 @@ def test_a_file_that_can_only_be_written_in_place_is_tried_once(
         patch.setattr(os, "rename", fail)
         modules = [start("python", make_plan("b"), cache)]
         wait_until(lambda: len(attempts) == 1)
-        time.sleep(4)  # a second one would come after 2 s
+        time.sleep(4)  # a second attempt would come after 2 s
         (warning,) = log.warnings()
         assert "it can only be written in place" in warning
         assert len(attempts) == 1

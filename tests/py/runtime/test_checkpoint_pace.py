@@ -1,4 +1,4 @@
-"""When checkpoints come, and when they no longer do."""
+"""When checkpoints are made, and when they stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(uses_gpu(), reason="counts calls of TensorRT-RTX
 def dynamic_module(
     runtime: str, cache: RuntimeCache | Path, strategy: str
 ) -> TorchTensorRTModule:
-    """Of a kernel for each shape, of up to eight elements."""
+    """A module with a kernel for each shape of up to eight elements."""
     return TorchTensorRTModule(
         dynamic_relu_plan([1], [4], [8], "dynamic", 1),
         ["x"],
@@ -41,7 +41,7 @@ def dynamic_module(
 
 
 def has_kernels(runtime: str, path: Path, *shapes: int) -> bool:
-    """Whether the file has the kernels of the dynamic module for inputs of those sizes."""
+    """Returns True if the file has the dynamic module's kernels for inputs of those sizes."""
     with fresh_device() as device:
         cache = make_cache(runtime, path)
         cache.load()
@@ -66,7 +66,7 @@ def test_a_steady_process_rests_until_a_new_input_shape(
     module = dynamic_module(runtime, path, "eager")
     module(torch.ones(2))
     device.reset_counters()
-    wait_for_check(device, 2)  # one finds kernels, and two find nothing
+    wait_for_check(device, 2)  # one check finds kernels, and two find nothing
     assert has_kernels(runtime, path, 2)
     for _ in range(40):
         module(torch.ones(2))
@@ -86,7 +86,7 @@ def test_a_shape_whose_first_inference_failed_is_still_new(
     device.fail("IExecutionContext::enqueueV3", 1)
     with pytest.raises(RuntimeError):
         module(torch.ones(3))
-    wait_for_check(device, 2)  # after which it rests
+    wait_for_check(device, 2)  # after that check it rests
     module(torch.ones(3))
     wait_until(lambda: has_kernels(runtime, path, 2, 3))
 
@@ -94,7 +94,7 @@ def test_a_shape_whose_first_inference_failed_is_still_new(
 def test_kernels_that_come_late_are_saved_though_nothing_else_happens(
     runtime: str, path: Path, device: Any
 ) -> None:
-    device.set_compile_time(4.0)  # within which two checks find nothing
+    device.set_compile_time(4.0)  # in this time, two checks find nothing
     module = dynamic_module(runtime, path, "lazy")
     module(torch.ones(2))
     wait_until(lambda: path.exists() and has_kernels(runtime, path, 2))
@@ -122,7 +122,7 @@ def test_bytes_that_always_differ_are_not_written_for_ever(
     modules = [start(runtime, make_plan("a"), cache)]
     wait_until(lambda: cache.statistics().checkpoints == 1)
     for check in range(13):
-        # In the bytes, and no more of them.
+        # Changes the bytes of the cache, but not its kernels.
         device.set_environment(cuda_driver=13010 - 10 * (check % 2))
         before = checks(device)
         modules.append(start(runtime, make_plan("a"), cache))

@@ -1,4 +1,4 @@
-"""Checkpoints of whole processes: what others find while they run, and after a kill."""
+"""Checkpoints in whole processes: what others find while the processes run and after a kill."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.py.runtime.runtime_testing import (
 
 SIMULATED = pytest.mark.skipif(uses_gpu(), reason="counts compilations")
 
-# Says how many kernels it compiles, and lives on.
+# Prints the number of kernels that it compiles, and keeps running.
 START = """
 module = start(runtime, plan, path)
 say("compiled", device.counters()["compilations"])
@@ -96,7 +96,7 @@ def test_another_value_leaves_them_on_and_a_bad_one_is_a_warning(
 COUNT_THREADS = """
 modules = []
 def threads():
-    # Each execution context of the simulated device has one.
+    # Each execution context of the simulated device has a thread.
     return len(os.listdir("/proc/self/task")) - len(modules)
 before = threads()
 """
@@ -152,7 +152,7 @@ def test_a_thread_of_python_is_there_for_the_exit_without_checkpoints_too(
     program = programs.run(
         WITHOUT_CHECKPOINTS, runtime=runtime, path=path, plan=make_plan("a")
     )
-    # From CPython 3.12 on none can be started then.
+    # CPython 3.12 and later can start no thread during the exit.
     assert program.outcome == (0, "1\n" if runtime == "python" else "0\n", "")
 
 

@@ -1,4 +1,4 @@
-"""When a running process saves a cache next: the schedules of both languages, at invented times."""
+"""When a running process saves a cache: the schedules of both languages, with simulated times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPSILON = 1e-6
 
 
 class Schedule:
-    """CheckpointSchedule of one runtime, and a clock."""
+    """CheckpointSchedule of one runtime, with a simulated clock."""
 
     def __init__(self, runtime: str) -> None:
         self._is_python = runtime == "python"
@@ -52,17 +52,17 @@ class Schedule:
 
     @property
     def pause(self) -> float:
-        """From now to the next checkpoint."""
+        """The time from now to the next checkpoint."""
         due = self._schedule.due()
         assert due is not None
         return float(due) - self.now
 
     def is_within(self, pause: float) -> bool:
-        """Whether the next checkpoint comes after that pause, as it varies."""
+        """Returns True if the next checkpoint comes after that pause, which varies randomly."""
         return 0.75 * pause - EPSILON <= self.pause <= pause + EPSILON
 
     def check(self, found: str) -> None:
-        """The next checkpoint, when it is due; it takes no time."""
+        """Makes the next checkpoint when it is due. It takes no time."""
         self.now += self.pause
         self.start()
         self.done(found)
@@ -207,7 +207,7 @@ def test_a_call_that_begins_during_a_checkpoint_is_checked_on_2_s_later(
     assert schedule.is_within(2)
 
 
-# A checkpoint that could not be tried.
+# Checkpoints that could not be tried.
 
 
 def test_what_could_not_be_tried_is_due_1_s_later(schedule: Schedule) -> None:

@@ -1,4 +1,4 @@
-"""Caches that are saved while their process runs, in the background."""
+"""Checkpoints: caches are saved in the background while their process runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def cache_of(module: torch.nn.Module) -> RuntimeCache:
 
 
 def let_checkpoints_pass(runtime: str, folder: Path) -> None:
-    """Until a cache has been saved that was marked after a checkpoint of all that were due."""
+    """Waits until all checkpoints that were due at the call have been made."""
     witness = make_cache(runtime, folder / "witness.bin", autosave=True)
     modules = []
     for name in ("first", "second"):
@@ -53,7 +53,7 @@ def let_checkpoints_pass(runtime: str, folder: Path) -> None:
 def wait_for_serialization(
     device: Any, action: Callable[[], None] = lambda: None
 ) -> None:
-    """Until the next one after the action."""
+    """Waits until a serialization begins after the action."""
     before = device.calls("IRuntimeCache::serialize")
     action()
     wait_until(lambda: device.calls("IRuntimeCache::serialize") > before)
@@ -137,7 +137,7 @@ def test_a_cache_without_a_path_has_none(
 def test_an_inference_that_compiles_is_saved_meanwhile(
     runtime: str, path: Path, device: Any
 ) -> None:
-    device.set_compile_time(1.5)  # each of the five kernels
+    device.set_compile_time(1.5)  # for each of the five kernels
     plan = make_plan("a")
     modules: list[torch.nn.Module] = []
     starting = threading.Thread(
@@ -160,7 +160,7 @@ def test_an_inference_does_not_wait_for_a_checkpoint(
     module = start(runtime, plans[0], path)
     cache_of(module)._handle.lock_timeout = DEADLINE
     with FileLock(f"{path}.lock"):
-        wait_for_serialization(device)  # for which the checkpoint waits for no lock yet
+        wait_for_serialization(device)  # the checkpoint takes no lock before that
         begin = time.monotonic()
         other = start(runtime, plans[1], path)
         run(module, plans[0])
@@ -196,7 +196,7 @@ def test_a_checkpoint_during_a_save_is_no_failure(
     with FileLock(f"{path}.lock"):
         saving = threading.Thread(target=cache_of(modules[0]).save)
         saving.start()
-        time.sleep(1.5)  # a checkpoint is due
+        time.sleep(1.5)  # by then a checkpoint is due
         modules.append(start(runtime, plans[1], path))
         assert saving.is_alive()
     saving.join(DEADLINE)

@@ -1,4 +1,4 @@
-"""runtime_config and runtime_cache: settings and caches for a block, over both runtimes."""
+"""runtime_config and runtime_cache: settings and caches for a block, in both runtimes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OTHER_PLAN = make_plan("b")
 def make_module(
     runtime: str, cache: RuntimeCache | Path | None = None
 ) -> TorchTensorRTModule:
-    """One whose engine is not loaded yet."""
+    """A module whose engine is not loaded yet."""
     return TorchTensorRTModule(
         PLAN.engine,
         PLAN.inputs,
@@ -444,7 +444,7 @@ def test_a_shorter_save_leaves_nothing_of_the_stream_before(
     clean = io.BytesIO()
     with runtime_cache(module, clean):
         run(module, PLAN)
-    used = io.BytesIO(bytes(len(clean.getvalue()) + 1000))  # which is no cache
+    used = io.BytesIO(bytes(len(clean.getvalue()) + 1000))  # not a cache
     with runtime_cache(module, used):
         run(module, PLAN)
     assert len(used.getvalue()) == len(clean.getvalue())
@@ -452,7 +452,7 @@ def test_a_shorter_save_leaves_nothing_of_the_stream_before(
 
 def test_a_save_without_bytes_leaves_a_stream_alone(runtime: str) -> None:
     class Unread(io.BytesIO):
-        """One that has more after its end was read."""
+        """A stream that has more data after read() has reported its end."""
 
         def read(self, size: int | None = -1, /) -> bytes:
             return b""

@@ -1,4 +1,4 @@
-"""Where the default runtime cache is, and who must not be able to write there."""
+"""Where the default runtime cache is, and who must not have write access to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def directory(cache_home: Path) -> Path:
-    """As the first call makes it."""
+    """The directory as the first call creates it."""
     path = default_runtime_cache_path()
     assert path is not None
     return Path(path)
@@ -136,7 +136,7 @@ def test_is_given_where_nobody_else_can_write(
 
 
 def test_takes_the_write_bits_of_a_lax_umask_away(directory: Path) -> None:
-    """Or the rule for all paths would refuse the file."""
+    """Otherwise the rule for all paths would refuse the file."""
     lax_umask(directory)
     (directory / "README").touch()
     (directory / "README").chmod(0o666)
@@ -149,7 +149,7 @@ def test_takes_the_write_bits_of_a_lax_umask_away(directory: Path) -> None:
     assert mode_of(directory / "README") == 0o666
 
 
-# Each makes the path one to be refused, and returns what the warning must say of it.
+# Each turns the path into one that is refused. Returns the text that the warning must contain.
 Arrangement = Callable[[Path], str]
 
 
@@ -240,14 +240,14 @@ GiveAway = Callable[[Path], None]
 
 @pytest.fixture
 def give_away() -> Iterator[GiveAway]:
-    """Makes a path somebody else's; it is ours again at the end, so that pytest can remove it."""
+    """Gives a path to another user. At the end it is given back, so that pytest can remove it."""
     with ExitStack() as stack:
 
         def give_away(path: Path) -> None:
             try:
                 os.chown(path, SOMEBODY_ELSE, -1, follow_symlinks=False)
             except OSError as error:
-                pytest.skip(f"only root can give a file away: {error}")
+                pytest.skip(f"only root can change the owner of a file: {error}")
             us = os.geteuid()
             stack.callback(os.chown, path, us, -1, follow_symlinks=False)
 
@@ -291,7 +291,7 @@ def test_listing_it_changes_nothing(
     assert default_runtime_cache_path() is None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write anywhere")
 def test_is_refused_where_the_directory_can_not_be_made(
     cache_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -315,7 +315,7 @@ def test_is_refused_without_a_home_directory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As platformdirs of before 4.14 and later answer."""
+    """platformdirs before 4.14 returns a path with a tilde. Later versions raise RuntimeError."""
 
     def user_cache_dir(*_: object, **__: object) -> str:
         if isinstance(answer, str):

@@ -1,4 +1,4 @@
-"""A path that is a directory: a file for each kind of machine, over both runtimes."""
+"""A path that is a directory has a file for each kind of machine, in both runtimes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def files_in(directory: Path) -> set[str]:
-    """Without those of locks."""
+    """The names of the files, without lock files."""
     return {name for name in names_in(directory) if not name.endswith(".lock")}
 
 
@@ -84,7 +84,7 @@ def save_with_driver(
     return path
 
 
-# Everywhere that a path is taken.
+# Everywhere that a path is accepted.
 
 
 def use_settings(runtime: str, directory: str) -> None:
@@ -468,11 +468,13 @@ def test_one_directory_is_one_path(runtime: str, directory: Path, exists: bool) 
     assert file not in caches
 
 
-# Without a GPU, or with one.
+# With and without a GPU.
 
-WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+WITHOUT_GPU = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="this machine has a GPU"
+)
 WITH_FAKE_DRIVER = pytest.mark.skipif(
-    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="only Bazel builds the driver"
 )
 
 
@@ -496,7 +498,7 @@ def test_without_a_gpu_nothing_is_loaded_with_one_warning(
     assert warning.endswith(". Kernels will be compiled anew")
     assert not pending.has_cache()
     assert pending.save() == 0
-    # The engine's device tells the kind.
+    # The engine's device determines the kind.
     assert kernels_in(compile_into(runtime, pending, "").serialize()) == ["a"]
 
 
@@ -686,7 +688,7 @@ def test_an_unpickled_path_cache_has_bytes_where_its_kind_has_no_file(
     with_a_gpu(code, pickled, is_used, gpu=gpu)
 
 
-# The end of a process, and its life.
+# The life and the end of a process.
 
 
 def test_a_process_saves_to_a_directory_at_its_end(

@@ -1,6 +1,6 @@
-"""Every system call for a directory fails in turn, and every function of the CUDA driver.
+"""Every system call on a directory fails in turn, and so does every function of the CUDA driver.
 
-LD_PRELOAD is tests/util/processes/observed_calls.cpp, which asks before each call.
+LD_PRELOAD names tests/util/processes/observed_calls.cpp, which calls the test before each call.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tests.util.simulation.simulated_device import installed_device
 from torchtrt_cache.kinds import kinds_of_machine
 
 pytestmark = [
-    # Before the tests' driver is there, of which torch would want more.
-    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+    # Evaluated before the tests' driver is loaded, since torch would need more of its functions.
+    pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
     pytest.mark.usefixtures("without_checkpoints"),
 ]
 
 GPU = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux"
 OLD = f"{GPU}-driver13.0.bin"
 OWN = f"{GPU}-driver13.1.bin"
-MANY = 1000  # more than all system calls of a use
-# Without them a directory can't be searched, and then has no files of older drivers.
+MANY = 1000  # more system calls than a use makes
+# If these fail, the directory can't be searched and counts as having no files of older drivers.
 OF_SEARCH = {"opendir", "readdir", "stat"}
 
 
@@ -70,7 +70,7 @@ State = dict[Path, tuple[int, int, bytes]]
 
 
 def fill(directory: Path, older: bytes) -> State:
-    """A directory with the older driver's file, and a stranger's."""
+    """Fills a directory with the older driver's file and a file that is not a cache."""
     shutil.rmtree(directory.parent, ignore_errors=True)
     directory.mkdir(parents=True)
     (directory / OLD).write_bytes(older)
@@ -87,9 +87,9 @@ def state_of(directory: Path) -> State:
 
 
 class Use:
-    """What a process does with a directory."""
+    """Something that a process does with a directory."""
 
-    file: Path | None = None  # that it writes
+    file: Path | None = None  # the file that it writes
 
     def __init__(self, device: Any, runtime: str, directory: Path) -> None:
         self.device = device
@@ -104,7 +104,7 @@ class Use:
         pass
 
     def __call__(self) -> int:
-        """Returns how many bytes were loaded or saved, if that is told."""
+        """Returns the number of bytes loaded or saved, or 0 if it is unknown."""
         raise NotImplementedError
 
     def has_worked(self) -> bool:
@@ -162,7 +162,7 @@ class SaveToNewDirectory(Save):
 
 
 def names_for(directory: Path, file: Path | None) -> set[Path]:
-    """What may be there after a use that writes `file`."""
+    """The names that may exist after a use that writes `file`."""
     names = {directory / name for name in ("notes", OLD, f"{OLD}.lock")}
     if file is not None:
         names |= {file, Path(f"{file}.lock"), Path(f"{file}.merge.lock")}
@@ -194,7 +194,7 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
     log: Log,
 ) -> None:
     fill(directory, older)
-    use(device, runtime, directory)()  # what a first use imports or remembers
+    use(device, runtime, directory)()  # the first use imports modules
     failed = set()
     for nth in range(1, MANY):
         before = fill(directory, older)
@@ -293,7 +293,7 @@ def test_a_function_of_the_driver_that_fails_makes_the_kind_unknown(
     with pytest.raises(RuntimeError) as failure:
         pending.save()
     assert str(failure.value).endswith(unknown("save", directory, function))
-    # The engine's device tells the kind of a live one.
+    # The engine's device determines the kind of a live handle.
     started = compile_into(runtime, handle_of(runtime, directory), "old", "new")
     assert started.save() > 0
     assert kernels_on_disk(directory / OWN) == ["new", "old"]

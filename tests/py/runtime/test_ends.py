@@ -1,6 +1,6 @@
-"""What is on disk when a process has ended, however it ended.
+"""What is on disk after a process has ended, however it ended.
 
-LD_PRELOAD is tests/util/processes/observed_calls.cpp, which makes system calls hang.
+LD_PRELOAD names tests/util/processes/observed_calls.cpp, which makes system calls hang.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def raised(name: str) -> str:
     [
         pytest.param(START, 0, id="return"),
         pytest.param(START + "sys.exit(3)", 3, id="sys.exit"),
-        pytest.param(START + "raise RuntimeError('of the program')", 1, id="exception"),
+        pytest.param(START + "raise RuntimeError('an error')", 1, id="exception"),
         pytest.param(START + raised("SIGINT"), -signal.SIGINT, id="SIGINT"),
         pytest.param(
             SAVE_ON_SIGTERM + START + raised("SIGTERM"),

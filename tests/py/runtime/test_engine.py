@@ -40,7 +40,7 @@ def engine_of(
 def make_engine(
     runtime: str, cache: Any = None, prefix: str = "", kernels: int = 0
 ) -> Any:
-    """y = relu(x), of four floats."""
+    """y = relu(x) on four floats."""
     plan = to_tensor(relu_plan(prefix, kernels))
     engine = engine_of(runtime, plan, ["x"], ["y"])
     engine.set_runtime_settings("lazy", "disabled", cache)
@@ -48,7 +48,7 @@ def make_engine(
 
 
 def make_dynamic_engine(runtime: str, kernels: int = 0) -> Any:
-    """y = relu(x), of 1 to 8 rows of 3 floats."""
+    """y = relu(x) on 1 to 8 rows of 3 floats."""
     plan = dynamic_relu_plan([1, 3], [4, 3], [8, 3], kernels=kernels)
     return engine_of(runtime, to_tensor(plan), ["x"], ["y"])
 
@@ -128,7 +128,7 @@ def test_settings(runtime: str, device: Any, path: Path) -> None:
 def test_unknown_settings_change_nothing(
     device: Any, specialization: Any, cuda_graphs: Any, error: str
 ) -> None:
-    """In the Python runtime RuntimeSettings checks them."""
+    """In the Python runtime, RuntimeSettings does this check."""
     engine = make_engine("cpp")
     with pytest.raises(RuntimeError, match=error):
         engine.set_runtime_settings(specialization, cuda_graphs, None)
@@ -225,7 +225,7 @@ def test_an_error_that_is_kept_keeps_no_context_of_the_engine(
     device.fail("IExecutionContext::setTensorAddress", 1)
     with pytest.raises(RuntimeError) as error:
         execute(engine, torch.zeros(2, 3))
-    # The kernel compiles until the context is gone.
+    # The kernel compiles until the context is destroyed.
     assert engine.set_runtime_settings("eager", "disabled", None)
     cache.save()
     device.reset_counters()
@@ -292,12 +292,12 @@ def test_copies_run_with_the_same_settings(
     *strategies, cache = other.runtime_settings()
     assert strategies == ["none", "whole_graph_capture"]
     assert cache.path == str(path)
-    # Its kernels came with it: there is no file before an engine ends.
+    # The copy includes the kernels: no engine has ended yet, so there is no file.
     assert not path.exists()
     assert device.counters() == {"compilations": 0, "cache_hits": 2}
 
 
-# What follows is for functions that run in a process of their own, which has this state.
+# The following functions run in another process, which has this state.
 
 child_device: Any = None
 _child_stack = ExitStack()
@@ -311,18 +311,18 @@ def begin_child(mode: str) -> None:
 
 
 def child_runs(engine: bytes) -> dict[str, int]:
-    """Runs a pickled engine, and answers the counters of the simulated device."""
+    """Runs a pickled engine. Returns the counters of the simulated device."""
     run(pickle.loads(engine))
     counters: dict[str, int] = child_device.counters()
     return counters
 
 
 def child_starts(runtime: str, path: Path, *prefixes: str) -> dict[str, int]:
-    """Runs an engine for each prefix, five kernels each, on one cache; answers the counters."""
+    """Runs an engine with five kernels per prefix on one cache. Returns the device's counters."""
     global child_engine
     child_device.reset_counters()
     cache = handle_of(runtime, path)
-    cache.checkpoints = False  # it is saved when it is told to
+    cache.checkpoints = False  # the cache is saved only by child_saves()
     for prefix in prefixes:
         child_engine = make_engine(runtime, cache, prefix, 5)
         run(child_engine)
@@ -336,7 +336,7 @@ def child_saves() -> int:
 
 
 class Child:
-    """A process with a simulated device of its own."""
+    """A process with its own simulated device."""
 
     def __init__(self, mode: str = "adds") -> None:
         self._pool = ProcessPoolExecutor(
@@ -382,7 +382,7 @@ def test_the_second_process_compiles_nothing(runtime: str, path: Path) -> None:
 
 def test_processes_that_save_in_turn_lose_nothing(runtime: str, path: Path) -> None:
     with Child() as first, Child() as second, Child() as third:
-        # Both start before there is a file, so neither has the other's kernels.
+        # Both start before the file exists, so neither has the other's kernels.
         for child, prefix in ((first, "a"), (second, "b")):
             assert child(child_starts, runtime, path, prefix)["compilations"] == 5
         for child in (first, second):
@@ -425,7 +425,7 @@ with installed_device():
 
 
 def test_the_last_engine_saves_and_none_of_a_forked_child(path: Path) -> None:
-    """In C++. In the Python runtime no engine saves."""
+    """Only in C++: in the Python runtime, engines do not save."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK, path],
         capture_output=True,

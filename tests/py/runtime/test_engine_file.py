@@ -1,4 +1,4 @@
-"""Engines in files: what is written can be read, and what can't be read says why."""
+"""Engines in files: a saved file can be loaded, and an error says why another can't."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_it_may_be_replaced_while_it_is_loaded(tmp_path: Path) -> None:
     save_engine_file(path, make_engine(10))
     assert torch.equal(loaded.plan, make_engine(100_000).plan)
     assert load_engine_file(path).plan.numel() == 10
-    # Also by what was loaded from it.
+    # The file may also be replaced by the engine that was loaded from it.
     save_engine_file(path, loaded)
     assert load_engine_file(path).plan.numel() == 100_000
 
@@ -117,14 +117,14 @@ def test_another_file_of_torch_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"weights\.pt' was written by torch\.save, but"
     ):
         load_engine_file(path)
-    # torch would have to run code of the file to read this one.
+    # To read this file, torch would have to run code from it.
     torch.save(torch.nn.ReLU(), path)
     with pytest.raises(ValueError, match=r"weights\.pt' is not an engine file"):
         load_engine_file(path)
 
 
 def save_changed(path: Path, **changes: Any) -> None:
-    """Saves an engine, and then changes what is in the file."""
+    """Saves an engine and then changes the file's contents."""
     save_engine_file(path, make_engine())
     torch.save({**torch.load(path, weights_only=True), **changes}, path)
 
@@ -222,7 +222,7 @@ def test_damage_is_noticed_or_harmless(tmp_path: Path) -> None:
         return False
 
     bytes_refused = [refused(another_byte, at) for at in range(len(whole))]
-    # Those in the plan at least, and some of the padding can't matter.
+    # At least the changes in the plan are noticed. Some changes of padding have no effect.
     assert saved.plan.numel() < sum(bytes_refused) < len(whole)
     blocks_refused = [
         refused(damage, source.randrange(len(whole)))

@@ -1,6 +1,6 @@
-"""On which streams inferences run, and what waits for what. No GPU: torch.cuda is a fake.
+"""The streams on which inferences run, and the events that they wait for.
 
-The twin of tests/cpp/test_engine_stream.cpp.
+Needs no GPU: torch.cuda is replaced by a fake. The twin of tests/cpp/test_engine_stream.cpp.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT, SIDE, OTHER_SIDE, POOL = range(4)
 
 @dataclass
 class FakeCuda:
-    """What torch.cuda was told; events have numbers, in order of their first use."""
+    """The calls that torch.cuda received. Events are numbered in order of their first use."""
 
     current: int = DEFAULT
     is_capturing: bool = False
@@ -78,7 +78,7 @@ def stream(cuda: FakeCuda) -> EngineStream:
 
 
 def run_on(current: int, stream: EngineStream, cuda: FakeCuda) -> list[str]:
-    """What one inference on that stream tells the device."""
+    """Returns the calls that the device receives during one inference on that stream."""
     cuda.current = current
     cuda.told.clear()
     handle = stream.begin()

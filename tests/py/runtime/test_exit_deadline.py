@@ -1,6 +1,6 @@
-"""Exits that meet a lock or a disk that is stuck: they end, and save what can be saved.
+"""Exits that meet a lock that stays held or a disk that hangs: they end, and save what they can.
 
-LD_PRELOAD is tests/util/processes/observed_calls.cpp, which makes system calls hang.
+LD_PRELOAD names tests/util/processes/observed_calls.cpp, which makes system calls hang.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     uses_gpu(), reason="needs programs on a simulated device"
 )
 
-# `locked` is a path whose lock the test holds, `free` one beside it.
+# `locked` is a path whose lock the test holds. `free` is a path beside it.
 BEGIN = """
 import ctypes
 observed_calls = ctypes.CDLL(None)
@@ -58,7 +58,7 @@ modules = [start(runtime, plan, place) for place in (free, locked)]
     "locked in a thread": """
 modules = [start(runtime, plan, place) for place in (free, locked)]
 cache = modules[1].runtime_settings.runtime_cache
-cache._handle.lock_timeout = 60.0  # a thread that comes back to a finalized interpreter aborts
+cache._handle.lock_timeout = 60.0  # a thread that returns to a finalized interpreter aborts
 threading.Thread(target=cache.save, daemon=True).start()
 time.sleep(0.5)
 """,
@@ -101,7 +101,7 @@ Ends = dict[tuple[str, str], End]
 def ends(
     programs: Programs, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ends]:
-    """All of them at once, because each takes as long as an exit may."""
+    """Runs all programs at once, because each one takes as long as an exit may take."""
     ends: Ends = {}
     plan = make_plan("a")
     with ExitStack() as locks:
@@ -163,7 +163,7 @@ def test_a_cache_that_can_not_be_saved_keeps_no_other_from_it(
     assert kernels_missing(runtime, end.free, end.plan) == 0
 
 
-# Not stuck for long.
+# Locks that are held for a short time.
 
 LOCKED_FOR_A_WHILE = f"""{BEGIN}
 modules = [start(runtime, plan, path)]

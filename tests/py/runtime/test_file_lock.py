@@ -1,6 +1,6 @@
-"""The lock of the Python runtime against those of the C++ runtime and of `filelock`.
+"""The Python runtime's lock against the locks of the C++ runtime and of `filelock`.
 
-Environment: FILE_LOCK_TOOL and FILELOCK_3, as `lock_peer` wants them.
+`lock_peer` needs the environment variables FILE_LOCK_TOOL and FILELOCK_3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def held(kind: str, path: Path) -> Iterator[None]:
 
 
 def outcome(kind: str, path: Path) -> str:
-    """What an attempt to take the lock says: "acquired", "busy" or the text of the error."""
+    """The result of an attempt to take the lock: "acquired", "busy" or the text of the error."""
     if kind not in OURS:
         with lock_peer(kind, path) as peer:
             answer = peer.ask("try")
@@ -244,7 +244,7 @@ def test_the_contents_of_the_lock_file_stay(lock_path: Path, kind: str) -> None:
 
 LEASE = """
 import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the kernel asks for the lease
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel sends SIGIO to ask for the lease
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 try:
     fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -264,7 +264,7 @@ def test_a_lease_on_the_lock_file_is_contention(lock_path: Path, kind: str) -> N
     assert outcome(kind, lock_path) == "acquired"
 
 
-# CPython 3.12 and later warn of forks beside threads, such as torch's.
+# CPython 3.12 and later warn of forks in processes with threads, such as torch's.
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 @pytest.mark.parametrize("kind", OURS)
 def test_a_forked_child_does_not_release_its_parents_lock(

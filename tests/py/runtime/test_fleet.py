@@ -1,4 +1,4 @@
-"""Fleets of both runtimes on one object store: storms, machines killed at random, one download."""
+"""Fleets of both runtimes on one object store: simultaneous starts, random kills, one download."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ MACHINES = 32
 KILLS = 8  # in each round
 ROUNDS = 5
 LONGEST_LAST_WORD = 5.0  # seconds
-PUTS = 4  # at most, of a fleet that does equal work
+PUTS = 4  # the maximum for a fleet whose machines do equal work
 
-# Compiles when it is told to. The end of a process may come too early for an upload.
+# Compiles on command. The process waits for the upload, which its end might not leave time for.
 TOLD = """
 say("ready")
 sys.stdin.readline()
@@ -50,7 +50,7 @@ say(compile_(*names))
 save_all_within(200)
 """
 
-# Compiles and saves all the time, and says which kernels the object has.
+# Keeps compiling and saving, and prints the kernels that the object has.
 SAVING = """
 from itertools import count
 from tests.py.runtime.live_handles import kernels_on_disk
@@ -59,14 +59,14 @@ from torchtrt_cache.runtime_cache_file import generation_at
 for i in count():
     compile_(f"{name}-{i}.")
     save_all_within(60)
-    # The file only grows, so what is read first is in the file that the record is compared with.
+    # The file only grows, so the file compared with the record has at least these kernels.
     kernels = kernels_on_disk(file)
     record = read_record(str(file), url)
     if record and record.is_uploaded and record.file == generation_at(str(file)):
         say(*(kernel for kernel in kernels if kernel.startswith(f"{name}-")))
 """
 
-numbers = count()  # of buckets
+numbers = count()  # the numbers of the buckets
 
 
 @pytest.fixture(scope="module", params=["moto", "versity"])
@@ -79,7 +79,7 @@ def server(
     else:
         program = versity_program()
         if program is None:
-            pytest.skip("versitygw can't be installed here")
+            pytest.skip("versitygw can't be installed")
         server = VersityServer(program, tmp_path_factory.mktemp("buckets"))
     yield server
     server.kill()
@@ -87,7 +87,7 @@ def server(
 
 @pytest.fixture
 def url(server: MotoServer | VersityServer) -> str:
-    """Below which no other test has objects."""
+    """A URL below which no other test has objects."""
     bucket = f"{BUCKET}-{next(numbers)}"
     server.create_bucket(bucket)
     return f"s3://{bucket}/kernels/"
@@ -119,7 +119,7 @@ def puts(proxy: FaultyProxy) -> int:
 
 
 def release(programs: list[Program]) -> list[str]:
-    """Tells all at one moment to go on, and returns what each one says until it ends well."""
+    """Tells all programs to continue at once. Returns the line that each one prints."""
     for program in programs:
         assert program.hear() == "ready"
     for program in programs:
@@ -246,7 +246,7 @@ def compile_(*names):
 
 
 def acknowledged(machines: Iterable[Program]) -> set[str]:
-    """The kernels that they said are uploaded."""
+    """The kernels that the machines have reported as uploaded."""
     lines = chain.from_iterable(
         machine.stdout.splitlines(keepends=True) for machine in machines
     )
@@ -275,7 +275,7 @@ def test_what_is_acknowledged_as_uploaded_outlives_machines(
     kill: Callable[[Program], None],
 ) -> None:
     def boot(number: int) -> Program:
-        """A machine that has nothing of those before."""
+        """Starts a machine that has no files of earlier machines."""
         name = f"m{number}"
         return start_machine(
             programs,
@@ -294,7 +294,7 @@ def test_what_is_acknowledged_as_uploaded_outlives_machines(
     for round in range(1, ROUNDS + 1):
         deadline = time.monotonic() + DEADLINE
         while len(acknowledged(machines)) < round * KILLS * KERNELS:
-            assert time.monotonic() < deadline, "hardly anything is uploaded"
+            assert time.monotonic() < deadline, "too few kernels are uploaded"
             time.sleep(0.05)
         places = choice.sample(range(MACHINES), KILLS)
         said = {place: running[place].stdout for place in places}
@@ -304,7 +304,7 @@ def test_what_is_acknowledged_as_uploaded_outlives_machines(
         deadline = time.monotonic() + LONGEST_LAST_WORD
         for place in places:
             machine = running[place]
-            # It may acknowledge what its helper failed to do.
+            # Gives it time to report, wrongly, kernels that its killed helper did not upload.
             while machine.poll() is None and machine.stdout == said[place]:
                 if time.monotonic() > deadline:
                     break

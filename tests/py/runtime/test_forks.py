@@ -1,4 +1,4 @@
-"""A process may fork at any moment, and each child has caches of its own."""
+"""A process may fork at any time, and each child has its own caches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.util.simulation.simulated_device import relu_plan
 
 pytestmark = pytest.mark.skipif(uses_gpu(), reason="CUDA does not survive a fork")
 
-FORKS = 1000  # of each runtime
+FORKS = 1000  # per runtime
 
 BEGIN = """
 import faulthandler
@@ -45,7 +45,8 @@ def small_plan(name: str) -> Plan:
     return Plan(relu_plan(f"{name}-", 1, 64), ["x"], ["y"], (4,))
 
 
-# Four children at a time. The parent's device is in use while it forks, so each child has its own.
+# Runs four children at a time. The parent's device is in use during forks, so each child has its
+# own.
 BUSY = """
 compiled = []
 is_done = False
@@ -60,7 +61,7 @@ def child():
     use_device()
     module = start(runtime, small_plan(f"child{number}"), path)
     del module
-# Else a fork may meet a thread that calls an operator of torch for the first time, and hang.
+# Otherwise a fork during a thread's first call of an operator of torch may hang.
 start(runtime, plan, None)
 compiling = threading.Thread(target=compile_all_the_time)
 compiling.start()
@@ -93,7 +94,7 @@ def test_forks_of_a_process_that_compiles_and_saves_all_the_time(
     assert kernels_missing(runtime, path, *map(small_plan, names)) == 0
 
 
-# Each load of a large cache into a live one takes long enough to be forked in.
+# Loading a large cache into a live one takes long enough for a fork to happen during it.
 LOADING = """
 is_done = False
 def make_caches_live():

@@ -25,7 +25,7 @@ L4 = RuntimeCacheKind("NVIDIA L4", 89, "1.6.1.120", "linux", 13010)
 
 
 def _put(directory: Path, *kinds_or_names: RuntimeCacheKind | str) -> list[str]:
-    """Files that are not empty; returns their paths."""
+    """Writes files that are not empty. Returns their paths."""
     names = [k if isinstance(k, str) else k.file_name() for k in kinds_or_names]
     for name in names:
         (directory / name).write_bytes(b"kernels")
@@ -143,12 +143,12 @@ def test_what_cannot_be_listed_has_no_other_files(tmp_path: Path, name: str) -> 
 
 
 WITH_FAKE_DRIVER = pytest.mark.skipif(
-    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="only Bazel builds the driver"
 )
 
 
 def _told_by_driver(code: str, **environment: str) -> str:
-    """What the code prints in a process whose CUDA driver is the tests'."""
+    """Returns what the code prints in a process that uses the tests' CUDA driver."""
     library = os.environ["FAKE_CUDA_DRIVER_LIBRARY"]
     done = subprocess.run(
         [sys.executable, "-c", f"from torchtrt_cache.kinds import *\n{code}"],
@@ -230,7 +230,7 @@ def test_without_a_driver_the_kind_is_unknown(
 def test_the_driver_tells_what_torch_tells() -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
+        pytest.skip("this machine has no GPU")
     for ordinal in range(torch.cuda.device_count()):
         torchs = torch.cuda.get_device_properties(ordinal)
         kind = kind_of_device(ordinal, "1.6.1.120")

@@ -1,4 +1,4 @@
-"""Processes of four kinds of machine and both runtimes on one directory, killed at random."""
+"""Processes of four kinds of machine and both runtimes on one directory, killed at random times."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROUNDS = 10
 KILLED_EACH_ROUND = 5
 ROUND = 1.0  # seconds
 
-# By the names of their files.
+# The keys are the names of the kinds' files.
 KINDS: dict[str, dict[str, Any]] = {
     "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin": {"gpu": "NVIDIA L4"},
     "nvidia-l4-sm89-rtx1.7.0.5-linux-driver13.0.bin": {
@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def save_until_killed(
     runtime: str, directory: Path, kind: str, name: str, finished: Connection
 ) -> None:
-    """Saves one more kernel again and again, and tells the number of those that are saved."""
+    """Saves one more kernel again and again, and sends the number of saved kernels."""
     device = use_device()
     device.set_environment(**KINDS[kind])
     device.set_compile_time(0.01)
@@ -58,7 +58,7 @@ def save_until_killed(
         try:
             handle.save()
         except RuntimeError as error:
-            # One that saves without a pause may be faster than all that merge.
+            # A process that saves without a pause may be faster than all those that merge.
             if "others saved to it" not in str(error):
                 raise
         else:
@@ -67,7 +67,7 @@ def save_until_killed(
 
 @dataclass
 class Saver:
-    """A process after another, in one place."""
+    """A sequence of processes, one at a time."""
 
     runtime: str
     directory: Path

@@ -1,4 +1,4 @@
-"""torch_tensorrt.logging sets how much both runtimes tell."""
+"""torch_tensorrt.logging sets the log level of both runtimes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _the_level_is_set_back() -> Iterator[None]:
 
 
 def levels() -> tuple[Level, int, int]:
-    """What was set, and what came of it in the C++ and in the Python runtime."""
+    """The level that was set, and the resulting levels of the C++ and the Python runtime."""
     return (
         get_level(),
         torch.ops.tensorrt.get_logging_level(),
@@ -85,7 +85,7 @@ def test_an_unknown_level_is_told_and_changes_nothing(unknown: str | int) -> Non
 def test_a_level_for_a_block(
     block: Callable[[], AbstractContextManager[None]], level: Level
 ) -> None:
-    LOGGER.setLevel(logging.ERROR)  # somebody's own choice for Python
+    LOGGER.setLevel(logging.ERROR)  # set by the user for Python alone
     before = levels()
     with pytest.raises(KeyError), block():
         assert levels()[:2] == (level, level)
@@ -146,7 +146,7 @@ def test_without_the_library_python_reads_the_environment() -> None:
     program = f"""
 import torch
 def load_library(path):
-    raise OSError("it is gone")
+    raise OSError("the library is missing")
 torch.ops.load_library = load_library
 {LOAD}
 """

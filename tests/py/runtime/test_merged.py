@@ -1,4 +1,4 @@
-"""Merges of serialized caches in a live handle that stays as it is, over both runtimes."""
+"""Merges of serialized caches in a live handle, which does not change, in both runtimes."""
 
 from __future__ import annotations
 

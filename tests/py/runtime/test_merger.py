@@ -1,4 +1,4 @@
-"""Merges where no engine has made a cache live, in the cache of an engine built for that."""
+"""Merges without a live cache: they use the cache of an engine that is built for this purpose."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def kind(device: Any) -> RuntimeCacheKind:
 
 
 def kernels(*names: str) -> memoryview:
-    """A serialized cache, that can't be written to."""
+    """A read-only serialized cache."""
     return memory_of(live("python", "", *names).serialize()).toreadonly()
 
 
@@ -83,7 +83,7 @@ def test_makes_its_cache_once_and_at_the_first_call(
         results = [pool.submit(merged_kernels, merge, *caches) for _ in range(20)]
         assert all(r.result(PATIENCE) == ["a", "b"] for r in results)
     assert device.calls("createInferRuntime") == 1
-    assert device.calls(CREATE_CACHE) == 2  # it and its scratch
+    assert device.calls(CREATE_CACHE) == 2  # the cache and its scratch cache
 
 
 def test_the_result_outlives_it(kind: RuntimeCacheKind) -> None:
@@ -128,7 +128,7 @@ def test_needs_a_gpu_of_the_kind(kind: RuntimeCacheKind) -> None:
     )
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="There is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_says_so_where_there_is_no_gpu(kind: RuntimeCacheKind) -> None:
     caches = kernels("a"), kernels("b")
     simulated = set_engine_loader(None)
@@ -209,12 +209,12 @@ def test_a_failure_passes(
     device.fail(call, 1)
     with pytest.raises(RuntimeError, match=reason) as failure:
         merge(*caches)
-    assert failure.type is RuntimeError  # which is not taken for a rejection
+    assert failure.type is RuntimeError  # it does not count as a rejection
     assert merged_kernels(merge, *caches) == ["a", "b"]
 
 
 def exit_status_of_child(work: Callable[[], None]) -> int:
-    """That of a child of fork() with a device of its own, which does nothing but the work."""
+    """Runs `work` in a child of fork() with its own device. Returns the child's exit status."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -237,7 +237,7 @@ def test_each_child_of_a_fork_makes_its_own(kind: RuntimeCacheKind) -> None:
         nonlocal used, unused
         for merge in (used, unused):
             assert merged_kernels(merge, *caches) == ["a", "b"]
-        # The simulated device ends a process that uses or destroys what it inherited.
+        # The simulated device aborts a process that uses or destroys inherited objects.
         del merge, used, unused
 
     assert exit_status_of_child(merge_anew) == 0
@@ -259,7 +259,7 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent(
     def merge_anew() -> None:
         assert merged_kernels(merge, *caches) == ["a", "b"]
 
-    set_engine_loader(load_late)  # the fixture of the device undoes it
+    set_engine_loader(load_late)  # undone by the fixture of the device
     with ThreadPoolExecutor(1) as pool:
         merged = pool.submit(merged_kernels, merge, *caches)
         assert is_loading.wait(PATIENCE)
@@ -269,12 +269,12 @@ def test_a_child_does_not_wait_for_a_thread_of_its_parent(
 
 
 @pytest.mark.skipif(
-    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="only Bazel builds the driver"
 )
 def test_invalidates_no_capture_of_another_thread(
     kind: RuntimeCacheKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # dlopen() finds it by its name afterwards.
+    # Once it is loaded, dlopen() finds it by its name.
     driver = ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])
 
     def mode() -> int:

@@ -1,4 +1,4 @@
-"""One cache per path, runtime and process, in place of each path that settings have."""
+"""One cache per path, runtime and process for the paths in settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def unpickled(module: torch.nn.Module) -> TorchTensorRTModule:
 
 
 def reloaded(module: torch.nn.Module) -> TorchTensorRTModule:
-    """By torch.save and torch.load."""
+    """The module after torch.save and torch.load."""
     stream = io.BytesIO()
     torch.save(module, stream)
     stream.seek(0)
@@ -166,7 +166,7 @@ def test_a_failed_save_at_the_end_is_one_warning(
     assert f"Can't save the runtime cache '{path}': " in warning
 
 
-# Which paths are one.
+# Paths that are the same.
 
 
 def test_spellings_of_one_directory_are_one_path(
@@ -244,7 +244,7 @@ def test_a_relative_path_wants_a_working_directory(
         torch.classes.tensorrt.RuntimeCacheHandle.for_path("cache.bin")
 
 
-# Beside caches of the user.
+# With caches of the user.
 
 
 def test_caches_of_the_user_are_objects_of_their_own(
@@ -264,7 +264,7 @@ def test_caches_of_the_user_are_objects_of_their_own(
     assert kernels_missing(runtime, path, *plans) == 0
 
 
-# Settings that let a path go and take it again.
+# Settings that drop a path and take it again.
 
 
 def test_a_module_that_is_switched_away_lets_it_go(
@@ -315,7 +315,7 @@ def test_a_cache_that_is_given_back_beside_a_new_one_loses_nothing(
 def test_what_ends_under_the_tables_lock_is_saved_without_it(
     runtime: str, path: Path, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the garbage collector may end an engine anywhere."""
+    """The garbage collector may end an engine at any point."""
     modules = [start(runtime, make_plan("a"), path)]
     make_handle = implementation._make_handle
 
@@ -384,7 +384,7 @@ def test_threads_that_come_and_go_lose_nothing(
     assert kernels_missing(runtime, path, *plans) == 0
 
 
-# Forks, each in an interpreter of its own. The child of the last one would hang for ever.
+# Forks, each in its own interpreter. If the last one failed, its child would hang forever.
 
 FORK = """
 import gc, os, signal, sys, threading, time, warnings
@@ -425,7 +425,7 @@ def child():
 print(fork(child), kernels_missing(runtime, Path(path), plans[1]))
 """
 
-# Others make caches meanwhile, and let them go.
+# Other threads make caches and drop them in the meantime.
 CHILD_OF_A_BUSY_PARENT = """
 is_done = False
 def make_caches():
@@ -538,7 +538,7 @@ def test_replicas_of_data_parallel_share_the_cache(
 def unpickle_beside(
     pickled: bytes, runtime: str, plan: Plan | None, path: Path
 ) -> tuple[bool, int]:
-    """Whether an unpickled module has the cache of a module of `plan`; the size of what it has."""
+    """Whether an unpickled module has the cache of a module of `plan`, and its cache's size."""
     module = None if plan is None else start(runtime, plan, path)
     other = pickle.loads(pickled)
     is_one = module is not None and cache_of(other) is cache_of(module)
@@ -559,7 +559,7 @@ def test_another_process_takes_the_bytes_if_it_has_neither_cache_nor_file(
     pickled = pickle.dumps(module)
     size = cache_of(module)._handle.serialize().numel()
     assert child(unpickle_beside, pickled, runtime, None, path) == (False, size)
-    # It saved what it had.
+    # The child saved the kernels that it took.
     assert kernels_missing(runtime, path, plan) == 0
     assert child(unpickle_beside, pickled, runtime, None, path) == (False, 0)
     path.unlink()
@@ -569,7 +569,7 @@ def test_another_process_takes_the_bytes_if_it_has_neither_cache_nor_file(
     assert kernels_missing(runtime, path, plan) > 0
 
 
-# A cache that C++ code has too.
+# A cache that C++ code uses too.
 
 
 @SIMULATED

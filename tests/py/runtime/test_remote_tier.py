@@ -1,4 +1,4 @@
-"""Processes whose runtime cache is on an object store, each on a machine of its own."""
+"""Processes with a runtime cache on an object store, each on its own machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GARBAGE = b"no kernels" * 20
 
 Machine = Callable[..., Program]
 
-numbers = itertools.count()  # of buckets
+numbers = itertools.count()  # the numbers of the buckets
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def programs() -> Iterator[Programs]:
 
 @pytest.fixture
 def url(server: MotoServer) -> str:
-    """Below which no other test has objects."""
+    """A URL below which no other test has objects."""
     bucket = f"{BUCKET}-{next(numbers)}"
     server.create_bucket(bucket)
     return f"s3://{bucket}/kernels/"
@@ -111,7 +111,7 @@ def machine(
 
 
 def outcome(program: Program) -> tuple[str, list[str]]:
-    """What a program that ended well said, and its warnings."""
+    """Returns the output and the warnings of a program, which must end well."""
     status, out, err = program.outcome
     assert status == 0, err
     assert "Traceback" not in err
@@ -140,7 +140,7 @@ def test_two_machines_keep_what_both_compiled(
     assert kernels_of(store) == all_of("a", "b")
     file = tier_of(tmp_path / "second", url) / OBJECT
     assert set(kernels_on_disk(file)) == all_of("a", "b")
-    # Both have changed what they have since, so they merge at the start.
+    # Both have changed their caches since, so they merge at the start.
     for name in ("first", "second"):
         assert outcome(machine(name, "say(compile_('a', 'b'))")) == ("0\n", [])
 
@@ -270,7 +270,7 @@ def test_a_read_only_url_is_never_written_to(
     said = outcome(machine("first", "say(compile_('a', 'b'))", f"{PATIENT}&mode=read"))
     assert said == (f"{KERNELS}\n", [])
     outcome(machine("other", "compile_('c')"))
-    # What this machine compiled is kept on it, and what came from others is added.
+    # The machine keeps what it compiled, and adds what came from others.
     said = outcome(
         machine("first", "say(compile_('a', 'b', 'c'))", f"{PATIENT}&mode=read")
     )
@@ -365,6 +365,6 @@ copied = pickle.loads(pickle.dumps(cache))
 assert copied.path == copy.copy(cache).path == url
 say(make_cache(runtime, url).load() > 0)
 """
-    # Nobody has autosave on, so nothing has begun before load() fetches.
+    # No cache has autosave on, so nothing has begun before load() fetches the object.
     assert outcome(machine("first", code))[0] == "True\n"
     assert kernels_of(store) == all_of("a")

@@ -1,4 +1,4 @@
-"""RuntimeCache without an engine: its path, its streams and its place in the exit registries."""
+"""RuntimeCache without an engine: its path, its streams and its entries in the exit registries."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_missing_cpp_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Trickle(io.RawIOBase):
-    """A raw stream that takes and gives at most 1000 bytes at once."""
+    """A raw stream that reads and writes at most 1000 bytes at a time."""
 
     def __init__(self, data: bytes = b"", capacity: int = len(BYTES)) -> None:
         self.data = bytearray(data)
@@ -146,7 +146,7 @@ class Trickle(io.RawIOBase):
 
 
 class Sink:
-    """A writer that is none of io's."""
+    """A writer that is not one of io's."""
 
     def __init__(self) -> None:
         self.views: list[memoryview] = []
@@ -229,10 +229,10 @@ def test_streams_that_block_or_are_full(runtime: str) -> None:
 
 
 def registered() -> tuple[int, int]:
-    """The caches that are anchored by atexit and by multiprocessing."""
-    # Not atexit._ncallbacks(), which before CPython 3.14 counts what was unregistered too.
+    """The numbers of caches that atexit and multiprocessing keep alive."""
+    # Not atexit._ncallbacks(): before CPython 3.14 it also counts what was unregistered.
     tokens = sum(
-        type(thing) is functools.partial  # isinstance wakes what only poses as a class
+        type(thing) is functools.partial  # isinstance would load lazy objects
         and thing.func is _runtime_cache._autosave_at_exit
         for thing in gc.get_objects()
     )

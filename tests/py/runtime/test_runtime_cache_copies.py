@@ -1,4 +1,4 @@
-"""Pickled and copied caches, and those whose making failed half-way."""
+"""Pickled and copied caches, and caches whose construction failed halfway."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DUPLICATES = pytest.mark.parametrize(
 
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What reached sys.unraisablehook, which must be nothing."""
+    """The arguments passed to sys.unraisablehook. There must be none."""
     reached: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", reached.append)
     yield reached

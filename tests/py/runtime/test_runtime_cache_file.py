@@ -43,7 +43,7 @@ def error_of(operation: str, store: Store) -> str:
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
-    """As another reader holds it."""
+    """Holds the lock as another reader does."""
     file = os.open(f"{path}.lock", os.O_RDONLY | os.O_CREAT)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -157,7 +157,7 @@ def test_a_read_and_a_write_are_told(store: Store, path: Path, log: Log) -> None
 def test_no_two_generations_look_alike(
     runtime: str, other_runtime: str, path: Path
 ) -> None:
-    """Of one size, in the same tick of the clock, and perhaps on the same inode."""
+    """The generations have one size, the same tick of the clock, and perhaps the same inode."""
     ours, other = Store(runtime, path), Store(other_runtime, path)
     generations = {write(ours, b"0").generation}
     for i in range(1, 100):
@@ -393,7 +393,7 @@ def test_a_turn_comes_when_the_one_before_has_ended(
     with store.wait_for_turn():
         waiting.start()
         waiting.join(timeout=0.2)
-        # It is not the lock of the file, which others may use.
+        # The turn is not the lock of the file, which others may use.
         write(Store(other_runtime, path), b"theirs")
         events.append("first")
     waiting.join()

@@ -1,6 +1,6 @@
 """Every system call of the store fails in turn, in both languages.
 
-LD_PRELOAD is tests/util/processes/observed_calls.cpp.
+LD_PRELOAD names tests/util/processes/observed_calls.cpp.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ CALLS = {
 @pytest.fixture
 def store(runtime: str, path: Path) -> Store:
     store = Store(runtime, path, 0)
-    write(store, b"0")  # what a first use imports or remembers
+    write(store, b"0")  # the first use imports modules and remembers results
     return store
 
 
 def reset(path: Path) -> None:
-    """The time lies ahead, so that a write has to set the new file's, whatever the clock says."""
+    """Gives the file a time in the future. A write must set the new file's to a later one."""
     path.write_bytes(b"theirs")
     future = time.time_ns() + 3600 * 10**9
     os.utime(path, ns=(future, future))
@@ -59,7 +59,7 @@ def read(store: Store) -> bytes:
 
 
 def write_with(faults: Callable[[str], int], store: Store, path: Path) -> str:
-    """What replacing "theirs" by "theirs and ours" raised; empty if it succeeded."""
+    """Replaces "theirs" by "theirs and ours". Returns the error's text, or "" if it succeeds."""
     reset(path)
     contents = store.read()
     assert contents is not None
@@ -221,8 +221,8 @@ def test_where_a_rename_is_impossible_the_file_is_written_in_place(
 def test_a_write_in_place_that_finds_no_space_leaves_the_old_contents(
     store: Store, path: Path, log: Log
 ) -> None:
-    # The first write goes to the temporary file, the second puts the longer end behind the old
-    # contents.
+    # The first write goes to the temporary file. The second writes the part by which the new
+    # contents are longer behind the old contents.
     faults = Faults(errno.ENOSPC, 2, "write", {"rename": errno.EBUSY})
     message = write_with(faults, store, path)
     assert f"write '{path}': {os.strerror(errno.ENOSPC)}" in message
@@ -306,7 +306,7 @@ def test_a_lock_file_lost_between_its_open_and_its_flock_guards_nothing(
 
 
 def test_the_cpp_runtime_logs_nothing_under_the_lock(path: Path) -> None:
-    """The fixture `logs_without_the_lock` looks at the Python runtime."""
+    """The fixture `logs_without_the_lock` covers only the Python runtime."""
     store = Store("cpp", path)
     Path(f"{path}.1-0123456789abcdef.tmp").touch()
     lock_was_free = []
@@ -317,7 +317,7 @@ def test_the_cpp_runtime_logs_nothing_under_the_lock(path: Path) -> None:
         return 0
 
     with info(), observed(try_the_lock):
-        store.replace(b"ours")  # tells of the stale file too
+        store.replace(b"ours")  # also logs the removal of the stale file
         store.replace(b"ours")
         store.read()
     assert lock_was_free == [True] * 4

@@ -1,6 +1,6 @@
 """Directories and mounts where a cache can't be locked, replaced or written as usual.
 
-In both languages, in children in which permissions, mounts and limits count.
+The tests run in both languages, in child processes to which permissions, mounts and limits apply.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def mount_child() -> Iterator[Child]:
 
 @pytest.fixture
 def mounting(mount_child: Child) -> Run:
-    """Runs a function in a process that may mount."""
+    """Runs a function in a process that may mount file systems."""
     try:
         mount_child(os.getpid)
     except OSError as error:
-        pytest.skip(f"no mount namespace can be made here: {error}")
+        pytest.skip(f"can't make a mount namespace: {error}")
     return mount_child
 
 
@@ -167,7 +167,7 @@ def test_a_directory_that_may_not_be_listed_is_saved_to(
 
 
 def replace_by_longer_and_shorter(runtime: str, path: Path) -> str:
-    """Why both were written in place."""
+    """The reason why both were written in place."""
     reasons = set()
     for data in (b"longer than before", b"short"):
         reasons.add(
@@ -208,7 +208,7 @@ def test_a_closed_file_in_a_closed_directory_is_an_error(
 
 def replace_at_limit(runtime: str, path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python has told the system to fail such a write rather than to kill.
+    # Python ignores SIGXFSZ, so that such a write fails instead of killing the process.
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
     try:
         replace(runtime, path, bytes(2 * 65536))
@@ -286,7 +286,7 @@ def use_full_disk_in_place(runtime: str, path: Path) -> None:
     path.touch()
     mount(str(source), path, "none", MS_BIND)
     path.with_name("filler").write_bytes(bytes(400 << 10))
-    # The temporary file fits, but is in the way of the bytes in place.
+    # The temporary file fits, but leaves no space for the bytes in place.
     large = b"x" * (500 << 10)
     replace(runtime, path, large)
     error = error_of(partial(replace, data=b"y" * (700 << 10)), runtime, path)

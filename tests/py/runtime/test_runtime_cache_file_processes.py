@@ -1,4 +1,4 @@
-"""Processes of both languages on one file: nothing is lost, and a killed writer harms nobody."""
+"""Processes of both languages on one file: nothing is lost, and a killed writer harms no other."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.py.runtime.runtime_testing import children, fork_server
 from tests.py.runtime.stores import Store
 from torchtrt_cache.runtime_cache_file import accept_offer, read_offer
 
-SIZE = 4096  # of a record
-WRITERS = 2  # of each language, that are not killed
-RECORDS = 50  # of each of them
+SIZE = 4096  # bytes per record
+WRITERS = 2  # per language, not counting those that are killed
+RECORDS = 50  # per writer
 KILLS = 60
 
 
@@ -33,7 +33,7 @@ def records_of(data: bytes) -> set[bytes]:
 
 
 def check(data: bytes) -> set[bytes]:
-    """The records, of which each byte is as it was written."""
+    """Returns the records, after checking that each byte is as it was written."""
     records = records_of(data)
     assert len(records) * SIZE == len(data)
     for found in records:
@@ -73,7 +73,7 @@ def add_until_killed(runtime: str, path: Path, writer: str, added: Connection) -
 
 
 def kill_a_writer(runtime: str, path: Path, writer: str, moment: float) -> int:
-    """How many records it had added when it was killed, at that moment of its next two."""
+    """Kills a writer at `moment` within two additions. Returns the number of added records."""
     added, theirs = fork_server.Pipe(duplex=False)
     process = fork_server.Process(
         target=add_until_killed, args=(runtime, path, writer, theirs)
@@ -121,7 +121,7 @@ def test_nothing_is_lost_in_a_storm_of_writers_some_of_which_are_killed(
         for writer in writers:
             writer.result()
     assert expected <= check(path.read_bytes())
-    add(Store("python", path), record("last", 0))  # removes what the killed ones left
+    add(Store("python", path), record("last", 0))  # sweeps the killed writers' files
     assert names_in(path.parent) == {
         "cache.bin",
         "cache.bin.lock",

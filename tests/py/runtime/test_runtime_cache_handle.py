@@ -1,4 +1,4 @@
-"""The RuntimeCacheHandle of either runtime, without a GPU: its bytes wait."""
+"""The RuntimeCacheHandle of either runtime, without a GPU: its bytes stay pending."""
 
 from __future__ import annotations
 
@@ -185,8 +185,8 @@ def test_waiting_for_the_lock_does_not_stop_other_threads(
     handle.deserialize(to_tensor(b"kernels"))
     written: list[int] = []
     saving = threading.Thread(target=lambda: written.append(handle.save()))
-    # Were the interpreter's lock held by the waiting save, this block could not end before that
-    # has timed out.
+    # If the waiting save held the interpreter's lock, this block could not end before the save
+    # times out.
     with FileLock(f"{path}.lock"):
         saving.start()
         saving.join(timeout=0.2)
@@ -211,7 +211,7 @@ def test_handed_out_bytes_outlive_the_handle(make_handle: MakeHandle) -> None:
 
 @pytest.mark.skipif(
     not hasattr(torch.Tensor, "const_data_ptr"),
-    reason="this torch can't tell an address without copying what lazy clones share",
+    reason="this torch can't return an address without copying the bytes that lazy clones share",
 )
 def test_handing_bytes_out_copies_none(make_handle: MakeHandle) -> None:
     handle = make_handle("")
@@ -229,7 +229,7 @@ def test_an_impossible_path_is_refused(make_handle: MakeHandle) -> None:
 def test_a_load_or_save_within_another_is_an_error(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Python runtime alone may run Python code within, such as a signal handler's."""
+    """Only the Python runtime can run Python code, such as a signal handler, during a save."""
     handle = handle_of("python", path)
     handle.deserialize(to_tensor(b"kernels"))
     errors = []
@@ -275,7 +275,7 @@ def test_a_log_handler_may_save(path: Path, caplog: pytest.LogCaptureFixture) ->
 def test_what_is_logged_says_where(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The Python runtime's records wait for the lock; see torchtrt_cache/unlocked_logger.py."""
+    """The Python runtime's records wait for the lock. See torchtrt_cache/unlocked_logger.py."""
     handle = handle_of("python", path)
     handle.deserialize(to_tensor(b"kernels"))
     with caplog.at_level(logging.INFO, "torch_tensorrt.runtime"):

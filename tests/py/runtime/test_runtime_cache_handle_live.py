@@ -1,4 +1,4 @@
-"""A handle that an engine has made live, on the simulated device, over both runtimes."""
+"""A handle that an engine has made live, on the simulated device, in both runtimes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_two_live_handles_on_one_file_lose_nothing(
     assert theirs.save() > 0
     assert kernels_on_disk(path) == ["a", "b"]
 
-    # What came from the file only is merged again, and kernels since then too.
+    # Kernels that came only from the file are merged again, and so are kernels compiled since.
     compile_into(runtime, ours, "a", "d")
     compile_into(other_runtime, theirs, "c")
     assert theirs.save() > 0
@@ -141,7 +141,7 @@ def test_merges_where_one_has_all_of_the_others(
     assert log.warnings() == []
 
 
-@pytest.mark.parametrize("theirs", ["longer name", "x"])  # of another size and the same
+@pytest.mark.parametrize("theirs", ["longer name", "x"])  # of another and of equal size
 def test_keeps_its_own_where_deserialize_replaces(
     device: Any, runtime: str, path: Path, log: Log, theirs: str
 ) -> None:
@@ -183,7 +183,7 @@ def test_tells_which_deserialize_it_met(
         device.set_deserialize_mode("replaces")
         save_as_other(runtime, path, "c", "e")
         log.lines()
-        ours.save()  # it has no new kernels
+        ours.save()  # the handle has no new kernels
         assert told() == []
         compile_into(runtime, ours, "d")
         log.lines()

@@ -1,4 +1,4 @@
-"""Loading and saving a large cache needs its memory once, in both runtimes."""
+"""Loading a large cache needs its size in memory once, and saving needs no more."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LITTLE = SIZE // 4
 
 @pytest.fixture(scope="module")
 def child() -> Iterator[Child]:
-    """A process of its own, whose memory nobody else changes."""
+    """A separate process, whose memory nothing else changes."""
     child = Child(print)
     yield child
     child.close()
 
 
 def resident(field: str) -> int:
-    """VmRSS is what this process has now, VmHWM the most that it had; in bytes."""
+    """VmRSS is the memory that this process has now, VmHWM its maximum, in bytes."""
     status = Path("/proc/self/status").read_text()
     match = re.search(rf"{field}:\s*(\d+) kB", status)
     assert match is not None
@@ -35,15 +35,15 @@ def resident(field: str) -> int:
 
 
 def growth(function: Callable[[], Any]) -> int:
-    """By how many bytes at most this process was larger than before."""
-    Path("/proc/self/clear_refs").write_text("5")  # sets the maximum to what is
+    """The maximum number of bytes by which this process grew during the call."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the maximum
     before = resident("VmRSS")
     function()
     return resident("VmHWM") - before
 
 
 def growth_by_use(runtime: str, path: Path) -> dict[str, int]:
-    # The first use of each brings code.
+    # The first use of each operation loads code.
     small = handle_of(runtime, path.with_name("small"))
     small.deserialize(torch.ones(100_000, dtype=torch.uint8))
     small.save()
@@ -64,7 +64,8 @@ def growth_by_use(runtime: str, path: Path) -> dict[str, int]:
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="the system can't tell"
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="the system does not report the maximum",
 )
 def test_memory(child: Child, runtime: str, path: Path) -> None:
     bytes_of = child(growth_by_use, runtime, path)

@@ -32,7 +32,7 @@ from tests.py.runtime.runtime_testing import (
 from tests.util.simulation.simulated_device import relu_plan
 
 KILLS = 200
-PROCESSES = 4  # of each runtime
+PROCESSES = 4  # per runtime
 ROUNDS = 20
 
 
@@ -80,7 +80,7 @@ def offers_for(path: Path) -> list[Path]:
 
 
 def save_unread(runtime: str, path: Path, plan: Plan) -> int:
-    """Saves kernels to a file that the cache has not read, hence must merge with."""
+    """Saves kernels to a file that the cache has not read and so must merge with."""
     cache = make_cache(runtime)
     start(runtime, plan, cache)
     return cache.save(path)
@@ -157,9 +157,9 @@ def test_an_offer_that_can_not_be_trusted_is_not_merged(
         try:
             os.chown(offer, 4711, 4711)
         except OSError as error:
-            pytest.skip(f"this user may not give files away: {error}")
+            pytest.skip(f"this user can't change the owner of files: {error}")
     with offer.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # else it goes as that of a writer that died
+        fcntl.flock(held, fcntl.LOCK_EX)  # or its writer would count as dead
         start_and_save(runtime, path, plans[1])
         save_unread(runtime, path, plans[2])
     assert offer.exists()
@@ -175,7 +175,7 @@ def plan_of(name: str, kernels: int) -> Plan:
 def save_until_killed(
     runtime: str, path: Path, name: str, finished: Connection
 ) -> None:
-    """Saves one more kernel again and again, and tells how many are saved."""
+    """Saves one more kernel again and again, and sends the number of saved kernels."""
     use_device()
     cache = make_cache(runtime, path)
     for kernels in itertools.count(1):
@@ -185,7 +185,7 @@ def save_until_killed(
 
 
 def kill_a_writer(runtime: str, path: Path, name: str, moment: float) -> int:
-    """How many kernels it had saved when it was killed, at that moment of its next two saves."""
+    """Kills a writer at `moment` within its next two saves. Returns the number of saved kernels."""
     finished, theirs = fork_server.Pipe(duplex=False)
     writer = fork_server.Process(
         target=save_until_killed, args=(runtime, path, name, theirs)

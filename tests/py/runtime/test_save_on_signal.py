@@ -1,4 +1,4 @@
-"""torch_tensorrt.runtime.save_on_signal: a signal saves everything before it does what it did."""
+"""torch_tensorrt.runtime.save_on_signal: a signal saves everything, then acts as before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def saying(what: str) -> str:
 
 SAVE = "save_on_signal(signal.SIGTERM)\n"
 KILL = "raise_signal()\n"
-LEAVE = "os._exit(0)\n"  # which saves nothing
+LEAVE = "os._exit(0)\n"  # saves nothing
 
 
 @SIMULATED
@@ -236,7 +236,7 @@ def test_a_forked_child_does_what_the_signal_did_and_saves_nothing(
     assert program.outcome == (0, said, "")
 
 
-# What the signal interrupts. A deadlock would last for ever, or until the save is given up.
+# Code that the signal interrupts. A deadlock would last forever, or until the save gives up.
 
 COUNT = """
 signals = 0
@@ -257,7 +257,7 @@ def depth():
     return depth
 def storm():
     while not is_done:
-        # On a loaded machine handlers would interrupt each other until there is no stack left.
+        # On a slow machine, handlers would interrupt each other until the stack overflows.
         if depth() < 500:
             os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.001)
@@ -323,7 +323,7 @@ def test_a_signal_may_interrupt_a_log_handler(
     assert "Can't save" not in program.stderr
 
 
-# Python's own file system calls, in the middle of which the lock is held.
+# In Python's own file system calls the lock is held.
 IN_A_SAVE = f"""{COUNT}
 fsync = os.fsync
 def raise_in_fsync(file):
@@ -350,7 +350,7 @@ def test_a_signal_that_interrupts_a_save_waits_for_its_end(
     assert kernels_missing("python", path, plan) == 0
 
 
-# Where it may be installed.
+# Where save_on_signal may be called.
 
 
 def test_another_thread_can_not_install_it() -> None:

@@ -1,4 +1,4 @@
-"""What a cache did: its statistics, the line at its end, and the ranges of the profiler."""
+"""The record of a cache's work: its statistics, its summary line, and the profiler's ranges."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_waits_for_locks_count(runtime: str, path: Path, device: Any) -> None:
     del module
 
 
-# The line at the end.
+# The summary line at a cache's end.
 
 SUMMARY = re.compile(
     r"The runtime cache '(?P<path>.*)': (\d+) bytes loaded, (\d+) bytes now, (\d+) of them "
@@ -168,7 +168,7 @@ SUMMARY = re.compile(
 
 
 def summaries(lines: list[str], path: Path) -> list[tuple[int, ...]]:
-    """The numbers of each line but for the last."""
+    """The numbers of each summary line except the last number."""
     found = [match for line in lines if (match := SUMMARY.search(line))]
     assert all(match["path"] == str(path) for match in found)
     return [tuple(map(int, match.groups()[1:])) for match in found]

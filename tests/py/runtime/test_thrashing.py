@@ -1,4 +1,4 @@
-"""A file that two kinds of machine share: neither replaces the other's kernels for ever."""
+"""A file shared by two kinds of machine: they do not replace each other's kernels forever."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def told_to_stop(path: Path, size: int) -> str:
 
 
 def stopped(runtime: str, path: Path, foreign: bytes) -> Any:
-    """A handle, with the kernels a and b, that leaves the file to another kind."""
+    """A handle with the kernels a and b that has stopped overwriting another kind's file."""
     ours = live(runtime, path, "a")
     for name in ("", "b", "c"):
         compile_into(runtime, ours, name)
@@ -151,7 +151,7 @@ def test_two_kinds_come_to_rest(
         device.set_environment(gpu=OTHER_GPU)
         compile_into(other_runtime, theirs, f"theirs {round} ")
         written.append(theirs.save() > 0)
-    # Each wrote over the other's once. Then ours gave up, and theirs stay.
+    # Each overwrote the other's kernels once. Then ours gave up, and theirs stay.
     assert written == [True, True, False, True, False, True] + [False, True] * 2
     stops = [line for line in log.warnings() if "no longer overwrites it" in line]
     assert len(stops) == 1

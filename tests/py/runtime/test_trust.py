@@ -1,4 +1,4 @@
-"""Whose caches are loaded and where caches are saved, in both languages."""
+"""Which caches are trusted to be loaded and saved, in both languages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.util.processes.observed_calls import observed
 from torch_tensorrt.logging import info
 from torchtrt_cache.runtime_cache_file import read_offer
 
-STRANGER = 54321  # no user here, and no group
+STRANGER = 54321  # the id of no user and no group here
 OTHER = 54322
 LONG_AGO = 1_000_000_000  # Unix time
 
@@ -52,7 +52,7 @@ def give(path: Path, user: int, group: int = -1) -> None:
     try:
         os.chown(path, user, group, follow_symlinks=False)
     except OSError as error:
-        pytest.skip(f"only root can give a file away: {error}")
+        pytest.skip(f"only root can change the owner of a file: {error}")
 
 
 def user(uid: int) -> str:
@@ -82,7 +82,7 @@ def tree(directory: Path) -> set[tuple[str, int]]:
 
 
 def refusal_of(runtime: str, path: Path, top: Path) -> str:
-    """Why the path is neither read nor written. Nothing below `top` changes."""
+    """The reason why the path is neither read nor written. Nothing below `top` changes."""
     store = Store(runtime, path)
     before = tree(top)
     reasons = set()
@@ -362,7 +362,7 @@ def stranger_child() -> Iterator[Child]:
 
 @pytest.fixture
 def as_stranger(stranger_child: Child) -> Run:
-    """Runs a function as the user STRANGER, of the groups STRANGER and OTHER."""
+    """Runs a function as the user STRANGER in the groups STRANGER and OTHER."""
     try:
         stranger_child(os.getpid)
     except PermissionError as error:
@@ -397,7 +397,7 @@ def become_stranger_in_a_user_namespace() -> None:
     os.setgroups([OTHER])
     os.setgid(STRANGER)
     os.setuid(STRANGER)
-    # Only a process with one thread may enter a user namespace, and libraries have started some.
+    # Only a process with one thread may enter a user namespace, and libraries have started threads.
     child = os.fork()
     if child != 0:
         os.waitpid(child, 0)
@@ -414,7 +414,7 @@ def namespace_child() -> Iterator[Child]:
 
 @pytest.fixture
 def in_user_namespace(namespace_child: Child) -> Run:
-    """Runs a function as the user STRANGER, where everybody else has the overflow id."""
+    """Runs a function as the user STRANGER, where all other users have the overflow id."""
     try:
         assert namespace_child(os.stat, "/").st_uid == overflow_uid()
     except OSError as error:
@@ -513,7 +513,7 @@ def test_a_lock_file_whose_time_we_may_not_set_is_taken(
 
 
 def trusted_paths(shared: Path) -> dict[str, str]:
-    """What to list so that `shared`/cache.bin is trusted, by what it shows."""
+    """What to list so that `shared`/cache.bin is trusted. The keys describe the cases."""
     link = shared.parent / "link"
     link.symlink_to("shared")
     return {
@@ -668,11 +668,11 @@ def by_a_strangers_link_to_a_file_of_ours(path: Path) -> None:
 def test_what_is_swapped_in_between_any_two_calls_is_not_used(
     store: Store, path: Path, swap: Swap, is_first: bool
 ) -> None:
-    """As in a sticky directory, where anybody may put something at a name that is free."""
+    """This happens in a sticky directory, where everybody may create a file with an unused name."""
     elsewhere = path.parent.parent / "elsewhere"
     write(store, b"imports")
     path.unlink()
-    swap(path)  # or the test is skipped
+    swap(path)  # skips the test if it can't
     refused = set()
     for operation in ("load", "save", "compare"):
         for nth in range(1, 1000):
@@ -717,7 +717,7 @@ def test_what_is_swapped_in_between_any_two_calls_is_not_used(
 
 
 def test_an_offer_that_others_could_have_written_is_not_read(path: Path) -> None:
-    """A hard link gives another file of ours the name of an offer."""
+    """With a hard link, others can give another of our files the name of an offer."""
     offer = Path(f"{path}.1-0123456789abcdef.merge")
     offer.write_bytes(b"kernels")
     offer.chmod(0o600)
@@ -744,7 +744,7 @@ def test_lock_files_have_the_mode_of_the_cache_less_that_for_others(
 ) -> None:
     path.write_bytes(b"theirs")
     path.chmod(cache_mode)
-    with suppress(RuntimeError):  # its owner may not read it
+    with suppress(RuntimeError):  # the owner may be unable to read it
         store.read()
     with store.wait_for_turn():
         pass

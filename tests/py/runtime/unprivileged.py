@@ -1,6 +1,6 @@
-"""Processes for tests in which permissions, mounts and limits count, whoever runs them.
+"""Processes for tests in which permissions, mounts and limits apply, even if root runs them.
 
-What a test gives them to run is a function of a module, which is imported there anew.
+A test gives them functions of modules, which they import anew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _check(result: int, what: str) -> None:
 
 
 def give_up_capabilities() -> None:
-    """From here on permissions count for this process, as they do for everybody but root."""
+    """From here on, permissions apply to this process even if its user is root."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     none = (ctypes.c_uint32 * 6)()
     _check(_LIBC.capset(header, none), "capset")
@@ -54,30 +54,35 @@ def mount(source: str, target: Path, kind: str, flags: int, options: str = "") -
 
 
 def enter_user_namespace(user: int, group: int, flags: int = 0) -> None:
-    """This process's user and group have these numbers there, and nobody else has one.
+    """Enters a user namespace that has only this process's user and group, with the given numbers.
 
-    Raises PermissionError if this user may have no namespace.
+    Raises:
+        PermissionError: This user may not make a namespace.
     """
     users, groups = f"{user} {os.geteuid()} 1", f"{group} {os.getegid()} 1"
     _check(_LIBC.unshare(_CLONE_NEWUSER | flags), "unshare")
-    # Who has changed the user may not write to their own /proc/self otherwise.
+    # After a change of its user, a process could not write to its own /proc/self otherwise.
     _check(_LIBC.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0), "prctl")
-    # Without a number in the new namespace this user could create no file there. A group may have
-    # one only where setgroups is given up.
+    # A user without a number in the new namespace could create no file there. A group may get a
+    # number only after setgroups is given up.
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(users)
     Path("/proc/self/gid_map").write_text(groups)
 
 
 def enter_mount_namespace() -> None:
-    """Raises PermissionError if this user may have none here. No mount in it is seen outside."""
+    """Enters a new mount namespace, whose mounts can't be seen outside.
+
+    Raises:
+        PermissionError: This user may not make a namespace.
+    """
     if _LIBC.unshare(_CLONE_NEWNS) != 0:
         enter_user_namespace(os.geteuid(), os.getegid(), _CLONE_NEWNS)
     mount("none", Path("/"), "none", MS_REC | MS_PRIVATE)
 
 
 class Child:
-    """A process, prepared by a function, that runs others."""
+    """A process that is prepared by a function and then runs others."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
         self._pool = ProcessPoolExecutor(
@@ -87,7 +92,7 @@ class Child:
         self._is_prepared = False
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function returns or raises; the first call what preparing raises."""
+        """Returns or raises what the function does. The first call also prepares the process."""
         if not self._is_prepared:
             self._submit(self._prepare)
             self._is_prepared = True
@@ -101,7 +106,7 @@ class Child:
 
 
 def stderr_of(function: Callable[[], Any], file: Path) -> list[str]:
-    """What the function writes to this process's stderr, by way of `file`, which is removed."""
+    """The lines that the function writes to stderr. They pass through `file`, which is removed."""
     sys.stderr.flush()
     before = os.dup(2)
     with file.open("wb") as captured:
