@@ -1,4 +1,4 @@
-"""Modules to compile, each for what is different about it."""
+"""Modules to compile. Each is here for a feature that its docstring names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.export import Dim
 
 
 class ConvNet(torch.nn.Module):
-    """With what acts otherwise while training: batch normalization and dropout."""
+    """Layers that behave differently in training mode: batch normalization and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ConvNet(torch.nn.Module):
 
 
 class Attention(torch.nn.Module):
-    """With two dynamic dimensions, integers as an input, and several outputs."""
+    """Two dynamic dimensions, an integer input, and several outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Attention(torch.nn.Module):
 
 
 class Affine(torch.nn.Module):
-    """With keyword arguments, and a parameter of the name of one."""
+    """Keyword arguments, and a parameter with the name of one of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +69,8 @@ class Case:
     """A module and how it is compiled.
 
     Attributes:
-        other_inputs: for the same engine, of other shapes where those are dynamic.
-        relative_error: that an engine may have, in terms of the largest expected number.
+        other_inputs: More inputs for the same engine, with other shapes where those are dynamic.
+        relative_error: The error allowed to an engine, relative to the largest expected number.
     """
 
     module: torch.nn.Module
@@ -88,7 +88,7 @@ class Case:
         }
 
     def expected(self, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
-        """What the module itself makes of `inputs`, those by keyword last."""
+        """The outputs of the module itself for `inputs`. Keyword inputs come last."""
         count = len(self.arg_inputs)
         named = dict(zip(self.kwarg_inputs, inputs[count:], strict=True))
         with torch.no_grad():
@@ -108,8 +108,8 @@ class Case:
             assert error <= self.relative_error * wanted.double().abs().max().item()
 
 
-# A GPU may multiply as TensorFloat-32. On these modules it makes 0.6e-3 if it rounds factors to its
-# 10 bits, and 1.8e-3 if it cuts them off.
+# A GPU may multiply in TensorFloat-32. On these modules that causes an error of 0.6e-3 if it rounds
+# factors to 10 bits, and of 1.8e-3 if it truncates them.
 TF32_ERROR = 2e-3
 
 
@@ -120,7 +120,7 @@ def _mlp() -> torch.nn.Module:
 
 
 def make_case(name: str) -> Case:
-    """One of CASES, with the same numbers each time."""
+    """Makes one of CASES, with the same numbers each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         case = _MAKE[name]()

@@ -1,4 +1,4 @@
-"""compile and load: what comes out, what is refused, and with which words."""
+"""Tests of compile and load: the results, the refused arguments, and the error messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def engine() -> EngineModule:
 
 @pytest.fixture
 def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where default caches go during a test."""
+    """The directory of default caches during a test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path
 
@@ -58,7 +58,7 @@ def cache_path(module: EngineModule) -> Path:
 
 
 class Lambda(torch.nn.Module):
-    """A module of a function."""
+    """A module that calls a function."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -357,13 +357,14 @@ def test_nothing_is_told_but_by_exceptions(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO):
-        # It keeps its parameters twice, of which torch.export warns; a warning would be an error.
+        # LSTM holds its parameters twice. torch.export warns of that, and here a warning would be
+        # an error.
         compile(
             torch.nn.LSTM(4, 8).eval(),
             (torch.randn(5, 4),),
             compute_capabilities=ANY_GPU,
         )
-        # Constants as outputs, of which the optimizer of ONNX models warns.
+        # The optimizer of ONNX models warns of outputs that are constants.
         compile_function(lambda x: (x, torch.ones(3)))
         for function in (
             lambda x: x if x.sum() > 0 else x + 1,  # torch.export prints the graph
@@ -406,7 +407,9 @@ def _gpu_is_supported() -> bool:
     return True
 
 
-@pytest.mark.skipif(not _gpu_is_supported(), reason="needs a GPU that TensorRT-RTX has")
+@pytest.mark.skipif(
+    not _gpu_is_supported(), reason="needs a GPU that TensorRT-RTX supports"
+)
 @pytest.mark.parametrize("use_python_runtime", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_an_engine_computes_what_the_module_does(

@@ -1,4 +1,4 @@
-"""What compile hands to TensorRT-RTX: the numbers of the ONNX model, and the network made of it."""
+"""What compile passes to TensorRT-RTX: the ONNX model's numbers, and the network made from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
     "attention": (["tokens"], ["output0", "output1"]),
     "keywords": (["x", "scale", "bias"], ["output0", "output1"]),
 }
-# min, opt and max of the inputs that have them.
+# The min, opt and max shapes of the inputs with a profile.
 PROFILES: dict[str, dict[str, list[tuple[int, ...]]]] = {
     "convolution": {"image": [(1, 3, 16, 16), (4, 3, 16, 16), (8, 3, 16, 16)]},
     "attention": {"tokens": [(1, 2), (2, 5), (4, 16)]},

@@ -1,7 +1,7 @@
-"""core/util/file_lock.h against the real `filelock`, in processes of their own.
+"""core/util/file_lock.h against the real `filelock`, in separate processes.
 
-The same for the lock of the Python runtime is tests/py/runtime/test_file_lock.py. Environment:
-FILE_LOCK_TOOL and FILELOCK_3, as `lock_peer` wants them.
+tests/py/runtime/test_file_lock.py tests the same for the Python runtime's lock. `lock_peer` needs
+the environment variables FILE_LOCK_TOOL and FILELOCK_3.
 """
 
 import itertools

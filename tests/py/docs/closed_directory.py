@@ -1,4 +1,4 @@
-"""A directory that can't be written to, whoever runs the test."""
+"""A directory that the test can't write to, even as root."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ _VERSION_3 = 0x20080522
 
 @contextmanager
 def closed_directory(directory: Path) -> Iterator[None]:
-    """For this thread, which meanwhile has permissions by owner and mode alone, also if it is root.
+    """While the block runs, this thread can't write to the directory, even if it is root.
 
-    Not by another user's id: a sandbox may have but one.
+    The thread drops its capabilities, so that only owner and mode give it permissions. It does not
+    change its user id, since a sandbox may have only one.
     """
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-    # Two times effective, permitted and inheritable capabilities.
+    # The effective, permitted and inheritable capabilities, twice.
     before, without = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
     assert _LIBC.capget(header, before) == 0
     without[:] = list(before)

@@ -11,7 +11,7 @@ _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `line` is the number of its first line of text, counted from 1."""
+    """A fenced block. `line` is the number of its first line of text, counted from 1."""
 
     language: str
     text: str
@@ -25,7 +25,7 @@ def read_blocks(path: Path) -> list[Block]:
     A comment `<!-- not run: reason -->` on the line before a block becomes that block's reason.
 
     Raises:
-        ValueError: a block without a language or without an end, or a comment without a block.
+        ValueError: A block has no language or no end, or a comment has no block.
     """
     blocks: list[Block] = []
     lines = path.read_text().splitlines()
@@ -37,7 +37,7 @@ def read_blocks(path: Path) -> list[Block]:
         if line.lstrip().startswith("```"):
             language = line.strip("`")
             if not re.fullmatch("[a-z]+", language):
-                raise ValueError(f"{path.name}:{number}: {line!r} names no language")
+                raise ValueError(f"{path.name}:{number}: {line!r} has no language")
             if "```" not in lines[number:]:
                 raise ValueError(f"{path.name}:{number}: the block has no end")
             end = lines.index("```", number)
@@ -54,6 +54,6 @@ def read_blocks(path: Path) -> list[Block]:
 
 
 def run_python(block: Block, path: Path, namespace: dict[str, object]) -> None:
-    """Runs the block in `namespace`; a traceback shows its lines of the document."""
+    """Runs the block in `namespace`. A traceback shows the document's lines."""
     source = "\n" * (block.line - 1) + block.text
     exec(compile(source, path, "exec"), namespace)

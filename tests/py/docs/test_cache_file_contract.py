@@ -1,4 +1,4 @@
-"""The code of docs/cache-file-contract.md does what the document says, beside both runtimes."""
+"""The code in docs/cache-file-contract.md does what the document says, alongside both runtimes."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_failed_write_loses_nothing(
 
 
 def start_tool(path: Path, code: str) -> subprocess.Popen[bytes]:
-    """A process that has the document's functions and `path`, and no torch."""
+    """Starts a process with the document's functions and `path`, but without torch."""
     blocks = [block.text for block in BLOCKS if block.language == "python"]
     source = "\n".join([*blocks, "import sys", "path = sys.argv[1]", code])
     return subprocess.Popen([sys.executable, "-c", source, str(path)])

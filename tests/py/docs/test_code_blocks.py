@@ -1,11 +1,11 @@
-"""Runs docs/user-guide.md from top to bottom, as a reader would, and compares what it shows.
+"""Runs docs/user-guide.md from top to bottom, as a reader would, and compares the output.
 
-The blocks in Python share one namespace, those that begin with `# NAME.py` become files, which the
-blocks in shell run; all share a directory. A block of text is what the block before it prints, but
-for its numbers.
+Python blocks share one namespace. Those that begin with `# NAME.py` become files, which the shell
+blocks run. All blocks share one directory. A text block is the output of the block before it; its
+numbers may differ.
 
-There may be no GPU: once the guide has compiled a real engine, a plan of the simulated device takes
-its place in the file, and tensors stay on the CPU.
+There may be no GPU. Once the guide has compiled a real engine, a plan of the simulated device
+replaces it in the file, and tensors stay on the CPU.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
 ENGINE = Path("filter.engine")
 SHAPE = (1, 3, 224, 224)
 DEADLINE = 240  # seconds
-COMPILE_TIME = 0.02  # seconds a kernel
+COMPILE_TIME = 0.02  # seconds per kernel
 
-# Gives every Python that the guide starts the simulated device.
+# Gives the simulated device to every Python that the guide starts.
 SITE = f"""
 import atexit
 from tests.util.simulation.simulated_device import installed_device
@@ -47,7 +47,7 @@ atexit.register(scope.__exit__, None, None, None)
 
 DRIVER = Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])
 
-# `torchtrt-cache` as the wheel has it, on a machine with an L4.
+# The wheel's command `torchtrt-cache`, on a machine with an L4.
 COMMAND = f"""#!/bin/sh
 export LD_LIBRARY_PATH="{DRIVER.parent}"
 export FAKE_CUDA_GPU="NVIDIA L4"
@@ -56,7 +56,7 @@ exec "{sys.executable}" -m torchtrt_cache "$@"
 
 
 def put_caches(directory: Path) -> None:
-    """What processes on this machine left there before and after its driver was upgraded."""
+    """Writes the files that processes on this machine left before and after a driver upgrade."""
     directory.mkdir()
     version = tensorrt_rtx.__version__
     for driver, hours in (("12.8", 2400), ("13.0", 3)):
@@ -68,7 +68,7 @@ def put_caches(directory: Path) -> None:
 
 
 class Reader:
-    """Somebody who does what the guide says, in the current directory."""
+    """A reader who follows the guide in the current directory."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
@@ -76,7 +76,7 @@ class Reader:
         self._files_not_run: set[str] = set()
         self._output = ""
         self._has_simulated_plan = False
-        self.done: list[str] = []  # what was done about each block
+        self.done: list[str] = []  # what was done with each block
         Path("bin").mkdir()
         python = Path("bin", "python")
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -106,7 +106,7 @@ class Reader:
             self._compare(block)
             self.done.append("compared")
         else:
-            pytest.fail(f"line {block.line}: nobody knows how to run {block.language}")
+            pytest.fail(f"line {block.line}: unknown language {block.language}")
 
     def finish(self) -> None:
         assert not self._files_not_run
@@ -158,9 +158,9 @@ class Reader:
             pattern = re.sub(r"\d[\d.,:]*", r"\\d[\\d.,:]*", re.escape(line))
             pattern = pattern.replace("/home/me/\\.cache", r"\S*")
             pattern = pattern.replace("/home/me/filter", re.escape(str(Path.cwd())))
-            # In a container, such as a test's sandbox, there may be others outside.
+            # A container, such as a test's sandbox, may have holders outside that it can't see.
             pattern = re.sub("free$", "(free|no holder found.*)", pattern)
-            # The columns of a table are as wide as they must be.
+            # The columns of a table are only as wide as needed.
             pattern = re.sub(r"(\\ ){2,}", " +", pattern)
             match = re.search(f"^{pattern}$", rest, re.M)
             assert match, f"line {block.line}: no {line!r} in\n{self._output}"
@@ -177,7 +177,7 @@ def test_guide(
     server = MotoServer()
     for name, value in environment_of_client(server.port).items():
         monkeypatch.setenv(name, value)
-    # What is uploaded are files of the GPU that the driver names, here the simulated one.
+    # Only files of the driver's GPU are uploaded, which is the simulated one here.
     monkeypatch.setenv("FAKE_CUDA_GPU", "Simulated RTX GPU")
     ctypes.CDLL(str(DRIVER))  # dlopen() finds it by its name
     with server, installed_device() as device, torch_tensorrt.logging.warnings():

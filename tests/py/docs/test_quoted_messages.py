@@ -1,4 +1,4 @@
-"""The tables of docs/user-guide.md quote what both runtimes really log, or raise."""
+"""The tables of docs/user-guide.md quote what both runtimes really log or raise."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOCK = Path("cache.bin.lock")
 
 
 def quotations() -> list[str]:
-    """The first columns of the tables, where they have several words."""
+    """The entries in the first columns of the tables that have several words."""
     return re.findall(r"^\| `([^` ]+ [^`]+)` +\|", DOCUMENT.read_text(), re.M)
 
 
@@ -218,7 +218,7 @@ def cannot_replace(cache: RuntimeCache) -> None:
 
 
 def run_path_engine(use_python_runtime: bool, place: Path | str = CACHE) -> None:
-    """An engine on the process's cache for a place."""
+    """Runs an engine on the process's cache for a place."""
     with installed_device():
         settings = RuntimeSettings(runtime_cache=place)
         TorchTensorRTModule(
@@ -254,7 +254,7 @@ def run_until_checkpoint(use_python_runtime: bool) -> None:
 def cannot_checkpoint(cache: RuntimeCache) -> None:
     CACHE.write_bytes(b"kernels, old")
     cache.load()  # makes the lock file
-    # A checkpoint thread that runs already could write to a closed directory.
+    # A checkpoint thread that is already running could write to a closed directory.
     in_new_process(f"run_until_checkpoint({not cache.is_cpp_runtime()})")
 
 
@@ -269,14 +269,14 @@ def busy(cache: RuntimeCache) -> None:
     try:
         with FileLock(LOCK):
             saving.start()
-            time.sleep(0.5)  # until it waits for the lock
+            time.sleep(0.5)  # by then it waits for the lock
             cache._handle.save_within(2.0)
     finally:
         saving.join()
 
 
 def unknown_switch(cache: RuntimeCache) -> None:
-    # It is read once in a process.
+    # A process reads the variable once.
     in_new_process(
         f"run_path_engine({not cache.is_cpp_runtime()})",
         TORCHTRT_RUNTIME_CACHE_CHECKPOINTS="off",
@@ -311,7 +311,7 @@ def refused(cache: RuntimeCache) -> None:
         make_engine(cache)(torch.zeros(4))
 
 
-# By a part of the quotation that no other has.
+# The key is a part of the quotation that no other quotation contains.
 PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "no runtime cache at": load,
     "Loaded": load_and_save,
@@ -330,7 +330,7 @@ PROVOCATIONS: dict[str, Callable[[RuntimeCache], None] | None] = {
     "Permission denied`": cannot_write,
     "everybody may write": everybody_may_write,
     "its group": None,  # tests/py/runtime/test_trust.py
-    "it belongs to": None,  # likewise
+    "it belongs to": None,  # tests/py/runtime/test_trust.py
     "No such file": no_directory,
     "No space left": None,  # tests/py/runtime/test_runtime_cache_file_places.py
     "another holder": lock_is_held,

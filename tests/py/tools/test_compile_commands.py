@@ -1,4 +1,4 @@
-"""tools/compile_commands on the action graphs that Bazel 4 and Bazel 7 print."""
+"""tools/compile_commands on action graphs as Bazel 4 and Bazel 7 print them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def action(source: str, *flags: str) -> dict[str, Any]:
     }
 
 
-# Of Bazel 4, where ids are numbers; and of Bazel 7, which tells more of an action.
+# The first is Bazel 4's, which uses numbers as ids. The second is Bazel 7's, which has more fields
+# per action.
 GRAPHS = [
     lambda *actions: {
         "artifacts": [{"id": 1, "pathFragmentId": 1}],

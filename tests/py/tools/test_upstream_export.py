@@ -1,4 +1,4 @@
-"""tools/upstream/export.py on small checkouts that are shaped like upstream's commits."""
+"""tools/upstream/export.py on small checkouts with the layout of upstream's commits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def export(onto: Path, out: Path) -> str:
 
 
 def failure(onto: Path, out: Path, **variables: str) -> str:
-    """Returns what a refused export says."""
+    """Returns the error message of a refused export."""
     existed = out.exists()
     done = run_export(onto, out, **variables)
     assert done.returncode == 1
@@ -314,7 +314,7 @@ assert copied._atexit_token is not cache._atexit_token is not None
 assert RuntimeCache(sys.argv[1])._atexit_token is None
 copied.autosave_on_del = False
 RuntimeCache.__new__(RuntimeCache)  # its __init__ never ran
-sys.saved = cache  # nothing drops it before the end
+sys.saved = cache  # nothing deletes it before the end
 """
     run_python(checkout, "-W", "error", "-c", code, str(tmp_path / "saved"))
     assert (tmp_path / "saved").read_bytes() == b"kernels"

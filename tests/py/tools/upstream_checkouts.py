@@ -1,4 +1,4 @@
-"""Small git checkouts of the shape that pytorch/TensorRT has at three commits: see CHECKOUTS."""
+"""Small git checkouts with the layout of pytorch/TensorRT at three commits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ Keep what applies.
 - [ ] It is tested
 """
 
-# buildifier objects to this and to TESTS_BUILD, as it does to upstream's at the first two commits.
+# buildifier complains about this and TESTS_BUILD, as it does about upstream's files at the first
+# two commits.
 UTIL_BUILD = """\
 load("@rules_cc//cc:defs.bzl", "cc_library")
 load("@rules_pkg//pkg:mappings.bzl", "pkg_files")
@@ -355,7 +356,7 @@ ALWAYS = {
 }
 # C++ loads and saves the file, as at 2705f498c5.
 CPP_FILE_IO = {**ALWAYS, "core/runtime/TRTRuntimeConfig.cpp": CONFIG_CPP}
-# Python does, and its RuntimeCache saves itself in __del__ alone, as at 97defd7765.
+# Python loads and saves the file, and RuntimeCache saves itself only in __del__, as at 97defd7765.
 PYTHON_FILE_IO = {
     **ALWAYS,
     **PACKAGE,
@@ -365,12 +366,12 @@ PYTHON_FILE_IO = {
 }
 # RuntimeCache saves itself at exit too, as at d7f2062810.
 AUTOSAVED = {**PYTHON_FILE_IO, CACHE: AUTOSAVED_CACHE_PY}
-# What no commit has: something for each series.
+# No commit has this: something for each series.
 BOTH = {**CPP_FILE_IO, **PACKAGE, CACHE: CACHE_PY}
 
 
 def environment(home: Path) -> dict[str, str]:
-    """For git, without the configuration of whoever runs the tests."""
+    """The environment for git, without the configuration of the user who runs the tests."""
     (home / ".gitconfig").write_text(
         "[user]\n\tname = Ada Löwe\n\temail = ada@example.org\n", encoding="utf-8"
     )

@@ -20,7 +20,7 @@ def set_age(path: Path, days: float) -> None:
 
 
 def put(path: Path, days: float, size: int = 1000, has_lock: bool = True) -> Path:
-    """A cache that was last used so long ago."""
+    """Writes a cache that was last used that many days ago."""
     path.write_bytes(bytes(size))
     set_age(path, days)
     if has_lock:
@@ -34,7 +34,7 @@ Snapshot = dict[str, tuple[object, ...]]
 
 
 def snapshot(directory: Path) -> Snapshot:
-    """All that lies in a directory but the times of reading."""
+    """The state of everything in a directory, without access times."""
     return {path.name: _state(path) for path in directory.iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""A real object store for the tests that ask for one."""
+"""A real object store, for the tests that request one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.util.servers.object_servers import MotoServer, environment_of_client
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[MotoServer]:
-    """One that this process's environment leads to, with a bucket named "bucket"."""
+    """An S3 server with a bucket named "bucket". This process's environment has its address."""
     server = MotoServer()
     with server, pytest.MonkeyPatch.context() as patch:
         server.create_bucket("bucket")

@@ -1,4 +1,4 @@
-"""URLs of runtime caches, and what is none."""
+"""URLs of runtime caches, and texts that are not valid URLs."""
 
 from __future__ import annotations
 

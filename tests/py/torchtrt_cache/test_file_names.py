@@ -1,4 +1,4 @@
-"""A directory in which strangers chose the names: nothing crashes, and only caches are touched."""
+"""A directory where strangers chose the names: nothing crashes, and only caches are touched."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GPUS = ["nvidia-l4", "nvidia-rtx-a6000", "x" * 128, "4", "4090-laptop", "a-sm89-
 VERSIONS = ["1.6.1.120", "1.7.0", "1" * 32, "1"]
 TEMPORARY = [".7-0123456789abcdef.tmp", ".4194304-ffffffffffffffff.merge"]
 JUNK = b"\n\r\t\x1b\x7f \xff\xc3\x28ab-._*%'\"\\"
-# What makes the name of a kind one that no kind has.
+# Each turns the name of a kind into a name that no kind has.
 SPOILERS: list[Callable[[str], str]] = [
     str.upper,
     lambda name: name + "\n",
@@ -53,7 +53,7 @@ SPOILERS: list[Callable[[str], str]] = [
 
 
 class Stranger:
-    """Fills a directory, with the same names each time."""
+    """Fills a directory with odd files. The names are the same each time."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -72,7 +72,7 @@ class Stranger:
         )
 
     def _put(self, name: str, is_file: bool) -> bool:
-        """Returns whether the file system can have the name, and had not."""
+        """Returns True if the file was made: the name is new and the file system allows it."""
         path = self.directory / name
         if name in self._names or name in (".", ".."):
             return False
@@ -163,9 +163,9 @@ def test_files_to_load(stranger: Stranger) -> None:
     assert snapshot(stranger.directory) == before
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 @pytest.mark.skipif(
-    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="Bazel builds the driver"
+    "FAKE_CUDA_DRIVER_LIBRARY" not in os.environ, reason="only Bazel builds the driver"
 )
 def test_both_runtimes_load_the_same(
     tmp_path: Path,
@@ -177,7 +177,7 @@ def test_both_runtimes_load_the_same(
     log = Log(capfd, caplog)
 
     def load(runtime: str) -> tuple[int, str, list[str]]:
-        """What is loaded, from where, and what is said."""
+        """Returns the number of bytes loaded, their source, and the messages."""
         pending = handle_of(runtime, tmp_path)
         try:
             loaded = pending.load()
@@ -234,7 +234,7 @@ def last_use(name: str, tree: Snapshot) -> int:
 def after_prune(
     tree: Snapshot, caches: set[str], to_go: Callable[[int, int], bool]
 ) -> set[str]:
-    """The names that are left, and those of new lock files."""
+    """The names that remain, including new lock files."""
     left = set(tree)
     kinds = sorted(
         caches | kinds_without_a_cache(tree),

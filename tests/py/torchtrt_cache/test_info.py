@@ -1,4 +1,4 @@
-"""torchtrt-cache info, about locks that other processes hold, and about directories."""
+"""torchtrt-cache info, with locks held by other processes, and on directories."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchtrt_cache.kinds import RuntimeCacheKind
 from torchtrt_cache.lock_holders import find_lock_holders
 
 SOMEBODY_ELSE = 54321
-# As in Bazel's sandbox, where nobody can tell what processes outside hold.
+# In a container such as Bazel's sandbox, the holders outside can't be seen.
 IS_IN_CONTAINER = Path("/proc/self/ns/pid").readlink() != Path("pid:[4026531836]")
 
 
@@ -171,7 +171,7 @@ OLD_DEFAULT = "runtime_cache-1.5.0.7.bin"
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One with three caches and what does not count, on a machine with an L4."""
+    """A directory with three caches and files that do not count, on a machine with an L4."""
     directory = tmp_path / "caches"
     directory.mkdir()
     for days, name in enumerate((A6000_FILE, OLD_DEFAULT, L4_FILE)):
@@ -371,7 +371,7 @@ def test_root_is_not_needed_to_see_other_users(lock_path: Path) -> None:
         try:
             os.seteuid(SOMEBODY_ELSE)
         except OSError as error:
-            pytest.skip(f"only root can act as somebody else: {error}")
+            pytest.skip(f"only root can act as another user: {error}")
         try:
             holders = find_lock_holders({file}).of(file)
         finally:

@@ -1,4 +1,4 @@
-"""torchtrt-cache pull, push and sync on a machine with a simulated GPU, which can merge."""
+"""torchtrt-cache pull, push and sync on a machine with a simulated GPU, which can merge kernels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates a GPU")
 
 @pytest.fixture(scope="module")
 def programs(server: object) -> Iterator[Programs]:
-    """Those with the environment of the server's clients."""
+    """Programs with the environment of the server's clients."""
     programs = Programs()
     yield programs
     programs.close()

@@ -1,4 +1,4 @@
-"""ObjectStore, over real servers."""
+"""ObjectStore on real servers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REQUESTS: dict[str, Callable[[ObjectStore], object]] = {
 def versity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VersityServer]:
     program = versity_program()
     if program is None:
-        pytest.skip("the gateway can't be installed: it takes go and the network")
+        pytest.skip("the gateway can't be installed: this needs Go and a network")
     with VersityServer(program, tmp_path_factory.mktemp("versity")) as server:
         server.create_bucket(BUCKET)
         yield server
@@ -55,7 +55,7 @@ def port(request: pytest.FixtureRequest) -> int:
 def store(
     port: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> ObjectStore:
-    """With a prefix of its own."""
+    """A store with a prefix of its own."""
     use(port, monkeypatch)
     return ObjectStore(f"s3://{BUCKET}/{re.sub(r'[^a-z0-9]', '-', request.node.name)}/")
 
@@ -79,7 +79,7 @@ def contents_of(store: ObjectStore, name: str) -> bytes | None:
 
 
 def reason_of(request: Callable[[ObjectStore], object]) -> str:
-    """Why the request fails, at both of two attempts."""
+    """The reason why the request fails. It must be the same at each of two attempts."""
     reasons = set()
     for _ in range(2):
         with pytest.raises(ObjectStoreError) as error:
@@ -218,7 +218,7 @@ def test_a_server_that_takes_no_connection(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.socket() as server, socket.socket() as a, socket.socket() as b:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
-        for client in (a, b):  # they fill its queue
+        for client in (a, b):  # they fill the server's queue
             client.setblocking(False)
             client.connect_ex(server.getsockname())
         use(server.getsockname()[1], monkeypatch)

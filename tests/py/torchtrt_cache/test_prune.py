@@ -22,7 +22,7 @@ OLD_DEFAULT = "runtime_cache-1.5.0.7.bin"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Four caches of 1000 bytes, of which D is in use."""
+    """Four caches of 1000 bytes. D is in use."""
     directory = tmp_path / "caches"
     directory.mkdir()
     for name, days in ((A, 100), (B, 40), (C, 30), (D, 0.5)):
@@ -281,7 +281,7 @@ from torchtrt_cache.__main__ import main
 header = (ctypes.c_uint32 * 2)(0x20080522, 0)
 assert ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()) == 0
 sys.exit(main(["prune", *sys.argv[1:]]))
-"""  # without the capabilities of root
+"""  # drops the capabilities of root
     directory.chmod(0o555)
     try:
         result = subprocess.run(
@@ -352,7 +352,7 @@ def test_runs_as_a_program(directory: Path) -> None:
 def test_ends_quietly_if_nobody_reads_the_output(
     command: list[str], directory: Path
 ) -> None:
-    for i in range(500):  # more than a pipe's buffer
+    for i in range(500):  # more than fit into a pipe's buffer
         put(directory / kind_file("13.0", f"gpu-{i}"), 3)
     with subprocess.Popen(
         [sys.executable, "-m", "torchtrt_cache", *command, str(directory)],
@@ -365,8 +365,8 @@ def test_ends_quietly_if_nobody_reads_the_output(
     assert process.returncode == 1
 
 
-# Loads and saves a cache as engines do, until the file of its second argument is there. What it
-# saves are equal bytes.
+# Loads and saves a cache as engines do, until the file named by its second argument exists. All the
+# bytes of a save are equal.
 USER = """
 import sys, time
 from pathlib import Path
@@ -409,7 +409,7 @@ def test_processes_that_load_and_save_meanwhile_lose_nothing(
             assert prune(directory, "--keep-newest", "0") == 0
             assert {A, B} <= caches_in(directory)
             assert C not in caches_in(directory)
-        # Their locks alone protect them now.
+        # From here on, only their locks protect them.
         monkeypatch.setattr(prune_module, "_IN_USE_FOR", -DAY * 10**9)
         removals = 0
         while removals < 20:

@@ -1,6 +1,6 @@
-"""A prune that fails, is killed or is overtaken at any of its system calls.
+"""A prune that fails, is killed, or meets another process at any of its system calls.
 
-LD_PRELOAD is tests/util/processes/observed_calls.cpp, which asks before each.
+LD_PRELOAD names tests/util/processes/observed_calls.cpp, which calls the test before each call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-import torchtrt_cache.prune  # noqa: F401  else the first faults meet its import
+import torchtrt_cache.prune  # noqa: F401  or the first faults would meet its import
 from tests.py.torchtrt_cache.caches import (
     Snapshot,
     kind_file,
@@ -30,7 +30,7 @@ from torchtrt_cache.runtime_cache_file import RuntimeCacheFile
 OLD, OLDER, IN_USE = (kind_file(driver) for driver in ("13.0", "12.9", "13.1"))
 LEFTOVERS = {f"{OLD}.1-0123456789abcdef.tmp", f"{OLD}.1-0123456789abcdef.merge"}
 DONE = {f"{OLD}.lock", f"{OLDER}.lock", IN_USE, f"{IN_USE}.lock", "link.bin", "notes"}
-MANY = 1000  # more than all system calls of a prune
+MANY = 1000  # more system calls than a prune makes
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def fill(directory: Path) -> Snapshot:
-    """Two old caches, one without a lock file and one with leftovers, and others' files."""
+    """Makes two old caches, one without a lock file and one with leftovers, and other files."""
     for path in directory.iterdir():
         path.unlink()
     put(directory / OLD, 50)
@@ -60,7 +60,7 @@ def prune(directory: Path) -> int:
 
 
 def check_is_whole(directory: Path, before: Snapshot) -> None:
-    """Each file is as it was or gone; only the old kinds' files may go, and the caches go last."""
+    """Checks that only old kinds' files are gone, caches last, and that others are unchanged."""
     after = snapshot(directory)
     assert {name: before[name] for name in after if name in before} == {
         name: state for name, state in after.items() if name in before
@@ -98,7 +98,7 @@ def test_a_call_that_fails_harms_nothing_and_is_said(
         assert prune(directory) == 0
         assert set(snapshot(directory)) == DONE
         capsys.readouterr()
-    # In some languages argparse looks for translations.
+    # In some languages, argparse looks for translations.
     assert failed - {"stat"} == {
         "fchmod",
         "fchown",
@@ -150,7 +150,7 @@ def test_a_prune_that_is_killed_leaves_whole_kinds(directory: Path) -> None:
 
 
 def save(path: Path) -> bool:
-    """As engines do; returns whether nobody else had the lock."""
+    """Saves as engines do. Returns False if somebody else had the lock."""
     store = RuntimeCacheFile(str(path), LockWaits(timeout=0))
     try:
         contents = store.read()
@@ -161,7 +161,7 @@ def save(path: Path) -> bool:
 
 
 def load(path: Path) -> bool:
-    """Returns whether there was something to load."""
+    """Returns True if there was a file to load."""
     lock = f"{path}.lock"
     try:
         with file_lock(lock, LockWaits(timeout=0), shared=True):

@@ -1,4 +1,4 @@
-"""The record beside a cache file, also when it is garbage."""
+"""The record beside a cache file, including broken ones."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_it_belongs_to_whom_the_cache_belongs(cache: str) -> None:
     try:
         os.chown(cache, 1234, 2345)
     except OSError:
-        pytest.skip("files can't be given away here")
+        pytest.skip("this process can't change the owner of files")
     write_record(cache, RECORD)
     record = Path(record_path_of(cache)).stat()
     assert (record.st_uid, record.st_gid) == (1234, 2345)

@@ -1,4 +1,4 @@
-"""StoreProcess: its helper, deadlines, deaths and forks."""
+"""StoreProcess: its helper process, deadlines, deaths and forks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from torchtrt_cache.objects import ObjectStoreError
 from torchtrt_cache.store_process import StoreProcess, _Channel, check_library
 
 NAME = "kind.bin"
-LONG = 60.0  # seconds, which nothing here takes unless it hangs
+LONG = 60.0  # seconds; reached only if something hangs
 
 pytestmark = pytest.mark.usefixtures("proxy")
 
@@ -53,20 +53,20 @@ def store(proxy: FaultyProxy, url: str) -> Iterator[StoreProcess]:
 def without_proxy(
     proxy: FaultyProxy, server: MotoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For who counts the descriptors of this process, of which the proxy has some."""
-    del proxy  # whose environment is there already
+    """For tests that count the descriptors of this process: the proxy holds some."""
+    del proxy  # its environment is already set
     for name, value in environment_of_client(server.port).items():
         monkeypatch.setenv(name, value)
 
 
 def pid_of(store: StoreProcess) -> int:
-    """Of the helper, which runs."""
+    """The id of the running helper process."""
     assert store._helper is not None
     return store._helper._process.pid
 
 
 def wait_for_end(pidfd: int) -> None:
-    """Of a process that may be nobody's child."""
+    """Waits for the end of a process, which need not be a child."""
     try:
         ended, _, _ = select.select([pidfd], [], [], LONG)
         assert ended
@@ -452,13 +452,13 @@ def test_a_hundred_requests_leak_no_descriptor(store: StoreProcess) -> None:
         store.read(NAME)
         store.names()
     assert len(descriptors()) == ours
-    # Connections to the server come and go.
+    # The number of connections to the server varies.
     assert len(descriptors(pid_of(store))) < theirs + 10
 
 
 @contextmanager
 def descriptors_below(limit: int, pid: int = 0) -> Iterator[None]:
-    """Lets a process, by default this one, open no others for the block."""
+    """During the block, a process (by default this one) can open no descriptor >= `limit`."""
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (limit, before[1]))
     try:

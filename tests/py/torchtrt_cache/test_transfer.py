@@ -1,6 +1,6 @@
-"""The way of kernels between files and a real object store, and what may happen on it.
+"""Transfers of kernels between files and a real object store, and the events that can disturb them.
 
-A cache is a text with a kernel in each line here, so that merging needs no GPU.
+Here a cache is a text with one kernel per line, so that merging needs no GPU.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from torchtrt_cache.transfer import (
 
 NAME = "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"
 KIND = RuntimeCacheKind("NVIDIA L4", 89, "1.6.1.120", "linux", 13000)
-TIMEOUT = 120.0  # seconds, as the other; of a transfer
-PATIENCE = 60.0
+TIMEOUT = 120.0  # seconds per transfer
+PATIENCE = 60.0  # seconds
 STEP = 7  # calls and returns between the points at which a process is killed
 
 Kernels = set[str]
@@ -65,7 +65,7 @@ def union(theirs: memoryview, ours: memoryview) -> memoryview:
 
 
 class Store:
-    """A store that counts its calls, and does something before or after one of them."""
+    """A store that counts its calls and can do something before or after one of them."""
 
     def __init__(self, store: StoreProcess) -> None:
         self.store = store
@@ -78,7 +78,7 @@ class Store:
         return self.store.url
 
     def once(self, when: str, what: Callable[[], None]) -> None:
-        """Such as "before replace"."""
+        """Runs `what` once at a moment such as "before replace"."""
         self._once[when] = what
 
     def _happens(self, when: str) -> None:
@@ -164,7 +164,7 @@ class Machine:
         return to_kernels(memoryview(self.path.read_bytes()))
 
     def save(self, *kernels: str) -> None:
-        """As a process does that merges."""
+        """Saves the way a process does that can merge."""
         have = self.file if self.path.exists() else set()
         self.replace(have | set(kernels))
 
@@ -179,7 +179,7 @@ class Machine:
         return to_kernels(contents.data) if contents else set()
 
     def put(self, *kernels: str) -> None:
-        """As another machine does."""
+        """Puts an object the way another machine does."""
         store = self.store.store
         data = to_bytes(self.object | set(kernels))
         assert store.replace(NAME, data, store.generation(NAME))
@@ -189,15 +189,15 @@ class Machine:
         assert store.replace(name, memoryview(data), store.generation(name))
 
     def delete(self) -> None:
-        """The object."""
+        """Deletes the object."""
         self._call_library("obstore.delete(store, sys.argv[2])")
 
     def put_nothing(self) -> None:
-        """An empty object, which only others can write."""
+        """Puts an empty object, which this project never writes."""
         self._call_library("obstore.put(store, sys.argv[2], b'')")
 
     def _call_library(self, call: str) -> None:
-        """In a process of its own, since forks do not get along with the library."""
+        """Calls the library in a separate process, since it does not work with forks."""
         code = (
             "import obstore, sys; from obstore.store import from_url; store = "
             "from_url(sys.argv[1], client_options={'allow_http': True}); "
@@ -221,7 +221,7 @@ def other(url: str, tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture(params=[union, None], ids=["merging", "alone"])
 def merge(request: pytest.FixtureRequest) -> Merge | None:
-    """Where nothing is to be merged, it makes no difference whether one could."""
+    """For tests where nothing needs merging: the result must not depend on the ability to merge."""
     merge: Merge | None = request.param
     return merge
 
@@ -469,7 +469,7 @@ def test_an_object_that_is_deleted_before_the_put_is_made_again(
     machine.save("b")
     machine.store.once("before replace", machine.delete)
     assert machine.push() is Outcome.TRANSFERRED
-    assert machine.object == {"b"}  # who deletes an object wants to lose it
+    assert machine.object == {"b"}  # whoever deletes an object wants it to be lost
     assert "b" in machine.file
 
 
@@ -688,7 +688,7 @@ def test_pulls_of_one_machine_share_a_download(url: str, tmp_path: Path) -> None
 
 
 class Pause:
-    """Holds a transfer of a machine up, at a moment such as "before replace", for the block."""
+    """Pauses a transfer of a machine during the block, at a moment such as "before replace"."""
 
     def __init__(self, machine: Machine, when: str) -> None:
         self._is_there, self._may_end = threading.Event(), threading.Event()
@@ -740,7 +740,7 @@ def test_the_first_byte_of_a_push_counts_for_a_pull_that_waits(
     with ThreadPoolExecutor() as threads:
         push = threads.submit(machine.push, merge)
         with pause:
-            machine.put("b")  # so that there is something to fetch
+            machine.put("b")  # gives the pull something to fetch
             pull = threads.submit(second.pull, merge)
             end = time.monotonic() + PATIENCE
             while not second.first_bytes:
@@ -807,7 +807,7 @@ def test_machines_that_push_at_once_lose_nothing(
 
 def test_a_disk_without_room_for_the_object_is_an_error(machine: Machine) -> None:
     machine.put_bytes(bytes(1 << 20))
-    machine.store.store.close()  # the next helper inherits the limit
+    machine.store.store.close()  # the next helper process inherits the limit
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
     try:
@@ -825,7 +825,7 @@ def test_a_disk_without_room_for_the_object_is_an_error(machine: Machine) -> Non
 def test_a_file_that_can_not_be_written_is_an_error_and_stays(machine: Machine) -> None:
     machine.save("b")
     machine.put("a")
-    machine.path.chmod(0o666)  # which anybody could have written
+    machine.path.chmod(0o666)  # anybody could have written it
     with pytest.raises(RuntimeError, match="can't be trusted"):
         machine.pull()
     with pytest.raises(RuntimeError, match="can't be trusted"):
@@ -838,7 +838,7 @@ BESIDE = {"", ".lock", ".remote", ".remote.lock"}
 
 
 def names_beside(machine: Machine) -> set[str]:
-    """What is in the machine's directory, without the file's name, which all begin with."""
+    """The names in the machine's directory, without their common prefix, the file's name."""
     return {path.name.removeprefix(NAME) for path in machine.directory.iterdir()}
 
 
@@ -846,7 +846,7 @@ MODULES = {str(m.__file__) for m in (transfer, records, runtime_cache_file)}
 
 
 def kill_after(calls: int) -> None:
-    """Kills this process amid that call of a function, or return from one, in MODULES."""
+    """Kills this process at that call of a function in MODULES, or return from one."""
     left = calls
 
     def count(frame: FrameType, event: str, _: object) -> None:
@@ -860,7 +860,7 @@ def kill_after(calls: int) -> None:
 
 
 def is_killed(calls: int, work: Callable[[], object]) -> bool:
-    """Whether a child that does the work is killed before it is done."""
+    """Returns True if a child that does the work is killed before it is done."""
     child = os.fork()
     if child == 0:
         try:

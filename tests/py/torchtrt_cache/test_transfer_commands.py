@@ -1,4 +1,4 @@
-"""torchtrt-cache pull, push and sync, as processes without a GPU on a real object store."""
+"""torchtrt-cache pull, push and sync, run as processes without a GPU on a real object store."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from tests.util.servers.object_servers import (
 from torchtrt_cache.__main__ import main
 from torchtrt_cache.store_process import StoreProcess
 
-TIMEOUT = 240.0  # seconds, as the other; of a command
-PATIENCE = 60.0
+TIMEOUT = 240.0  # seconds per command
+PATIENCE = 60.0  # seconds
 A, B, C = (kind_file(driver) for driver in ("13.0", "12.9", "12.8"))
 OTHER = kind_file("13.0", "nvidia-a10")
-GPU = "NVIDIA L4"  # of A, B and C
+GPU = "NVIDIA L4"  # the GPU of A, B and C
 
 Outcome = tuple[int, list[str], str]
 """The exit status, the lines of stdout, and stderr."""
 
 
 def environment(gpu: str | None = None, **variables: str) -> dict[str, str]:
-    """Of a machine with that GPU or none."""
+    """The environment of a machine with that GPU, or without one."""
     folder = Path(os.environ["FAKE_CUDA_DRIVER_LIBRARY"]).parent
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), **variables}
     environment.pop("FAKE_CUDA_GPU", None)
@@ -66,7 +66,7 @@ def run(*arguments: str | Path, gpu: str | None = None, **variables: str) -> Out
 
 
 def run_here(*arguments: str) -> Outcome:
-    """In this process, for those with limits that a program it starts would not have."""
+    """Runs a command in this process, for limits that a child process would not inherit."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         status = main(list(arguments))
@@ -103,7 +103,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def append(path: Path, data: bytes) -> None:
-    """As a save does, by which a file grows."""
+    """Lets a file grow, as a save does."""
     path.write_bytes(path.read_bytes() + data)
 
 
@@ -400,7 +400,7 @@ def test_a_full_disk_is_an_error_and_the_file_stays(directory: Path, url: str) -
         try:
             assert child(files, directory) == {A: b"ours"}
         except PermissionError:
-            pytest.skip("this user may have no mount namespace")
+            pytest.skip("this user can't make a mount namespace")
         assert child(run_here, "push", str(directory), url)[0] == 3
         status, lines, errors = child(run_here, "pull", url, str(directory))
         left = child(files, directory)
@@ -434,7 +434,7 @@ def test_the_help_names_all_commands() -> None:
 
 
 class Watch:
-    """A process of `sync --watch`, after its first round."""
+    """A process of `sync --watch`."""
 
     def __init__(self, *arguments: str | Path, **variables: str) -> None:
         self.process = subprocess.Popen(
@@ -461,7 +461,7 @@ class Watch:
         for number in signals:
             self.process.send_signal(number)
         out, errors = self.process.communicate(timeout=PATIENCE)
-        assert time.monotonic() - start < 10  # as after `docker stop`
+        assert time.monotonic() - start < 10  # the time limit of `docker stop`
         return self.process.returncode, out.splitlines(), errors
 
 
@@ -497,7 +497,7 @@ def test_watching_outlives_a_store_that_fails(
             assert watch.process.stderr is not None
             said = watch.process.stderr.readline()
             assert said == f"Can't list '{url}': connection refused\n"
-            time.sleep(8)  # in which both kinds fail for the same reason
+            time.sleep(8)  # during this time both kinds fail for the same reason
             append(directory / A, b"more")
             proxy.heal()
             pushed = {watch.hear() for _ in range(2)}

@@ -1,4 +1,4 @@
-"""When a cache file is pushed while others save it, at invented times."""
+"""When a cache file is pushed while others save it, with simulated times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from torchtrt_cache.runtime_cache_file import FileGeneration
 from torchtrt_cache.upload_schedule import UploadSchedule
 
-EPSILON = 1e-6  # seconds, as all here
+EPSILON = 1e-6  # seconds, like all times here
 
 
 class Watcher:
@@ -28,7 +28,7 @@ class Watcher:
         self.schedule.saw(self.now, self.generation, self.is_uploaded)
 
     def pass_time(self, seconds: float) -> None:
-        """Looks whenever the schedule says."""
+        """Looks whenever the schedule requests it."""
         end = self.now + seconds
         while (look := self.schedule.next_look(self.now)) <= end:
             assert look >= self.now
@@ -38,13 +38,13 @@ class Watcher:
 
     @property
     def pause(self) -> float:
-        """From now to the next push."""
+        """The time from now to the next push."""
         due = self.schedule.due()
         assert due is not None
         return due - self.now
 
     def is_within(self, pause: float) -> bool:
-        """Whether the next push comes after that pause, as it varies."""
+        """Returns True if the next push comes after that pause, which varies randomly."""
         return 0.75 * pause - EPSILON <= self.pause <= pause + EPSILON
 
     def is_due(self) -> bool:

@@ -1,4 +1,4 @@
-"""tests/util/simulation/supported_gpu.py, for GPUs that are not here."""
+"""tests/util/simulation/supported_gpu.py with GPUs that this machine does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixtures of tests/py/runtime, also here."""
+"""Makes the fixtures of tests/py/runtime available here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saves of RuntimeCache: on its own at the end, and beside others under the file's lock."""
+"""Saves of RuntimeCache: when it is deleted, and beside other savers under the file's lock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from torch_tensorrt.runtime._runtime_cache import _autosave_at_exit
 
 
 class ShuttingDownHandle:
-    """What torchbind's handle is like once the interpreter has torn its imports down."""
+    """Acts like torchbind's handle once the interpreter has torn down its imports."""
 
     def __init__(self) -> None:
         self.reads: list[str] = []
@@ -42,7 +42,7 @@ class ShuttingDownHandle:
 class TestRuntimeCacheAutosave:
     @pytest.fixture
     def saves(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The paths of the caches that are saved, which none is in fact."""
+        """The paths of the caches for which save() was called. Nothing is written."""
         saves: list[str] = []
         monkeypatch.setattr(RuntimeCache, "save", lambda self: saves.append(self.path))
         return saves
@@ -171,7 +171,7 @@ def test_filelock_cross_runtime_parallel(path: Path, device: Any) -> None:
         assert min(save.result(DEADLINE) for save in saves) > 0
     for runtime in RUNTIMES:
         assert kernels_missing(runtime, path, *plans) == 0
-    # One that met the other's kernels waited for its turn to merge.
+    # A cache that found the other one's kernels waited for its turn to merge.
     assert {entry.name for entry in path.parent.iterdir()} - {
         f"{path.name}.merge.lock"
     } == {path.name, f"{path.name}.lock"}

@@ -1,4 +1,4 @@
-"""The package where the C++ library is missing: the Python runtime takes its place."""
+"""The package without the C++ library: the Python runtime takes its place."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch_tensorrt._library import LIBRARY_PATH
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeSettings
 
-DEADLINE = 240  # seconds: against hanging alone
+DEADLINE = 240  # seconds; only a guard against hanging
 
-# The simulated device comes with a library that has the C++ runtime too. The package does not know.
+# The simulated device's library also contains the C++ runtime. The package does not know that.
 CODE = """
 import pickle, sys
 import torch
@@ -63,7 +63,7 @@ print("done")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Has a copy of the package without its library."""
+    """A folder with a copy of the package without its library."""
     for source in torch_tensorrt.__path__:
         shutil.copytree(
             source,

@@ -39,7 +39,7 @@ def device() -> Iterator[Any]:
 
 @pytest.fixture
 def make(runtime: str, device: Any) -> MakeModule:
-    """Makes modules of the runtime under test, by default of a plan with two kernels."""
+    """Makes modules of the runtime under test. The default plan has two kernels."""
 
     def make(plan: bytes | None = None, *names: list[str], **options: Any) -> Any:
         if plan is None:
@@ -68,7 +68,7 @@ def cache_of(module: EngineModule) -> RuntimeCache:
 
 
 def kernels_in(path: Path, device: Any, make: MakeModule) -> int:
-    """How many kernels of the plan by default the file has."""
+    """The number of the default plan's kernels that the file holds."""
     device.reset_counters()
     run(make(runtime_settings=RuntimeSettings(runtime_cache=path)))
     hits: int = device.counters()["cache_hits"]
@@ -301,7 +301,7 @@ def test_a_cache_that_can_not_be_saved_costs_a_warning(
     path = tmp_path / "missing" / "cache.bin"
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
     run(module)
-    caplog.clear()  # of the load, which warned too
+    caplog.clear()  # removes the load's warning
     module.runtime_settings = RuntimeSettings()
     run(module)
     (record,) = caplog.records
@@ -328,11 +328,11 @@ def test_modules_may_share_a_cache(
     assert device.counters() == {"compilations": 2, "cache_hits": 2}
 
 
-# What compiles in the background when a module goes.
+# Kernels that compile in the background when a module is deleted.
 
 
 def start_compiling(module: EngineModule, device: Any) -> None:
-    """Returns when a kernel compiles that the strategy "lazy" has begun; it takes a while."""
+    """Returns while a kernel, started by the strategy "lazy", compiles. That takes a while."""
     device.set_compile_time(0.3)
     module(torch.ones(3))
     deadline = time.monotonic() + DEADLINE
@@ -365,7 +365,7 @@ def test_a_kernel_that_compiles_when_the_module_goes_is_saved(
     cache_is_older: bool,
     is_cycle: bool,
 ) -> None:
-    # The garbage collector calls the finalizers of a cycle in the order of age.
+    # The garbage collector calls the finalizers of a cycle in order of age.
     cache = make_cache(path, autosave_on_del=True) if cache_is_older else path
     module = dynamic_module(make, cache)
     if is_cycle:
@@ -378,7 +378,7 @@ def test_a_kernel_that_compiles_when_the_module_goes_is_saved(
 
 @pytest.fixture
 def collect() -> Iterator[Callable[[], int]]:
-    """Collects garbage, which nothing else does meanwhile."""
+    """Collects garbage. Nothing else collects any during the test."""
     gc.collect()
     gc.disable()
     yield gc.collect
@@ -404,7 +404,7 @@ def test_a_module_runs_on_when_its_cache_has_saved_itself(
     assert torch.equal(module(X), torch.relu(X))
 
 
-# The interpreter ends while `module`, a global, has a kernel that compiles.
+# The interpreter ends while a kernel of `module`, a global variable, compiles.
 EXIT = """
 device = contextlib.ExitStack()
 simulated = device.enter_context(installed_device())
@@ -469,7 +469,7 @@ def test_copies_run_with_the_same_settings(
     device.reset_counters()
     copied = duplicate(module, tmp_path / "module.pt")
     run(copied)
-    # Its kernels came with it: there is no file before a module goes.
+    # The copy includes the kernels: no module has been deleted yet, so there is no file.
     hits = 2 if has_run else 0
     assert device.counters() == {"compilations": 2 - hits, "cache_hits": hits}
     assert not path.exists()
@@ -515,7 +515,7 @@ def test_a_state_dict_restores_it(
 
 
 def test_a_state_dict_leaves_the_cache_in_use(make: MakeModule, path: Path) -> None:
-    """A checkpoint must not decide on a file that is written."""
+    """A checkpoint must not decide which file is written."""
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
     cache = cache_of(module)
     theirs = RuntimeSettings(runtime_cache=path.with_name("theirs.bin"))
@@ -553,7 +553,7 @@ def test_a_wrong_state_changes_nothing(
 def test_torch_load_moves_neither_plan_nor_kernels(
     make: MakeModule, path: Path, tmp_path: Path
 ) -> None:
-    """With map_location="cuda"; "meta" stands for it where there is no GPU."""
+    """map_location is "cuda", or "meta" in its place where there is no GPU."""
     where = "cuda" if torch.cuda.is_available() else "meta"
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
     run(module)
