@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,12 +22,35 @@ def stage(files: list[str], project: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def _version(tag: str) -> tuple[int, ...]:
+    """The glibc of a manylinux tag; infinite for another platform, which promises nothing."""
+    found = re.search(r"manylinux_(\d+)_(\d+)", tag)
+    return tuple(map(int, found.groups())) if found else (sys.maxsize,)
+
+
+def check_symbols(wheel: Path, tag: str) -> None:
+    """Raises SystemExit if the wheel needs symbols that the platforms of `tag` may lack."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "auditwheel", "show", "--json", wheel],
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    found = json.loads(shown.stdout)
+    if _version(found["sym_tag"]) > _version(tag):
+        sys.exit(
+            f"{wheel.name} needs {found['sym_tag']}, because its library needs symbols of "
+            f"{json.dumps(found['versioned_symbols'])}. `nm -D --with-symbol-versions` names the "
+            "symbols; define those of newer versions in py/glibc_2_28.cpp."
+        )
+
+
 def build(files: list[str], tag: str, output: Path) -> None:
     """Builds the wheel with `tag` and puts it at `output`.
 
     Raises:
-        subprocess.CalledProcessError: hatchling failed; its output says why.
-        SystemExit: hatchling gave the wheel another name than `output` has.
+        subprocess.CalledProcessError: hatchling or auditwheel failed; its output says why.
+        SystemExit: the wheel's name is not that of `output`, or it needs newer symbols than the
+            platforms of `tag` have.
     """
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder, "project")
@@ -40,6 +65,7 @@ def build(files: list[str], tag: str, output: Path) -> None:
         (wheel,) = Path(folder).glob("*.whl")
         if wheel.name != output.name:
             sys.exit(f"hatchling built {wheel.name}, expected {output.name}")
+        check_symbols(wheel, tag)
         shutil.copyfile(wheel, output)
 
 
@@ -47,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="path of the wheel")
     parser.add_argument(
-        "--tag", required=True, help="such as py3-none-manylinux_2_36_x86_64"
+        "--tag", required=True, help="such as py3-none-manylinux_2_28_x86_64"
     )
     parser.add_argument("files", nargs="+", metavar="DESTINATION=SOURCE")
     arguments = parser.parse_args()

@@ -44,7 +44,7 @@ wheel = rule(
             cfg = _optimized,  # what is shipped is optimized, however the rest is built
             doc = "what goes in, and the folder of the project to put it in; paths are relative to this package where they can be",
         ),
-        "tag": attr.string(mandatory = True, doc = "compatibility tag, such as py3-none-manylinux_2_36_x86_64"),
+        "tag": attr.string(mandatory = True, doc = "compatibility tag, such as py3-none-manylinux_2_28_x86_64"),
         "version": attr.string(mandatory = True),
         "_allowlist_function_transition": attr.label(default = "@bazel_tools//tools/allowlists/function_transition_allowlist"),
         "_build_wheel": attr.label(default = "//tools/wheel:build_wheel", executable = True, cfg = "exec"),
