@@ -12,7 +12,7 @@ def repositories():
     python_env(
         name = "python_env",
         effort = "torch alone is a download of 3 GB and takes minutes",
-        replaceable = True,
+        project = "//py:pyproject.toml",
         requirements = "//third_party/python:requirements.txt",
     )
     python_env(

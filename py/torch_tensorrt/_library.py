@@ -8,15 +8,21 @@ from pathlib import Path
 
 import torch
 
+from torch_tensorrt._version import BUILT_FOR
+
 LIBRARY_PATH = Path(__file__).parent / "lib" / "libtorchtrt_runtime.so"
+
+# The minor versions of torch and tensorrt_rtx with which the test suite passed on a library that is
+# built for the first pair. That the library loads with others proves nothing.
+TESTED_PAIRS = (("2.14", "1.6"),)
 
 
 @cache
 def library_error() -> ImportError | None:
     """Why the C++ runtime can't be used, None if it can.
 
-    The library is missing, or was built for another torch or TensorRT-RTX than those installed. The
-    first call loads it, or warns that it can't; later ones answer the same.
+    The library is missing, or was not tested with the versions of torch and TensorRT-RTX that are
+    installed. The first call loads it, or logs a warning; later ones return the same.
     """
     error = _load()
     if error is not None:
@@ -33,11 +39,27 @@ def _load() -> ImportError | None:
         import tensorrt_rtx
     except ImportError as error:
         return ImportError(f"{LIBRARY_PATH} needs tensorrt_rtx: {error}")
+    installed = torch.__version__, tensorrt_rtx.__version__
+    # A library that was built for another pair was tested with that pair alone.
+    tested = TESTED_PAIRS if TESTED_PAIRS[0] == BUILT_FOR else (BUILT_FOR,)
+    if tuple(map(_minor_version, installed)) not in tested:
+        return ImportError(
+            f"{LIBRARY_PATH} was tested with {', '.join(map(_named, tested))}, "
+            f"but not with {_named(installed)}"
+        )
     try:
         torch.ops.load_library(LIBRARY_PATH)  # type: ignore[no-untyped-call]
     except OSError as error:
         return ImportError(
-            f"{LIBRARY_PATH} can't be loaded with torch {torch.__version__} and "
-            f"tensorrt_rtx {tensorrt_rtx.__version__}: {error}"
+            f"{LIBRARY_PATH} can't be loaded with {_named(installed)}: {error}"
         )
     return None
+
+
+def _minor_version(version: str) -> str:
+    """Such as "2.15" for "2.15.0+cu130"."""
+    return ".".join(version.split(".")[:2])
+
+
+def _named(pair: tuple[str, str]) -> str:
+    return "torch {} and tensorrt_rtx {}".format(*pair)

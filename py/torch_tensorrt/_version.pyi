@@ -1,1 +1,2 @@
 __version__: str
+BUILT_FOR: tuple[str, str]

@@ -29,6 +29,11 @@ cc_library(
     ],
     deps = [":c10", ":torch", ":torch_cpu"],
 )
+
+filegroup(
+    name = "version_header",
+    srcs = ["include/torch/headeronly/version.h"],
+)
 """
 
 _LIBRARIES = ["c10", "torch", "torch_cpu"]

@@ -2,7 +2,7 @@
 
 No package is declared as a file of the repository: an environment with torch has 30,000 of them, and a sandbox would link each one
 for every action. Programs reach them through `:python`, a launcher that names the interpreter by its absolute path. What depends on
-`:python` runs again when the environment changes, because the launcher holds the hash of the requirements.
+`:python` runs again when the environment changes, because the launcher holds the hash of the requirements or versions.
 """
 
 load("//third_party:run.bzl", "run")
@@ -18,28 +18,38 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
 import ensurepip, venv
 """
 
-# Prints the requirements that the interpreter's environment does not meet, one a line.
-_MISSING_PROGRAM = """
-import sys
+# Prints the versions that the interpreter's environment has of the packages of a requirements file. Any version will do, except where a
+# pyproject.toml says which.
+_VERSIONS_PROGRAM = """
+import re, sys
 from importlib import metadata
 try:
     from packaging.requirements import Requirement
 except ImportError:
-    sys.exit(print("packaging (not installed), without which the others can't be checked"))
-for line in open(sys.argv[1]):
+    sys.exit("It lacks the package packaging, without which the others can't be checked.")
+requirements, project = (open(path).read() for path in sys.argv[1:])
+ranges = dict(re.findall(r'"([\\w-]+)([<>=!~][^"]+)"', project))
+versions, missing = [], []
+for line in requirements.splitlines():
     text = line.split("#")[0].strip()
     if not text:
         continue
     requirement = Requirement(text)
     if requirement.marker and not requirement.marker.evaluate():
         continue
+    name = requirement.name
+    wanted = name + ranges.get(name, "")
     try:
-        found = metadata.version(requirement.name)
+        found = metadata.version(name)
     except metadata.PackageNotFoundError:
-        print(text + " (not installed)")
+        missing.append(wanted + " (not installed)")
         continue
-    if found not in requirement.specifier:
-        print(text + " (found " + found + ")")
+    if found not in Requirement(wanted).specifier:
+        missing.append(wanted + " (found " + found + ")")
+    versions.append(name + " " + found)
+if missing:
+    sys.exit("It lacks:\\n  " + "\\n  ".join(missing))
+print(versions)
 """
 
 _LAUNCHER = """#!/bin/sh
@@ -78,24 +88,17 @@ def _finish(ctx, python, identity):
 
 def _python_env_impl(ctx):
     requirements = ctx.path(ctx.attr.requirements)
-    identity = ctx.read(requirements)
-    named = ctx.os.environ.get("TORCHTRT_PYTHON", "") if ctx.attr.replaceable else ""
+    named = ctx.os.environ.get("TORCHTRT_PYTHON", "") if ctx.attr.project else ""
     if named:
         ctx.report_progress("Checking the environment of " + named)
-        missing = run(
+        versions = run(
             ctx,
-            [named, "-c", _MISSING_PROGRAM, requirements],
+            [named, "-c", _VERSIONS_PROGRAM, requirements, ctx.path(ctx.attr.project)],
             "Asking TORCHTRT_PYTHON={} for its packages".format(named),
-            "It must be the path of a Python interpreter.",
+            "It must be a Python interpreter that has what {0} lists: {1} -m pip install -r {0}".format(requirements, named),
             quiet = True,
         )
-        if missing:
-            fail("The environment of TORCHTRT_PYTHON={python} lacks:\n  {missing}\nTo get them: {python} -m pip install -r {requirements}".format(
-                python = named,
-                missing = missing.replace("\n", "\n  "),
-                requirements = requirements,
-            ))
-        _finish(ctx, named, identity = str(hash(identity)))
+        _finish(ctx, named, identity = str(hash(versions)))
         return
 
     python = _make_venv(ctx)
@@ -106,13 +109,16 @@ def _python_env_impl(ctx):
         "pip install -r {}".format(requirements),
         "Is a package index reachable? TORCHTRT_PYTHON=/path/to/python uses an environment that has the packages.",
     )
-    _finish(ctx, python, identity = str(hash(identity)))
+    _finish(ctx, python, identity = str(hash(ctx.read(requirements))))
 
 python_env = repository_rule(
     implementation = _python_env_impl,
     attrs = {
         "effort": attr.string(mandatory = True, doc = "how much there is to download, for the message"),
-        "replaceable": attr.bool(default = False, doc = "whether TORCHTRT_PYTHON, where set, is used instead"),
+        "project": attr.label(
+            allow_single_file = True,
+            doc = "a pyproject.toml; TORCHTRT_PYTHON, where set, is used instead if it has versions of the packages in its ranges",
+        ),
         "requirements": attr.label(mandatory = True, allow_single_file = True),
     },
     environ = ["TORCHTRT_PYTHON"],

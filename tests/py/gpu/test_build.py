@@ -116,6 +116,8 @@ def test_the_package_is_the_tree_s_on_the_library_that_was_built(
     assert (package / "__init__.py").samefile(sources / "__init__.py")
     assert (package / "runtime").samefile(sources / "runtime")
     assert (package / "lib" / LIBRARY).read_bytes() == b"library"
-    assert "__version__" in (package / "_version.py").read_text()
+    version = (package / "_version.py").read_text()
+    assert "__version__" in version
+    assert "BUILT_FOR" in version
     assert python_path(staged)["PYTHONPATH"].startswith(str(staged))
     stage_package(tmp_path, tmp_path / "staged", LIBRARY)  # once more, over itself

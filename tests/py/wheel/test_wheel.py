@@ -124,10 +124,8 @@ def test_declares_dependencies_and_supported_pythons(unpacked: Path) -> None:
     fields = metadata(unpacked, "METADATA")
     assert fields["Name"] == "torch-tensorrt-rtx-runtime"
     assert fields["Requires-Python"] == "<3.15,>=3.10"
-    names = {
-        re.split(r"[^\w-]", line)[0] for line in fields.get_all("Requires-Dist", [])
-    }
-    assert {"torch", "tensorrt-rtx", "platformdirs"} <= names
+    requirements = set(fields.get_all("Requires-Dist", []))
+    assert {"torch>=2.11", "tensorrt-rtx>=1.6", "platformdirs>=4"} <= requirements
 
 
 def test_passes_check_wheel_contents_and_twine() -> None:
@@ -153,7 +151,7 @@ def test_a_library_that_needs_a_newer_glibc_ends_the_build(
         ["g++", "-shared", "-fPIC", source, "-o", project / LIBRARY], check=True
     )
     again = tmp_path / WHEEL.name
-    with pytest.raises(SystemExit, match="GLIBC_2.34.*py/glibc_2_28.cpp"):
+    with pytest.raises(SystemExit, match=r"GLIBC_2\.34.*py/glibc_2_28"):
         build_from(project, again)
     assert not again.exists()
 

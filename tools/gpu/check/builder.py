@@ -97,7 +97,9 @@ def stage_package(build_folder: Path, folder: Path, library: str) -> Path:
     built = build_folder / library
     if built.exists():
         (package / "lib" / LIBRARY).symlink_to(built)
-    (package / "_version.py").write_text(f'__version__ = "{_version()}"\n')
+    (package / "_version.py").write_text(
+        f'__version__ = "{_version()}"\nBUILT_FOR = {_built_for()}\n'
+    )
     return folder
 
 
@@ -105,6 +107,15 @@ def _version() -> str:
     variables: dict[str, str] = {}
     exec((ROOT / "py/version.bzl").read_text(), variables)
     return variables["VERSION"]
+
+
+def _built_for() -> tuple[str, ...]:
+    """The minor versions of the packages, which those of the headers must equal."""
+    import tensorrt_rtx
+    import torch
+
+    packages = torch, tensorrt_rtx
+    return tuple(".".join(each.__version__.split(".")[:2]) for each in packages)
 
 
 def python_path(package: Path) -> dict[str, str]:

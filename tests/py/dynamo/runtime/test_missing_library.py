@@ -1,4 +1,4 @@
-"""The package without the C++ library: the Python runtime takes its place."""
+"""The Python runtime takes the place of a C++ library that is missing or untested."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx
+import torch
 
 import torch_tensorrt
 from tests.util.simulation.simulated_device import relu_plan
-from torch_tensorrt._library import LIBRARY_PATH
+from torch_tensorrt import _library
+from torch_tensorrt._library import LIBRARY_PATH, TESTED_PAIRS
+from torch_tensorrt._version import BUILT_FOR
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeSettings
 
@@ -61,20 +66,42 @@ print("done")
 """
 
 
+def without_library(package: Path) -> str:
+    """Returns what the package then warns of."""
+    shutil.rmtree(package / "lib")
+    return "lib/libtorchtrt_runtime.so can't be loaded with torch"
+
+
+def with_library_for_another_pair(package: Path) -> str:
+    """Returns what the package then warns of."""
+    version = package / "_version.py"
+    text = version.read_text().replace(str(BUILT_FOR), "('2.10', '1.5')")
+    version.unlink()
+    version.write_text(text)
+    return (
+        "was tested with torch 2.10 and tensorrt_rtx 1.5, but not with "
+        f"torch {torch.__version__} and tensorrt_rtx {tensorrt_rtx.__version__}\n"
+    )
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a copy of the package without its library."""
+    """A folder with a copy of the package."""
     for source in torch_tensorrt.__path__:
         shutil.copytree(
             source,
             tmp_path / "torch_tensorrt",
-            ignore=shutil.ignore_patterns("lib", "__pycache__"),
+            ignore=shutil.ignore_patterns("__pycache__"),
             dirs_exist_ok=True,
         )
     return tmp_path
 
 
-def test_the_python_runtime_takes_its_place(folder: Path) -> None:
+@pytest.mark.parametrize("change", [without_library, with_library_for_another_pair])
+def test_the_python_runtime_takes_its_place(
+    folder: Path, change: Callable[[Path], str]
+) -> None:
+    reason = change(folder / "torch_tensorrt")
     settings = RuntimeSettings(runtime_cache=str(folder / "cache.bin"))
     module = TorchTensorRTModule(
         relu_plan(kernels=2), ["x"], ["y"], runtime_settings=settings
@@ -92,4 +119,47 @@ def test_the_python_runtime_takes_its_place(folder: Path) -> None:
         timeout=DEADLINE,
     )
     assert done.stdout == "done\n", done.stderr
-    assert "The Python runtime takes the place of the C++ one" in done.stderr
+    assert done.stderr.count("The Python runtime takes the place of the C++ one") == 1
+    assert reason in done.stderr
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    def pretend(of_torch: str, of_tensorrt_rtx: str) -> None:
+        monkeypatch.setattr(torch, "__version__", of_torch)
+        monkeypatch.setattr(tensorrt_rtx, "__version__", of_tensorrt_rtx)
+
+    return pretend
+
+
+def test_the_last_numbers_of_the_versions_do_not_matter(
+    installed: Callable[[str, str], None],
+) -> None:
+    installed(f"{BUILT_FOR[0]}.99+cu999", f"{BUILT_FOR[1]}.99.999")
+    assert _library._load() is None
+
+
+def test_the_library_is_used_with_the_pairs_that_the_package_lists(
+    installed: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "BUILT_FOR", TESTED_PAIRS[0])
+    for of_torch, of_tensorrt_rtx in TESTED_PAIRS:
+        installed(f"{of_torch}.0+cu130", f"{of_tensorrt_rtx}.1.2")
+        assert _library._load() is None
+    installed("2.99.0+cu130", "1.99.1.2")
+    error = str(_library._load())
+    for of_torch, of_tensorrt_rtx in TESTED_PAIRS:
+        assert f"torch {of_torch} and tensorrt_rtx {of_tensorrt_rtx}" in error
+    assert error.endswith("not with torch 2.99.0+cu130 and tensorrt_rtx 1.99.1.2")
+
+
+def test_a_library_built_for_an_unlisted_pair_is_used_with_that_alone(
+    installed: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "BUILT_FOR", ("2.11", "1.6"))
+    installed("2.11.0", "1.6.1.120")
+    assert _library._load() is None
+    installed(f"{TESTED_PAIRS[0][0]}.0", f"{TESTED_PAIRS[0][1]}.1.2")
+    assert "was tested with torch 2.11 and tensorrt_rtx 1.6, but" in str(
+        _library._load()
+    )
