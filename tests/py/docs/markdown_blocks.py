@@ -13,10 +13,15 @@ _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 class Block:
     """A fenced block. `line` is the number of its first line of text, counted from 1."""
 
+    path: Path
     language: str
     text: str
     line: int
     reason_not_to_run: str | None = None
+
+    @property
+    def place(self) -> str:
+        return f"{self.path.name}:{self.line}"
 
 
 def read_blocks(path: Path) -> list[Block]:
@@ -42,7 +47,7 @@ def read_blocks(path: Path) -> list[Block]:
                 raise ValueError(f"{path.name}:{number}: the block has no end")
             end = lines.index("```", number)
             text = "\n".join(lines[number:end]) + "\n"
-            blocks.append(Block(language, text, number + 1, reason))
+            blocks.append(Block(path, language, text, number + 1, reason))
             reason, number = None, end + 1
         elif reason is not None:
             raise ValueError(f"{path.name}:{number}: no block follows the comment")
@@ -53,7 +58,7 @@ def read_blocks(path: Path) -> list[Block]:
     return blocks
 
 
-def run_python(block: Block, path: Path, namespace: dict[str, object]) -> None:
+def run_python(block: Block, namespace: dict[str, object]) -> None:
     """Runs the block in `namespace`. A traceback shows the document's lines."""
     source = "\n" * (block.line - 1) + block.text
-    exec(compile(source, path, "exec"), namespace)
+    exec(compile(source, block.path, "exec"), namespace)

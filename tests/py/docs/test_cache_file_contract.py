@@ -33,7 +33,7 @@ def functions_of_document() -> dict[str, Any]:
     namespace: dict[str, Any] = {}
     for block in BLOCKS:
         if block.language == "python":
-            run_python(block, DOCUMENT, namespace)
+            run_python(block, namespace)
     return namespace
 
 

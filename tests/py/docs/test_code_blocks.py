@@ -1,4 +1,4 @@
-"""Runs docs/user-guide.md from top to bottom, as a reader would, and compares the output.
+"""Runs the tutorial and the how-to guides, as a reader would, and compares the output.
 
 Python blocks share one namespace. Those that begin with `# NAME.py` become files, which the shell
 blocks run. All blocks share one directory. A text block is the output of the block before it; its
@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,19 @@ from tests.util.simulation.simulated_device import installed_device, relu_plan
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torchtrt_cache.store_process import StoreProcess
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
+DOCS = Path(__file__).parents[3] / "docs"
+# The pages whose blocks are run, in this order.
+GUIDE = [
+    "tutorial.md",
+    "how-to/several-gpus.md",
+    "how-to/server.md",
+    "how-to/several-users.md",
+    "how-to/settings.md",
+    "how-to/container-image.md",
+    "how-to/fleet.md",
+    "how-to/cpp.md",
+    "reference/messages.md",
+]
 ENGINE = Path("filter.engine")
 SHAPE = (1, 3, 224, 224)
 DEADLINE = 240  # seconds
@@ -106,7 +119,7 @@ class Reader:
             self._compare(block)
             self.done.append("compared")
         else:
-            pytest.fail(f"line {block.line}: unknown language {block.language}")
+            pytest.fail(f"{block.place}: unknown language {block.language}")
 
     def finish(self) -> None:
         assert not self._files_not_run
@@ -117,7 +130,7 @@ class Reader:
 
     def _run_python(self, block: Block, text: str) -> None:
         self._capfd.readouterr()
-        run_python(Block(block.language, text, block.line), DOCUMENT, self._namespace)
+        run_python(replace(block, text=text), self._namespace)
         out, err = self._capfd.readouterr()
         self._output = err + out
 
@@ -138,7 +151,7 @@ class Reader:
             },
         )
         self._output = run.stdout
-        assert run.returncode == 0, f"line {block.line}: {run.stdout}"
+        assert run.returncode == 0, f"{block.place}: {run.stdout}"
         assert "WARNING" not in run.stdout and "Traceback" not in run.stdout, run.stdout
         self._files_not_run -= set(re.findall(r"\w+\.py\b", text))
         if ENGINE.exists() and not self._has_simulated_plan:
@@ -163,8 +176,13 @@ class Reader:
             # The columns of a table are only as wide as needed.
             pattern = re.sub(r"(\\ ){2,}", " +", pattern)
             match = re.search(f"^{pattern}$", rest, re.M)
-            assert match, f"line {block.line}: no {line!r} in\n{self._output}"
+            assert match, f"{block.place}: no {line!r} in\n{self._output}"
             rest = rest[match.end() :]
+
+
+def test_every_how_to_guide_is_run() -> None:
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.glob("how-to/*.md")}
+    assert pages <= set(GUIDE)
 
 
 def test_guide(
@@ -173,7 +191,7 @@ def test_guide(
     monkeypatch.chdir(tmp_path)
     on_sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    blocks = read_blocks(DOCUMENT)
+    blocks = [block for page in GUIDE for block in read_blocks(DOCS / page)]
     server = MotoServer()
     for name, value in environment_of_client(server.port).items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""The tables of docs/user-guide.md quote what both runtimes really log or raise."""
+"""The tables of docs/reference/messages.md quote what both runtimes really log or raise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from torch_tensorrt.runtime import (
 )
 from torchtrt_cache.runtime_cache_file import accept_offer
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "user-guide.md"
+DOCUMENT = Path(__file__).parents[3] / "docs" / "reference" / "messages.md"
 CACHE = Path("cache.bin")
 LOCK = Path("cache.bin.lock")
 
