@@ -14,7 +14,6 @@ from sphinx.util.docutils import SphinxDirective
 
 project = "Torch-TensorRT runtime for TensorRT-RTX"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["**.py"]
 
 html_theme = "furo"
 html_title = "Torch-TensorRT-RTX runtime"
