@@ -231,7 +231,7 @@ def test_is_refused(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert reason in record.getMessage()
-    assert f"since '{directory}' can't be trusted" in record.getMessage()
+    assert f"because '{directory}' can't be trusted" in record.getMessage()
     assert "XDG_CACHE_HOME" in record.getMessage()
 
 
