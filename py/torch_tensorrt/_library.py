@@ -13,16 +13,16 @@ from torch_tensorrt._version import BUILT_FOR
 LIBRARY_PATH = Path(__file__).parent / "lib" / "libtorchtrt_runtime.so"
 
 # The minor versions of torch and tensorrt_rtx with which the test suite passed on a library that is
-# built for the first pair. That the library loads with others proves nothing.
+# built for the first pair. The library may load with other pairs and still fail.
 TESTED_PAIRS = (("2.14", "1.6"),)
 
 
 @cache
 def library_error() -> ImportError | None:
-    """Why the C++ runtime can't be used, None if it can.
+    """Returns why the C++ runtime can't be used, or None if it can.
 
-    The library is missing, or was not tested with the versions of torch and TensorRT-RTX that are
-    installed. The first call loads it, or logs a warning; later ones return the same.
+    The library may be missing, or not tested with the installed versions of torch and TensorRT-RTX.
+    The first call loads it, or logs a warning if it can't. Later calls return the same.
     """
     error = _load()
     if error is not None:
@@ -40,7 +40,7 @@ def _load() -> ImportError | None:
     except ImportError as error:
         return ImportError(f"{LIBRARY_PATH} needs tensorrt_rtx: {error}")
     installed = torch.__version__, tensorrt_rtx.__version__
-    # A library that was built for another pair was tested with that pair alone.
+    # A library that was built for another pair was tested only with that pair.
     tested = TESTED_PAIRS if TESTED_PAIRS[0] == BUILT_FOR else (BUILT_FOR,)
     if tuple(map(_minor_version, installed)) not in tested:
         return ImportError(
@@ -57,7 +57,7 @@ def _load() -> ImportError | None:
 
 
 def _minor_version(version: str) -> str:
-    """Such as "2.15" for "2.15.0+cu130"."""
+    """Returns a text such as "2.15" for "2.15.0+cu130"."""
     return ".".join(version.split(".")[:2])
 
 
