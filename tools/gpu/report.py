@@ -1,10 +1,12 @@
-"""What a check on a GPU found: rows, as a table and as JSON."""
+"""What a check on a GPU finds: rows, as a table and as JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import time
+import traceback
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -15,12 +17,12 @@ class Status(str, Enum):
     """How a row came out.
 
     Attributes:
-        PASSED: A check that held.
-        FAILED: A check that did not, or a step that broke off.
-        ANSWER: A question was answered, and the design is right with that answer.
-        CONTRADICTION: A question was answered, and the design relies on another answer.
-        REFUSED: TensorRT-RTX does not take this GPU; its own words are the answer.
-        SKIPPED: It was not tried; the answer says why.
+        PASSED: A check held.
+        FAILED: A check did not hold, or a step broke off.
+        ANSWER: The answer to a question is one that the design is right with.
+        CONTRADICTION: The design relies on another answer.
+        REFUSED: TensorRT-RTX does not run on this GPU; the answer quotes it.
+        SKIPPED: Nothing was tried; the answer says why.
     """
 
     PASSED = "passed"
@@ -31,21 +33,14 @@ class Status(str, Enum):
     SKIPPED = "skipped"
 
 
-BAD = frozenset({Status.FAILED, Status.CONTRADICTION})
-
-
 @dataclass(frozen=True)
 class Row:
     """One line of the table.
 
     Attributes:
-        step: Which part of the check it belongs to.
-        question: What was asked, or checked.
-        status: How it came out.
-        answer: In a few words.
+        step: The part of the check that it belongs to.
         figure: What was measured, with units; empty if nothing was.
-        how: How it was found out.
-        details: Whatever else belongs into the JSON.
+        details: What only the JSON has.
     """
 
     step: str
@@ -53,48 +48,75 @@ class Row:
     status: Status
     answer: str
     figure: str = ""
-    how: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_bad(self) -> bool:
-        return self.status in BAD
+        return self.status in (Status.FAILED, Status.CONTRADICTION)
 
 
-def write_json(path: Path, rows: Iterable[Row], **about: Any) -> None:
-    """Writes `about` and the rows, which `read_rows` reads."""
-    document = {**about, "rows": [asdict(row) for row in rows]}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+def checked(
+    step: str,
+    question: str,
+    holds: bool,
+    answer: str,
+    figure: str = "",
+    **details: Any,
+) -> Row:
+    """The row of a check."""
+    status = Status.PASSED if holds else Status.FAILED
+    return Row(step, question, status, answer, figure, details)
 
 
-def read_rows(path: Path) -> list[Row]:
-    document = json.loads(path.read_text())
-    return [Row(**{**row, "status": Status(row["status"])}) for row in document["rows"]]
+def guarded(step: str, question: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows. If making them breaks off, the last one says so."""
+    try:
+        yield from rows
+    except Exception as error:
+        answer = f"it broke off: {type(error).__name__}: {error}"
+        yield checked(step, question, False, answer, trace=traceback.format_exc())
+
+
+class Report:
+    """The rows so far. The files in its folder are complete after each of them.
+
+    Args:
+        about: What the rows are about, such as versions.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+        self.rows: list[Row] = []
+        self._folder = folder
+        self._about = about
+        self._begin = time.monotonic()
+        (folder / "check.log").write_text("")
+
+    def log(self, text: str) -> None:
+        with (self._folder / "check.log").open("a") as file:
+            file.write(f"{text}\n")
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        seconds = f"{time.monotonic() - self._begin:.0f} s"
+        print(f"[{seconds}] {row.question}: {row.status.value}, {row.answer}")
+        about = {**self._about, "time": seconds}
+        heading = ", ".join(f"{name} {value}" for name, value in about.items())
+        (self._folder / "results.md").write_text(f"{heading}\n\n{table(self.rows)}\n")
+        document = {**about, "rows": [asdict(row) for row in self.rows]}
+        (self._folder / "results.json").write_text(json.dumps(document, indent=1))
 
 
 def table(rows: Iterable[Row]) -> str:
-    """The rows as a Markdown table, for a terminal as for a page."""
-    lines = [
-        "| step | question | status | answer | figure | how |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        cells = [
-            row.step,
-            row.question,
-            row.status.value,
-            row.answer,
-            row.figure,
-            row.how,
-        ]
-        lines.append(f"| {' | '.join(_cell(text) for text in cells)} |")
-    return "\n".join(lines)
+    """The rows in Markdown."""
+    lines = [["step", "question", "status", "answer", "figure"], ["---"] * 5]
+    lines += [[r.step, r.question, r.status.value, r.answer, r.figure] for r in rows]
+    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", r"\|").strip()
+    return re.sub(r"\s+", " ", text).replace("|", r"\|")
 
 
 def in_ms(seconds: float) -> str:
-    """Reads like "1.5 ms"."""
+    """Such as "1.5 ms"."""
     return f"{seconds * 1e3:.1f} ms"

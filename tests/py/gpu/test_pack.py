@@ -1,4 +1,4 @@
-"""A pack is whole, and what check.sh unpacks of it is found."""
+"""check.sh finds what is in a pack."""
 
 from __future__ import annotations
 
@@ -8,33 +8,37 @@ from pathlib import Path
 
 import pytest
 
-from tools.gpu.check.check import unpack
-from tools.gpu.plans.pack import write_pack
+from tools.gpu.check import unpack
+from tools.gpu.pack import write
 
 
-def test_unpacks_what_was_packed_once_until_the_pack_changes(
+def test_unpacks_what_was_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "before")
-    staged = tmp_path / "staged"
-    (staged / "packages").mkdir(parents=True)
-    (staged / "include").mkdir()
-    (staged / "include/NvInferVersion.h").write_text("header\n")
-    pack = tmp_path / "pack.tar.xz"
-    write_pack(staged, pack)
-    assert [entry.name for entry in tmp_path.glob("pack*")] == ["pack.tar.xz"]
+    for name in ("packages/filelock", "libs", "headers"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    entries = {
+        "packages": tmp_path / "packages",
+        "packages/tensorrt_rtx_libs": tmp_path / "libs",
+        "include": tmp_path / "headers",
+    }
+    write(tmp_path / "pack.tar.xz", entries)
 
     folder = tmp_path / "unpacked"
-    unpack(pack, folder)
-    header = folder / "include/NvInferVersion.h"
-    assert header.read_text() == "header\n"
+    (folder / "of an earlier pack").mkdir(parents=True)
+    unpack(tmp_path / "pack.tar.xz", folder)
+    assert {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    } == {
+        "packages/filelock/file": "packages/filelock",
+        "packages/tensorrt_rtx_libs/file": "libs",
+        "include/file": "headers",
+    }
+    assert not (folder / "of an earlier pack").exists()
     assert sys.path[0] == str(folder / "packages")
     assert os.environ["PYTHONPATH"] == f"{folder}/packages{os.pathsep}before"
-
-    header.write_text("changed\n")
-    unpack(pack, folder)
-    assert header.read_text() == "changed\n"
-    os.utime(pack, ns=(1, 1))
-    unpack(pack, folder)
-    assert header.read_text() == "header\n"

@@ -3,7 +3,7 @@
 The tests run on the simulated device or on a GPU. TORCHTRT_TEST_DEVICE selects "simulated" or
 "gpu". By default they use the GPU, if there is one that engines can be built for.
 TORCHTRT_TEST_PLANS names a folder with the GPU's engines, the `relu` of
-tools/gpu/plans/build_plans.py. By default they are compiled.
+tools/gpu/plans.py. By default they are compiled.
 """
 
 from __future__ import annotations

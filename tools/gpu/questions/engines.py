@@ -1,149 +1,146 @@
-"""What a worker does with engines: by our runtimes, and straight on TensorRT-RTX's interface."""
+"""What a worker does with engines: on our runtimes, and on TensorRT-RTX's own interface."""
 
 from __future__ import annotations
 
+import faulthandler
 import io
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorrt_rtx as trt
 import torch
 
-import torch_tensorrt.logging
-from tools.gpu.plans.models import relative_error
+from tools.gpu.plans import CASES, FIRST, relative_error
 from tools.gpu.questions.devices import Device, Plan
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
 from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
-from torch_tensorrt.runtime._engine.engine_loader import load_engine
+from torch_tensorrt.runtime._engine.engine_loader import LoadedEngine, load_engine
 from torch_tensorrt.runtime._engine.engine_stream import EngineStream
 
 RUNTIMES = ["C++", "Python"]
 
-_state: dict[str, Any] = {"modules": []}
+Result = TypeVar("Result")
+
+_device: Device
+# The engines that were started, with their caches.
+_started: list[tuple[TorchTensorRTModule, RuntimeCache]] = []
 
 
-def begin(device: Device, log_level: str) -> None:
-    """Makes this process ready to load plans."""
-    torch_tensorrt.logging.set_level(log_level)
-    device.install()
-    _state["device"] = device
+def begin(device: Device, log: Path) -> None:
+    """Makes this process ready to load plans; what it prints goes to the log."""
+    global _device
+    _device = device
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)  # where TensorRT-RTX's Python package logs
+    os.dup2(file, 2)
+    faulthandler.enable()
+    call(120, device.install)
 
 
-def current_device() -> Device:
-    device: Device = _state["device"]
-    return device
-
-
-@dataclass(frozen=True)
-class Start:
-    """The first two inferences of an engine.
-
-    Attributes:
-        seconds: From the plan's bytes in memory to the first result on the host.
-        next_seconds: The inference after it, likewise.
-        error: The worst relative error of both results (models.relative_error).
-        loaded: Bytes of the cache before the first inference: the file's, or an empty cache's if
-            there was none; 0 if the engine had no cache.
-        cached: Bytes of the cache after it.
-        compilations: Kernels that were compiled; None where that can't be known.
-    """
-
-    seconds: float
-    next_seconds: float
-    error: float
-    loaded: int
-    cached: int
-    compilations: int | None
-
-    @property
-    def compiled_nothing(self) -> bool:
-        """TensorRT-RTX adds to the attached cache each kernel that it compiles."""
-        return self.cached == self.loaded and not self.compilations
+def call(timeout: float, function: Callable[..., Result], *arguments: object) -> Result:
+    """Calls the function, and ends this process if that takes more than `timeout` seconds."""
+    faulthandler.dump_traceback_later(timeout, exit=True)
+    try:
+        return function(*arguments)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _module(
     runtime: str, plan: Plan, settings: RuntimeSettings | None = None
 ) -> TorchTensorRTModule:
     return TorchTensorRTModule(
-        plan.engine,
-        plan.inputs,
-        plan.outputs,
-        runtime_settings=settings,
-        use_python_runtime=runtime == "Python",
+        *plan, runtime_settings=settings, use_python_runtime=runtime == "Python"
     )
 
 
+def _error(y: torch.Tensor, expected: torch.Tensor) -> float:
+    """Returns the relative error of a result. Raises RuntimeError if rounding can't explain it."""
+    error = relative_error(y, expected)
+    if not error <= 0.1:
+        raise RuntimeError(f"the result is wrong: relative error {error:.1e}")
+    return error
+
+
 def load(runtime: str, name: str) -> None:
-    """Deserializes the plan, and runs nothing."""
-    _module(runtime, current_device().plan(name)).setup_engine()
+    """Deserializes the plan and runs nothing."""
+    _module(runtime, _device.plan(name)).setup_engine()
 
 
 def replay(runtime: str, name: str) -> float:
-    """The relative error of a replayed CUDA graph, whose input differs from the captured one."""
-    x, expected = current_device().example(name, None)
-    module = _module(runtime, current_device().plan(name))
+    """Returns the relative error of a CUDA graph that is replayed with a new input."""
+    x, expected = _device.example(name, None)
+    module = _module(runtime, _device.plan(name))
     held = torch.zeros_like(x)
     warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    warm_up.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm_up):
         for _ in range(3):
             module(held)
-    torch.cuda.current_stream().wait_stream(warm_up)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = module(held)
     held.copy_(x)
     graph.replay()
-    current_device().synchronize()
-    return relative_error(y, expected)
+    return _error(y, expected)
 
 
-def start(
-    runtime: str,
-    name: str,
-    cache_path: Path | None,
-    batch: int | None = None,
-    strategy: str = "lazy",
-) -> Start:
-    """Starts an engine with a cache of its own, loaded from that path, and keeps both."""
-    device = current_device()
-    plan = device.plan(name)
-    x, expected = device.example(name, batch)
-    device.synchronize()
-    compilations = device.compilations()
-    use_python_runtime = runtime == "Python"
+@dataclass(frozen=True)
+class Start:
+    """The first inference of an engine.
+
+    Attributes:
+        seconds: From the plan's bytes in memory to the result on the host.
+        error: The relative error of the result.
+        before: Bytes of the cache before it: those of the file, or of an empty cache.
+        after: Bytes of the cache after it.
+    """
+
+    seconds: float
+    error: float
+    before: int
+    after: int
+
+    @property
+    def compiled_nothing(self) -> bool:
+        """TensorRT-RTX adds to the cache each kernel that it compiles."""
+        return self.after == self.before
+
+
+def start(runtime: str, name: str, path: Path, batch: int | None = None) -> Start:
+    """Starts an engine on a cache of its own for that path. Both live on."""
+    plan = _device.plan(name)
+    x, expected = _device.example(name, batch)
+    before = path.stat().st_size if path.exists() else 0
     begin = time.perf_counter()
-    cache = None
-    if cache_path is not None:
-        cache = RuntimeCache(cache_path, use_python_runtime=use_python_runtime)
-    settings = RuntimeSettings(
-        dynamic_shapes_kernel_specialization_strategy=strategy, runtime_cache=cache
-    )
-    module = _module(runtime, plan, settings)
+    cache = RuntimeCache(path, use_python_runtime=runtime == "Python")
+    module = _module(runtime, plan, RuntimeSettings(runtime_cache=cache))
     y = module(x).cpu()
-    first = time.perf_counter()
-    y2 = module(x).cpu()
-    second = time.perf_counter()
-    _state["modules"].append((module, cache))
-    loaded = 0
-    if cache_path is not None:
-        loaded = (
-            cache_path.stat().st_size
-            if cache_path.exists()
-            else len(raw_serialized(name, [])[0])
-        )
-    return Start(
-        first - begin,
-        second - first,
-        max(relative_error(y, expected), relative_error(y2, expected)),
-        loaded,
-        cache._handle.serialize().numel() if cache is not None else 0,
-        _since(compilations),
-    )
+    seconds = time.perf_counter() - begin
+    _started.append((module, cache))
+    after = cache._handle.serialize().numel()
+    before = before or len(raw_serialized(name, [])[0])
+    return Start(seconds, _error(y, expected), before, after)
+
+
+def save() -> None:
+    """Saves the newest engine's cache in a new thread.
+
+    Such a thread has no CUDA context, which TensorRT-RTX needs to serialize and deserialize.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_started[-1][1].save).result()
+
+
+def end() -> None:
+    """Ends all engines that were started."""
+    _started.clear()
 
 
 @dataclass(frozen=True)
@@ -151,25 +148,19 @@ class SharedStart:
     """All engines on one cache, each in a thread of its own, with all of their shapes.
 
     Attributes:
-        is_right: Whether each result is within its bound.
         final: The cache as it serialized at the end.
-        compilations: As in `Start`.
         taken: How many different serializations were taken meanwhile.
         rejected: How many of those a new cache rejected.
-        partial: One that was taken when some of the kernels were there; None if there is none.
+        partial: One of those that has some of the kernels; empty if none has.
     """
 
-    is_right: bool
     final: bytes
-    compilations: int | None
     taken: int
     rejected: int
-    partial: bytes | None
+    partial: bytes
 
 
-def start_all(
-    runtime: str, blob: bytes = b"", is_serialized_meanwhile: bool = False
-) -> SharedStart:
+def start_all(runtime: str, blob: bytes, is_serialized_meanwhile: bool) -> SharedStart:
     """Starts every engine on a new cache that was given the blob.
 
     Kernels are compiled by the call that needs them (eager).
@@ -177,41 +168,32 @@ def start_all(
     Args:
         is_serialized_meanwhile: Whether this thread serializes the cache until all have run.
     """
-    device = current_device()
     cache = RuntimeCache(use_python_runtime=runtime == "Python")
     cache.load_from_stream(io.BytesIO(blob))
     settings = RuntimeSettings(
         dynamic_shapes_kernel_specialization_strategy="eager", runtime_cache=cache
     )
-
     serializations = 0
     is_serializing = is_serialized_meanwhile
 
-    def wait_for_serialization() -> None:
-        """A whole one, so that one of those between two shapes has some of the kernels."""
-        enough = serializations + 2
-        while is_serializing and serializations < enough:
-            time.sleep(0.001)
-
-    def run(name: str) -> bool:
-        plan = device.plan(name)
-        module = _module(runtime, plan, settings)
-        errors = []
-        for batch in plan.case.batch_sizes:
-            x, expected = device.example(name, batch)
-            errors.append(relative_error(module(x).cpu(), expected))
-            wait_for_serialization()
-        _state["modules"].append((module, cache))
-        return max(errors) <= plan.case.bound
+    def run(name: str) -> None:
+        module = _module(runtime, _device.plan(name), settings)
+        for batch in CASES[name].batches:
+            x, expected = _device.example(name, batch)
+            _error(module(x), expected)
+            # Waits for a whole serialization, so that one has some of the kernels.
+            enough = serializations + 2
+            while is_serializing and serializations < enough:
+                time.sleep(0.001)
+        _started.append((module, cache))
 
     def serialized() -> bytes:
         data = io.BytesIO()
         cache.save_to_stream(data)
         return data.getvalue()
 
-    compilations = device.compilations()
     taken: set[bytes] = set()
-    names = device.cases()
+    names = _device.cases()
     with ThreadPoolExecutor(len(names)) as threads:
         results = [threads.submit(run, name) for name in names]
         try:
@@ -220,107 +202,32 @@ def start_all(
                 serializations += 1
         finally:
             is_serializing = False
-        is_right = all(result.result() for result in results)
+        for result in results:
+            result.result()
     final = serialized()
     taken -= {b"", final}  # no engine had run yet, or all had
-    raw = raw_engine(names[0])
-    empty = raw.new_cache().serialize()
-    return SharedStart(
-        is_right,
-        final,
-        _since(compilations),
-        len(taken),
-        sum(not raw.new_cache().deserialize(data) for data in taken),
-        next((data for data in taken if len(data) > len(bytes(empty))), None),
-    )
+    rejected = [data for data in taken if not _new_cache(FIRST).deserialize(data)]
+    (empty,) = raw_serialized(FIRST, [])
+    partial = next((data for data in taken if len(data) > len(empty)), b"")
+    return SharedStart(final, len(taken), len(rejected), partial)
 
 
-def save() -> int:
-    """Saves the newest engine's cache, as `RuntimeCache.save` does, in a new thread.
-
-    Such a thread has no CUDA context, which TensorRT-RTX needs to serialize and deserialize.
-    """
-    _, cache = _state["modules"][-1]
-    with ThreadPoolExecutor(1) as thread:
-        written: int = thread.submit(cache.save).result()
-    return written
+@cache
+def _loaded(name: str) -> LoadedEngine:
+    return load_engine(memoryview(_device.plan(name)[0].numpy().tobytes()))
 
 
-def end() -> None:
-    """Lets all engines go."""
-    _state["modules"].clear()
+def _made(result: Any) -> Any:
+    """Returns what a call of TensorRT-RTX returned, unless that means that it failed."""
+    if not result:
+        raise RuntimeError("a call of TensorRT-RTX failed")
+    return result
 
 
-def _since(compilations: int | None) -> int | None:
-    now = current_device().compilations()
-    return None if now is None or compilations is None else now - compilations
-
-
-class RawEngine:
-    """An engine on TensorRT-RTX's interface, past our caches and engines."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._loaded = load_engine(memoryview(plan.engine.numpy().tobytes()))
-
-    def new_cache(self) -> Any:
-        """An empty `tensorrt_rtx.IRuntimeCache`."""
-        cache = self._new_config().create_runtime_cache()
-        if cache is None:
-            raise RuntimeError("createRuntimeCache failed")
-        return cache
-
-    def run(self, cache: Any, batch: int | None = None) -> float:
-        """One inference of a new context on that cache; its seconds, up to the result.
-
-        Kernels for the very shape are compiled before it.
-        """
-        device = current_device()
-        x, expected = device.example(self._plan.case.name, batch)
-        y = torch.empty_like(expected)
-        device.synchronize()
-        begin = time.perf_counter()
-        config = self._new_config()
-        config.dynamic_shapes_kernel_specialization_strategy = (
-            trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        )
-        if not config.set_runtime_cache(cache):
-            raise RuntimeError("setRuntimeCache failed")
-        context = self._loaded.engine.create_execution_context(runtime_config=config)
-        if context is None:
-            raise RuntimeError("createExecutionContext failed")
-        (x_name,), (y_name,) = self._plan.inputs, self._plan.outputs
-        stream = EngineStream(self._loaded.device)
-        ok = (
-            context.set_input_shape(x_name, tuple(x.shape))
-            and context.set_tensor_address(x_name, x.data_ptr())
-            and context.set_tensor_address(y_name, y.data_ptr())
-            and context.execute_async_v3(stream.begin())
-        )
-        stream.end()
-        device.synchronize()
-        seconds = time.perf_counter() - begin
-        del context  # before what it uses
-        if not ok:
-            raise RuntimeError("The inference failed")
-        error = relative_error(y, expected)
-        if not error <= self._plan.case.bound:
-            raise RuntimeError(f"The result is wrong: relative error {error:.2g}")
-        return seconds
-
-    def _new_config(self) -> Any:
-        config = self._loaded.engine.create_runtime_config()
-        if config is None:
-            raise RuntimeError("createRuntimeConfig failed")
-        return config
-
-
-def raw_engine(name: str) -> RawEngine:
-    """The engine of that plan, the same one each time."""
-    engines: dict[str, RawEngine] = _state.setdefault("engines", {})
-    if name not in engines:
-        engines[name] = RawEngine(current_device().plan(name))
-    return engines[name]
+def _new_cache(name: str) -> Any:
+    """Returns an empty `tensorrt_rtx.IRuntimeCache`."""
+    config = _made(_loaded(name).engine.create_runtime_config())
+    return _made(config.create_runtime_cache())
 
 
 @dataclass(frozen=True)
@@ -328,41 +235,58 @@ class RawRun:
     """An inference on a new cache that was given blobs.
 
     Attributes:
-        accepted: What `deserialize` answered to each blob.
-        before: The cache as it serialized then.
-        after: As it serialized after the inference.
+        accepted: What `deserialize` returned for each blob.
+        before: The cache as it serialized after the blobs.
+        after: The cache as it serialized after the inference.
         seconds: Of the inference.
-        compilations: As in `Start`.
     """
 
     accepted: list[bool]
     before: bytes
     after: bytes
     seconds: float
-    compilations: int | None
 
     @property
     def compiled_nothing(self) -> bool:
         """As in `Start`."""
-        return len(self.after) == len(self.before) and not self.compilations
+        return len(self.after) == len(self.before)
 
 
 def raw_run(name: str, blobs: Sequence[bytes], batch: int | None = None) -> RawRun:
-    """Runs that plan's engine on a new cache, into which the blobs were deserialized in turn."""
-    engine = raw_engine(name)
-    cache = engine.new_cache()
+    """Runs an engine once on a new cache, into which the blobs were deserialized in turn.
+
+    Kernels for the very shape are compiled before the inference (eager).
+    """
+    cache = _new_cache(name)
     accepted = [cache.deserialize(blob) for blob in blobs]
     before = bytes(cache.serialize())
-    compilations = current_device().compilations()
-    seconds = engine.run(cache, batch)
-    return RawRun(
-        accepted, before, bytes(cache.serialize()), seconds, _since(compilations)
+    x, expected = _device.example(name, batch)
+    y = torch.empty_like(expected, device=x.device)
+    _, (x_name,), (y_name,) = _device.plan(name)
+    loaded = _loaded(name)
+    begin = time.perf_counter()
+    config = _made(loaded.engine.create_runtime_config())
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
     )
+    _made(config.set_runtime_cache(cache))
+    context = _made(loaded.engine.create_execution_context(runtime_config=config))
+    stream = EngineStream(loaded.device)
+    _made(context.set_input_shape(x_name, tuple(x.shape)))
+    _made(context.set_tensor_address(x_name, x.data_ptr()))
+    _made(context.set_tensor_address(y_name, y.data_ptr()))
+    _made(context.execute_async_v3(stream.begin()))
+    stream.end()
+    y = y.cpu()
+    seconds = time.perf_counter() - begin
+    del context  # before what it uses
+    _error(y, expected)
+    return RawRun(accepted, before, bytes(cache.serialize()), seconds)
 
 
 def raw_serialized(name: str, blobs: Sequence[bytes], times: int = 1) -> list[bytes]:
-    """How a new cache of that plan's engine serializes after those blobs, `times` times over."""
-    cache = raw_engine(name).new_cache()
+    """Returns how a new cache serializes after those blobs, `times` times over."""
+    cache = _new_cache(name)
     for blob in blobs:
         cache.deserialize(blob)
     return [bytes(cache.serialize()) for _ in range(times)]

@@ -1,17 +1,69 @@
-"""Where questions are asked, and what their answers are made into."""
+"""Processes that run engines for a question, and the rows that their results become."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
-from tools.gpu.names import CACHE_STEP
 from tools.gpu.questions import engines
 from tools.gpu.questions.devices import Device
-from tools.gpu.questions.workers import Worker
 from tools.gpu.report import Row, Status
+
+Result = TypeVar("Result")
+
+CACHE = "runtime cache"  # the step of most questions
+
+
+class WorkerDied(Exception):
+    """The process crashed or hung."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process with a device that calls functions of modules.
+
+    Attributes:
+        log: What the process prints, C++ libraries included.
+    """
+
+    log: Path
+    _pool: ProcessPoolExecutor
+
+    def __call__(
+        self,
+        function: Callable[..., Result],
+        *arguments: object,
+        timeout: float = 120,
+    ) -> Result:
+        """Returns what the function returns there. Raises what it raises.
+
+        Args:
+            timeout: In seconds, after which the process is ended.
+
+        Raises:
+            WorkerDied: The process ended.
+        """
+        try:
+            called = self._pool.submit(engines.call, timeout, function, *arguments)
+            return called.result()
+        except BrokenProcessPool:
+            output = self.output()  # has what faulthandler says
+            if re.search(r"^Timeout \(", output, re.MULTILINE):
+                raise WorkerDied(f"HANG: no result within {timeout:g} s") from None
+            crashes = re.findall(r"^Fatal Python error: (.*)", output, re.MULTILINE)
+            raise WorkerDied(f"CRASH: {''.join(crashes) or 'it ended'}") from None
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
 
 
 @dataclass
@@ -19,54 +71,48 @@ class Laboratory:
     """Where questions are asked.
 
     Attributes:
-        device: Each worker installs it.
-        folder: For files, which stay there. Empty at first.
-        foreign_caches: Serialized caches of other machines or versions, by what they are.
+        folder: For files; empty, since an earlier cache would make a cold start warm.
+        own_cache: Gets a cache of this machine, for `foreign_caches` of others.
+        foreign_caches: Caches of other machines or versions.
     """
 
     device: Device
     folder: Path
-    foreign_caches: dict[str, bytes] = field(default_factory=dict)
+    own_cache: Path
+    foreign_caches: Sequence[Path] = ()
+    _numbers: count[int] = field(default_factory=count)
 
-    def __post_init__(self) -> None:
-        if any(self.folder.iterdir()):
-            # A cache of an earlier run would make a cold start warm.
-            raise ValueError(f"{self.folder} must be empty")
-        self._numbers = count()
-
-    def worker(self, log_level: str = "warning") -> Worker:
-        """A process with the device, before whose first call all is imported."""
-        return Worker(
-            self.new_path("log"),
-            self.device.wants_fresh_workers,
-            engines.begin,
-            self.device,
-            log_level,
-        )
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        """A new process, which ends with the block."""
+        log = self.new_path()
+        log.touch()
+        context = multiprocessing.get_context(self.device.start_method)
+        context.set_forkserver_preload([engines.__name__])
+        with ProcessPoolExecutor(
+            1, context, initializer=engines.begin, initargs=(self.device, log)
+        ) as pool:
+            try:
+                pool.submit(int)  # starts it
+                yield Worker(log, pool)
+            finally:
+                # At once, since it might hang while it exits.
+                with suppress(BrokenProcessPool):
+                    pool.submit(os._exit, 0)
 
     def raw_run(self, name: str, blobs: Sequence[bytes] = ()) -> engines.RawRun:
-        """engines.raw_run in a process of its own.
-
-        Whether TensorRT-RTX keeps compiled kernels in an engine or a process is not documented.
-        """
+        """engines.raw_run in a new process, since an old one might keep compiled kernels."""
         with self.worker() as worker:
             return worker(engines.raw_run, name, blobs)
 
-    def new_path(self, suffix: str) -> Path:
-        """Of a file that there is not yet."""
-        return self.folder / f"{next(self._numbers)}.{suffix}"
+    def new_path(self) -> Path:
+        """Returns the path of a file that does not exist."""
+        return self.folder / str(next(self._numbers))
 
 
-Question = Callable[[Laboratory], list[Row]]
-
-
-def row(
-    question: str,
-    answer: str,
-    as_designed: bool,
-    figure: str = "",
-    how: str = "",
-    **details: object,
+def answered(
+    question: str, answer: str, as_designed: bool, figure: str = "", **details: object
 ) -> Row:
+    """The row of a question about caches."""
     status = Status.ANSWER if as_designed else Status.CONTRADICTION
-    return Row(CACHE_STEP, question, status, answer, figure, how, dict(details))
+    return Row(CACHE, question, status, answer, figure, details)

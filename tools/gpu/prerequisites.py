@@ -1,0 +1,94 @@
+"""What the check needs of this machine, where that is, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@dataclass
+class Machine:
+    """What was found.
+
+    Attributes:
+        folders: Those of CMakeLists.txt, by the names of its variables.
+        versions: Of what the results depend on.
+        missing: A line for each thing without which nothing is run.
+    """
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def find(self, variable: str, file: str, candidates: list[Path], hint: str) -> None:
+        """Finds the first candidate that has the file."""
+        for folder in candidates:
+            if (folder / file).exists():
+                self.folders[variable] = folder
+                return
+        self.missing.append(f"{file}: {hint}")
+
+
+def look(headers: Path, needs_gpu: bool) -> Machine:
+    """Looks at this machine and builds nothing. Takes some seconds, as `import torch` does.
+
+    Args:
+        headers: Where TensorRT-RTX's C++ headers must be.
+    """
+    machine = Machine(versions={"python": platform.python_version()})
+    for package in [
+        "torch",
+        "tensorrt_rtx",
+        "filelock",
+        "platformdirs",
+        "numpy",
+        "pytest",
+    ]:
+        if find_spec(package):
+            machine.versions[package] = metadata.version(package)
+        else:
+            machine.missing.append(f"{package} for {sys.executable}: pip install it")
+    packages = [Path(folder) for folder in sys.path]
+    cuda = [folder for p in packages for folder in p.glob("nvidia/cu*/include")]
+    home = os.environ.get("CUDA_HOME")
+    cuda.insert(0 if home else len(cuda), Path(home or "/usr/local/cuda", "include"))
+    library = [folder / "tensorrt_rtx_libs" for folder in packages]
+    machine.find("CUDA_INCLUDE", "crt/host_defines.h", cuda, "set CUDA_HOME")
+    machine.find("TENSORRT_RTX_INCLUDE", "NvInfer.h", [headers], "give --headers")
+    machine.find(
+        "TENSORRT_RTX_LIBRARIES",
+        "libtensorrt_rtx.so.1",
+        library,
+        "pip install tensorrt_rtx",
+    )
+    if "torch" in machine.versions:
+        _look_with_torch(machine, needs_gpu)
+    return machine
+
+
+def _look_with_torch(machine: Machine, needs_gpu: bool) -> None:
+    import torch
+
+    machine.folders["TORCH_DIR"] = Path(torch.__file__).parent
+    machine.versions |= {"torch": torch.__version__, "CUDA": str(torch.version.cuda)}
+    driver = subprocess.getoutput(
+        "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+    )
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        machine.versions |= {
+            "GPU": torch.cuda.get_device_name(),
+            "compute capability": f"{major}.{minor}",
+            "driver": driver.partition("\n")[0],
+        }
+    elif needs_gpu:
+        machine.missing.append(
+            f"an NVIDIA GPU: torch.cuda.is_available() is false, and nvidia-smi says '{driver}'; "
+            "--without-gpu runs what needs none"
+        )
