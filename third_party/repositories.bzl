@@ -26,15 +26,15 @@ def repositories():
     )
     libtorch(
         name = "libtorch",
-        python_env = "@python_env//:BUILD",
+        python_env = "@python_env//:python",
     )
     cuda(
         name = "cuda",
-        python_env = "@python_env//:BUILD",
+        python_env = "@python_env//:python",
     )
     tensorrt_rtx(
         name = "tensorrt_rtx",
-        python_env = "@python_env//:BUILD",
+        python_env = "@python_env//:python",
     )
     buildifier(
         name = "buildifier",

@@ -36,6 +36,6 @@ def _cuda_impl(ctx):
 
 cuda = repository_rule(
     implementation = _cuda_impl,
-    attrs = {"python_env": attr.label(mandatory = True, doc = "a file of the python_env repository")},
+    attrs = {"python_env": attr.label(mandatory = True, doc = "python of the python_env repository, which changes with it")},
     environ = ["CUDA_HOME"],
 )

@@ -47,5 +47,5 @@ def _libtorch_impl(ctx):
 
 libtorch = repository_rule(
     implementation = _libtorch_impl,
-    attrs = {"python_env": attr.label(mandatory = True, doc = "a file of the python_env repository")},
+    attrs = {"python_env": attr.label(mandatory = True, doc = "python of the python_env repository, which changes with it")},
 )

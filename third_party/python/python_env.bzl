@@ -2,7 +2,8 @@
 
 No package is declared as a file of the repository: an environment with torch has 30,000 of them, and a sandbox would link each one
 for every action. Programs reach them through `:python`, a launcher that names the interpreter by its absolute path. What depends on
-`:python` runs again when the environment changes, because the launcher holds the hash of the requirements or versions.
+`:python`, other repositories too, is made again when the environment changes, because the launcher holds the hash of the requirements or
+versions.
 """
 
 load("//third_party:run.bzl", "run")

@@ -111,7 +111,7 @@ tensorrt_rtx = repository_rule(
     attrs = {
         "cargo_lock": attr.label(default = "//third_party/tensorrt_rtx:Cargo.lock.template", allow_single_file = True),
         "cargo_toml": attr.label(default = "//third_party/tensorrt_rtx:Cargo.toml", allow_single_file = True),
-        "python_env": attr.label(mandatory = True, doc = "a file of the python_env repository"),
+        "python_env": attr.label(mandatory = True, doc = "python of the python_env repository, which changes with it"),
     },
     environ = ["TENSORRT_RTX_HOME"],
 )
