@@ -94,7 +94,7 @@ def _user_cache_directory() -> Path:
     except RuntimeError as error:
         raise NotTrustedError(str(error)) from error
     if not directory.is_absolute():  # some versions of platformdirs return such a path
-        raise NotTrustedError(f"'{directory}' is not in a home directory")
+        raise NotTrustedError(f"'{directory}' is in no home directory")
     return directory
 
 
