@@ -1,6 +1,7 @@
 """Every repository that our own rules make, for both WORKSPACE and MODULE.bazel."""
 
 load("//third_party/buildifier:buildifier.bzl", "buildifier")
+load("//third_party/host:host.bzl", "host")
 load("//third_party/mingw:mingw.bzl", "mingw")
 load("//third_party/python:cuda.bzl", "cuda")
 load("//third_party/python:libtorch.bzl", "libtorch")
@@ -40,4 +41,5 @@ def repositories():
         name = "buildifier",
         lint_env = "@lint_env//:BUILD",
     )
+    host(name = "host")
     mingw(name = "mingw")
