@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tools.gpu.prerequisites import Machine, look
 from tools.gpu.report import Report, Row, Status, checked, guarded, table
+from tools.wheel.write_version import write_version
 
 _ROOT = Path(__file__).absolute().parents[2]
 _TIMEOUT = 1200  # seconds for each command; only one that hangs needs as many
@@ -90,12 +91,11 @@ def stage_package(machine: Machine, build: Path, folder: Path) -> None:
     package = folder / "torch_tensorrt"
     (package / "lib").symlink_to(build)
     (version,) = re.findall('VERSION = "(.*)"', (folder / "version.bzl").read_text())
-    header = machine.folders["TENSORRT_RTX_INCLUDE"] / "NvInferVersion.h"
-    numbers = re.findall(r"TRT_(?:MAJOR|MINOR)_RTX (\d+)", header.read_text())
-    built_for = ".".join(machine.versions["torch"].split(".")[:2]), ".".join(numbers)
-    (package / "_version.py").write_text(
-        f"__version__ = {version!r}\nBUILT_FOR = {built_for!r}\n"
-    )
+    headers = [
+        machine.folders["TORCH_DIR"] / "include/torch/headeronly/version.h",
+        machine.folders["TENSORRT_RTX_INCLUDE"] / "NvInferVersion.h",
+    ]
+    write_version(package / "_version.py", version, headers)
 
 
 class Check:

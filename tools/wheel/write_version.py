@@ -13,11 +13,11 @@ def minor_version(header: Path) -> str:
     return ".".join(re.findall(macro, header.read_text()))
 
 
-def main() -> None:
-    output, version, *headers = sys.argv[1:]
-    built_for = tuple(minor_version(Path(header)) for header in headers)
-    Path(output).write_text(f'__version__ = "{version}"\nBUILT_FOR = {built_for}\n')
+def write_version(output: Path, version: str, headers: list[Path]) -> None:
+    """Writes the file. `headers` are torch's version.h and NvInferVersion.h."""
+    built_for = tuple(map(minor_version, headers))
+    output.write_text(f"__version__ = {version!r}\nBUILT_FOR = {built_for}\n")
 
 
 if __name__ == "__main__":
-    main()
+    write_version(Path(sys.argv[1]), sys.argv[2], list(map(Path, sys.argv[3:])))
