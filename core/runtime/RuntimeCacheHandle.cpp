@@ -1092,7 +1092,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::live_cache(c10::Device device
   return nullptr;
 }
 
-// Returns null if the handle is not live on a device of that kind.
+// Returns the live cache of the kind that has `file_name`, or null if there is none.
 std::shared_ptr<LiveRuntimeCache> RuntimeCacheHandle::live_of_kind(const std::string& file_name) const {
   const std::lock_guard lock(state_mutex_);
   if (const auto* lives = std::get_if<Lives>(&contents_)) {

@@ -155,8 +155,8 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
 
   // Merges two serialized caches of the kind of machine whose RuntimeCacheKind::file_name() is `file_name`, and returns
   // the kernels of both. If `theirs` has all of them, the result has the size of `theirs`. Each tensor is uint8 [size
-  // in bytes] on the CPU. The contents of the handle are neither used nor changed. Throws if the handle is not live on
-  // a device of that kind, or if the two can't be merged. Does not wait for the lock of a file, nor for a load or save.
+  // in bytes] on the CPU. The contents of the handle are neither used nor changed. Throws if the handle has no live
+  // cache of this kind, or if the two caches can't be merged. Never waits for a file lock, a load or a save.
   at::Tensor merged(const at::Tensor& theirs, const at::Tensor& ours, const std::string& file_name) const;
 
   // Returns true if there are bytes or a live cache.

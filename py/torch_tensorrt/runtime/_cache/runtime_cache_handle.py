@@ -289,7 +289,7 @@ class RuntimeCacheHandle:
         """Merges two serialized caches of one kind of machine, and returns the kernels of both.
 
         If `theirs` has all of them, the result has the size of `theirs`. The contents of the handle
-        are neither used nor changed. Does not wait for the lock of a file, nor for a load or save.
+        are neither used nor changed. Never waits for a file lock, a load or a save.
 
         Args:
             theirs: A uint8 tensor [size in bytes] on the CPU.
@@ -297,7 +297,7 @@ class RuntimeCacheHandle:
             file_name: `RuntimeCacheKind.file_name()` of the kind.
 
         Raises:
-            RuntimeError: The handle is not live on a device of that kind, the two can't be merged,
+            RuntimeError: The handle has no live cache of this kind, the two caches can't be merged,
                 or one of them is another kind of tensor.
         """
         first, second = _contiguous_bytes(theirs), _contiguous_bytes(ours)
