@@ -111,10 +111,14 @@ RuntimeCacheKind RuntimeCacheKind::of(int ordinal) {
   return {
       .gpu = name.data(),
       .compute_capability = 10 * major + minor,
-      .tensorrt_rtx = std::to_string(::getInferLibMajorVersion()) + "." + std::to_string(::getInferLibMinorVersion()) +
-          "." + std::to_string(::getInferLibPatchVersion()) + "." + std::to_string(::getInferLibBuildVersion()),
+      .tensorrt_rtx = tensorrt_rtx_version(),
       .os_family = "linux",
       .cuda_driver = version};
+}
+
+std::string tensorrt_rtx_version() {
+  return std::to_string(::getInferLibMajorVersion()) + "." + std::to_string(::getInferLibMinorVersion()) + "." +
+      std::to_string(::getInferLibPatchVersion()) + "." + std::to_string(::getInferLibBuildVersion());
 }
 
 bool is_directory(const std::string& path) {

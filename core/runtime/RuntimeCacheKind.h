@@ -30,6 +30,9 @@ struct RuntimeCacheKind {
   static RuntimeCacheKind of(int ordinal);
 };
 
+// Returns the version of the TensorRT-RTX library that this process uses, such as "1.6.1.120".
+std::string tensorrt_rtx_version();
+
 // Returns true if a cache's path means a directory: it ends in a separator, or leads to a directory.
 bool is_directory(const std::string& path);
 

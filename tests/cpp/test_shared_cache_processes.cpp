@@ -181,7 +181,7 @@ TEST_F(SharedCacheTest, AHeldLockDelaysASave) {
 
 TEST_F(SharedCacheTest, OfTwoVersionsTheLastToSaveHasTheFile) {
   EngineProcess old(path_);
-  EngineProcess upgraded(path_, DeserializeMode::kAdds, "1.7.1.116");
+  EngineProcess upgraded(path_, DeserializeMode::kAdds, "99.0.0.0");
   EXPECT_EQ(old.ask("start a"), "compiled 1, cached 0");
   EXPECT_EQ(upgraded.ask("start b"), "compiled 1, cached 0");
   EXPECT_EQ(upgraded.exit(), 0);

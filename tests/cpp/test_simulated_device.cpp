@@ -544,9 +544,9 @@ TEST_F(RuntimeCacheTest, ChecksTheEnvironment) {
   EXPECT_TRUE(accepted_by(here));
 
   SimulatedEnvironment other = here;
-  other.tensorrt_rtx_version = "1.7.1.116";
+  other.tensorrt_rtx_version = "99.0.0.0";
   EXPECT_FALSE(accepted_by(other));
-  EXPECT_THAT(logger_.take(), HasSubstr("TensorRT-RTX 1.6.1.120"));
+  EXPECT_THAT(logger_.take(), HasSubstr("TensorRT-RTX " + here.tensorrt_rtx_version));
 
   other = here;
   other.gpu = "Another GPU";
@@ -571,7 +571,7 @@ TEST_F(RuntimeCacheTest, ChecksTheEnvironment) {
 
 TEST_F(RuntimeCacheTest, AnUpgradedDeviceRejectsItsOldBlob) {
   SimulatedEnvironment upgraded = device_->environment();
-  upgraded.tensorrt_rtx_version = "1.7.1.116";
+  upgraded.tensorrt_rtx_version = "99.0.0.0";
   device_->set_environment(upgraded);
   EXPECT_FALSE(feed(*cache_, blob_));
   EXPECT_NE(blob_with(device_, {{"a", 20}, {"b", 0}}), blob_);

@@ -34,7 +34,7 @@ from tests.util.servers.object_servers import (
     environment_of_client,
     versity_program,
 )
-from tests.util.simulation.simulated_device import installed_device, relu_plan
+from tests.util.simulation.simulated_device import KIND, installed_device, relu_plan
 from tools.perf.engines import USES_PYTHON_RUNTIME, in_own_process, start_engine
 from tools.perf.report import Row, print_rows, typed_path, write_json
 from torchtrt_cache.store_process import StoreProcess
@@ -42,9 +42,8 @@ from torchtrt_cache.transfer import Outcome, Transfers
 
 MEBIBYTE = 1024 * 1024
 BUCKET = "bench"
-NAME = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+OBJECT = KIND.file_name()
 URL = f"s3://{BUCKET}/kernels/"
-GPU = "Simulated RTX GPU"
 FEW, MANY = 4, 2048  # kernels per engine
 KERNEL_SIZE = 64 * 1024
 LONGEST_DELAY = 2.0  # seconds
@@ -114,16 +113,16 @@ def pull_times(
     """Returns, per turn, the seconds of a get, of one that also writes a file, and of a pull."""
     os.environ.update(environment_of_client(port))
     store = StoreProcess(URL)
-    store.replace(NAME, memoryview(os.urandom(mebibytes * MEBIBYTE)), None)
+    store.replace(OBJECT, memoryview(os.urandom(mebibytes * MEBIBYTE)), None)
     # Imported here, because the library hangs in a child of a process that has used it.
     import obstore
 
     bare = obstore.store.from_url(URL, client_options={"allow_http": True})
-    obstore.head(bare, NAME)
-    file = directory / NAME
+    obstore.head(bare, OBJECT)
+    file = directory / OBJECT
 
     def get() -> obstore.Bytes:
-        return obstore.get(bare, NAME).bytes()
+        return obstore.get(bare, OBJECT).bytes()
 
     def get_and_write() -> None:
         with file.open("wb") as opened:
@@ -132,7 +131,7 @@ def pull_times(
 
     def pull() -> None:
         transfers = Transfers(store, str(directory), math.inf)
-        outcome = transfers.pull(NAME, None).outcome
+        outcome = transfers.pull(OBJECT, None).outcome
         if outcome is not Outcome.TRANSFERRED:
             raise RuntimeError(f"The pull found the object {outcome.value}")
 
@@ -154,7 +153,7 @@ def start(uses_python: bool, kernels: int, place: str, port: int, home: Path) ->
     os.environ.update(environment_of_client(port))
     os.environ["XDG_CACHE_HOME"] = str(home)
     with installed_device() as device:
-        device.set_environment(gpu=GPU, os_family="linux")
+        device.set_environment(gpu=KIND.gpu, os_family="linux")
         plan = relu_plan(f"{kernels}_", kernels, KERNEL_SIZE)
         begin = time.perf_counter()
         module = start_engine(plan, place, uses_python)
@@ -193,7 +192,7 @@ def start_rows(directory: Path, turns: int) -> list[Row]:
         starts(False, MANY, f"{files}/")
         os.environ.update(environment_of_client(server.port))
         store = StoreProcess(URL)
-        store.replace(NAME, memoryview((files / NAME).read_bytes()), None)
+        store.replace(OBJECT, memoryview((files / OBJECT).read_bytes()), None)
         store.close()
         for runtime, uses_python in USES_PYTHON_RUNTIME.items():
             proxy.heal()
@@ -234,7 +233,7 @@ def main() -> None:
             parser.error(f"--{name} is {value}, expected {least} or more")
     if arguments.dir is not None and not arguments.dir.is_dir():
         parser.error(f"--dir is '{arguments.dir}', expected a directory")
-    os.environ.update(FAKE_CUDA_GPU=GPU, FAKE_CUDA_DRIVER="13000")
+    os.environ.update(FAKE_CUDA_GPU=KIND.gpu, FAKE_CUDA_DRIVER="13000")
     ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by name now
     logging.getLogger("torch_tensorrt").setLevel(logging.ERROR)  # faults are expected
     rows = []

@@ -110,7 +110,7 @@ def test_size_per_kernel(laboratory: Laboratory) -> None:
 class OtherVersion(SimulatedDevice):
     def install(self) -> Any:
         device = super().install()
-        device.set_environment(tensorrt_rtx_version="1.7.1.116")
+        device.set_environment(tensorrt_rtx_version="99.0.0.0")
         return device
 
 

@@ -12,12 +12,12 @@ from tests.py.runtime.live_handles import kernels_in
 from tests.py.runtime.programs import Program, Programs
 from tests.py.runtime.runtime_testing import KERNELS
 from tests.util.servers.object_servers import environment_of_client
+from tests.util.simulation.simulated_device import KIND
 from torchtrt_cache.store_process import StoreProcess
 
 BUCKET = "fleet"
 URL = f"s3://{BUCKET}/kernels/"
-GPU = "Simulated RTX GPU"
-OBJECT = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux-driver13.0.bin"
+OBJECT = KIND.file_name()
 SUMMARY = "is not in step with this machine"  # part of the warning
 # A slow test machine must not make a start continue without the object.
 PATIENT = "?first_byte_timeout=200&start_timeout=200"
@@ -58,7 +58,7 @@ def start_machine(
     code: str,
     *,
     url: str = URL,
-    gpu: str = GPU,
+    gpu: str = KIND.gpu,
     **names: Any,
 ) -> Program:
     """Starts a program on a machine whose user's caches are in `directory`.

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +43,18 @@ from tests.py.runtime.runtime_testing import (
     uses_gpu,
     wait_until,
 )
-from tests.util.simulation.simulated_device import installed_device
+from tests.util.simulation.simulated_device import KIND, installed_device
 from torch_tensorrt.logging import info
 from torch_tensorrt.runtime import _runtime_cache as implementation
 from torch_tensorrt.runtime import default_runtime_cache_path, runtime_cache
 
 pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
 
-GPU = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux"
-NAME = f"{GPU}-driver13.0.bin"
+NAME = KIND.file_name()
+NEWER_NAME = replace(KIND, cuda_driver=13010).file_name()
 OTHER_GPU = "NVIDIA L4"
-OTHER_NAME = "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin"
-OLD_NAME = "runtime_cache-1.6.1.120.bin"
+OTHER_NAME = replace(KIND, gpu=OTHER_GPU).file_name()
+OLD_NAME = f"runtime_cache-{KIND.tensorrt_rtx}.bin"
 GIBIBYTE = 1 << 30
 
 
@@ -79,7 +80,7 @@ def save_with_driver(
     device: Any, runtime: str, directory: Path, driver: int, name: str
 ) -> Path:
     device.set_environment(cuda_driver=driver)
-    path = directory / f"{GPU}-driver{driver // 1000}.{driver % 1000 // 10}.bin"
+    path = directory / replace(KIND, cuda_driver=driver).file_name()
     save_as_other(runtime, path, name)
     return path
 
@@ -178,7 +179,7 @@ def test_the_first_start_with_a_newer_driver_is_warm(
     assert statistics_of(ours).loaded_from == str(older)
     compile_into(runtime, ours, "b")
     ours.save()
-    newer = directory / f"{GPU}-driver13.1.bin"
+    newer = directory / NEWER_NAME
     assert kernels_on_disk(newer) == ["a", "b"]
     assert (older.stat().st_mtime_ns, older.read_bytes()) == (
         before[0].st_mtime_ns,
@@ -194,17 +195,18 @@ def test_a_start_without_new_kernels_copies_those_of_the_older_driver(
     save_with_driver(device, runtime, directory, 13000, "a")
     device.set_environment(cuda_driver=13010)
     assert live(runtime, directory).save() > 0
-    assert kernels_on_disk(directory / f"{GPU}-driver13.1.bin") == ["a"]
+    assert kernels_on_disk(directory / NEWER_NAME) == ["a"]
 
 
 def test_the_newest_of_the_older_drivers_is_loaded(
     device: Any, runtime: str, directory: Path
 ) -> None:
+    newest = replace(KIND, cuda_driver=13100).file_name()
     for driver in (12090, 13000, 13020, 13100, 13110, 14000):
         save_with_driver(device, runtime, directory, driver, str(driver))
     device.set_environment(cuda_driver=13100)
     assert kernels_in(live(runtime, directory).serialize()) == ["13100"]
-    (directory / f"{GPU}-driver13.10.bin").unlink()
+    (directory / newest).unlink()
     assert kernels_in(live(runtime, directory).serialize()) == ["13020"]
 
 
@@ -273,7 +275,7 @@ def test_empty_files_count_as_missing(
 ) -> None:
     save_with_driver(device, runtime, directory, 13000, "a")
     device.set_environment(cuda_driver=13010)
-    newer = directory / f"{GPU}-driver13.1.bin"
+    newer = directory / NEWER_NAME
     newer.touch()
     ours = live(runtime, directory)
     assert kernels_in(ours.serialize()) == ["a"]

@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tests.py.runtime.live_handles import (
 )
 from tests.py.runtime.runtime_cache_testing import Log, handle_of, to_tensor
 from tests.util.processes.observed_calls import Faults, observed
-from tests.util.simulation.simulated_device import installed_device
+from tests.util.simulation.simulated_device import KIND, installed_device
 from torchtrt_cache.kinds import kinds_of_machine
 
 pytestmark = [
@@ -33,9 +34,8 @@ pytestmark = [
     pytest.mark.usefixtures("without_checkpoints"),
 ]
 
-GPU = "simulated-rtx-gpu-sm89-rtx1.6.1.120-linux"
-OLD = f"{GPU}-driver13.0.bin"
-OWN = f"{GPU}-driver13.1.bin"
+OLD = KIND.file_name()
+OWN = replace(KIND, cuda_driver=13010).file_name()
 MANY = 1000  # more system calls than a use makes
 # If these fail, the directory can't be searched and counts as having no files of older drivers.
 OF_SEARCH = {"opendir", "readdir", "stat"}
@@ -44,7 +44,7 @@ OF_SEARCH = {"opendir", "readdir", "stat"}
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
-    monkeypatch.setenv("FAKE_CUDA_GPU", "Simulated RTX GPU")
+    monkeypatch.setenv("FAKE_CUDA_GPU", KIND.gpu)
     monkeypatch.setenv("FAKE_CUDA_DRIVER", "13010")
     with installed_device() as device:
         yield device

@@ -264,7 +264,7 @@ def test_a_cache_of_another_version_costs_a_warning_and_a_cold_start(
     run(make_engine(runtime, cache, kernels=2))
     cache.save()
     assert log.lines() == []
-    device.set_environment(tensorrt_rtx_version="1.7.1.116")
+    device.set_environment(tensorrt_rtx_version="99.0.0.0")
     device.reset_counters()
     run(make_engine(runtime, handle_of(runtime, path), kernels=2))
     (warning,) = [line for line in log.lines() if line.startswith("WARNING")]

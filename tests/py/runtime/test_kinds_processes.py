@@ -22,7 +22,7 @@ from tests.py.runtime.runtime_testing import (
     uses_gpu,
     wait_until,
 )
-from tests.util.simulation.simulated_device import installed_device
+from tests.util.simulation.simulated_device import KIND, installed_device
 
 ROUNDS = 10
 KILLED_EACH_ROUND = 5
@@ -30,16 +30,16 @@ ROUND = 1.0  # seconds
 
 # The keys are the names of the kinds' files.
 KINDS: dict[str, dict[str, Any]] = {
-    "nvidia-l4-sm89-rtx1.6.1.120-linux-driver13.0.bin": {"gpu": "NVIDIA L4"},
-    "nvidia-l4-sm89-rtx1.7.0.5-linux-driver13.0.bin": {
+    f"nvidia-l4-sm89-rtx{KIND.tensorrt_rtx}-linux-driver13.0.bin": {"gpu": "NVIDIA L4"},
+    "nvidia-l4-sm89-rtx99.0.0.0-linux-driver13.0.bin": {
         "gpu": "NVIDIA L4",
-        "tensorrt_rtx_version": "1.7.0.5",
+        "tensorrt_rtx_version": "99.0.0.0",
     },
-    "nvidia-l4-sm89-rtx1.6.1.120-linux-driver12.8.bin": {
+    f"nvidia-l4-sm89-rtx{KIND.tensorrt_rtx}-linux-driver12.8.bin": {
         "gpu": "NVIDIA L4",
         "cuda_driver": 12080,
     },
-    "nvidia-rtx-a6000-sm89-rtx1.6.1.120-linux-driver13.0.bin": {
+    f"nvidia-rtx-a6000-sm89-rtx{KIND.tensorrt_rtx}-linux-driver13.0.bin": {
         "gpu": "NVIDIA RTX A6000"
     },
 }

@@ -197,7 +197,7 @@ def test_rejected_bytes_are_one_warning_and_a_cold_cache(
     device: Any, runtime: str, path: Path, log: Log
 ) -> None:
     size = save_as_other(runtime, path, "a")
-    device.set_environment(tensorrt_rtx_version="1.7.0.0")
+    device.set_environment(tensorrt_rtx_version="99.0.0.0")
     ours = live(runtime, path, "b")
     assert log.warnings() == [
         f"WARNING: TensorRT-RTX rejected the {size} bytes of the runtime cache '{path}': they are "

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.py.runtime.fleet_testing import GPU, OBJECT
+from tests.py.runtime.fleet_testing import OBJECT
 from tests.py.runtime.live_handles import kernels_in, kernels_on_disk, save_as_other
 from tests.py.runtime.programs import Program, Programs
 from tests.py.runtime.runtime_testing import uses_gpu
-from tests.util.simulation.simulated_device import installed_device
+from tests.util.simulation.simulated_device import KIND, installed_device
 from torchtrt_cache.store_process import StoreProcess
 
 OTHER = OBJECT.replace("driver13.0", "driver12.9")
-KIND = OBJECT.removesuffix(".bin")
+NAME = OBJECT.removesuffix(".bin")
 COMMAND = """
 from tests.py.runtime.fleet_testing import install_gpu
 from torchtrt_cache.__main__ import main
@@ -42,7 +42,7 @@ def programs(server: object) -> Iterator[Programs]:
 @pytest.fixture(autouse=True)
 def device() -> Iterator[Any]:
     with installed_device() as device:
-        device.set_environment(gpu=GPU, os_family="linux")
+        device.set_environment(gpu=KIND.gpu, os_family="linux")
         yield device
 
 
@@ -61,7 +61,7 @@ def directory(tmp_path: Path) -> Path:
 
 def start(programs: Programs, *arguments: str | Path, mode: str = "adds") -> Program:
     words = [str(word) for word in arguments]
-    return programs.start(COMMAND, arguments=words, gpu=GPU, mode=mode)
+    return programs.start(COMMAND, arguments=words, gpu=KIND.gpu, mode=mode)
 
 
 def run(
@@ -95,15 +95,15 @@ def test_a_pull_merges_and_a_push_brings_the_rest(
     save_as_other("python", directory / OBJECT, "b", "c")
     status, lines, errors = run(programs, "pull", url, directory)
     assert (status, errors) == (0, "")
-    assert lines[0].startswith(f"pulled {KIND}: ")
+    assert lines[0].startswith(f"pulled {NAME}: ")
     assert kernels_on_disk(directory / OBJECT) == ["a", "b", "c"]
     assert kernels_at(store) == ["a", "b"]
     status, lines, errors = run(programs, "push", directory, url)
     assert (status, errors) == (0, "")
-    assert lines[0].startswith(f"pushed {KIND}: ")
+    assert lines[0].startswith(f"pushed {NAME}: ")
     assert kernels_at(store) == ["a", "b", "c"]
     for arguments in (("pull", url, directory), ("push", directory, url)):
-        assert run(programs, *arguments) == (0, [f"{KIND} is in step"], "")
+        assert run(programs, *arguments) == (0, [f"{NAME} is in step"], "")
 
 
 def test_a_push_merges_with_an_object_that_moved_on(
@@ -115,7 +115,7 @@ def test_a_push_merges_with_an_object_that_moved_on(
     put(store, OBJECT, serialized(tmp_path / "theirs", "a", "c"))
     status, lines, errors = run(programs, "push", directory, url)
     assert (status, errors) == (0, "")
-    assert lines[0].startswith(f"pushed {KIND}: ")
+    assert lines[0].startswith(f"pushed {NAME}: ")
     assert kernels_at(store) == ["a", "b", "c"]
     assert kernels_on_disk(directory / OBJECT) == ["a", "b", "c"]
 
@@ -130,7 +130,7 @@ def test_the_kind_of_another_machine_is_not_merged(
     status, lines, errors = run(programs, "pull", url, directory, "--all")
     assert (status, errors) == (3, "")
     assert lines[0].startswith(f"NOT MERGED {OTHER.removesuffix('.bin')}: ")
-    assert lines[1].startswith(f"pulled {KIND}: ")
+    assert lines[1].startswith(f"pulled {NAME}: ")
     assert (directory / OTHER).read_bytes() == before
     assert kernels_on_disk(directory / OBJECT) == ["a", "b", "c"]
 
@@ -162,7 +162,7 @@ def test_an_object_that_can_not_be_merged_stays(
         status, lines, errors = run(programs, verb, *places, mode=mode)
         places = places[::-1]
         assert (status, lines) == (1, [])
-        assert errors.splitlines()[-1].startswith(f"Can't {verb} {KIND}: ")
+        assert errors.splitlines()[-1].startswith(f"Can't {verb} {NAME}: ")
         assert reason in errors
     status, _, errors = run(programs, "pull", *places, mode=mode)
     assert status == 1
@@ -178,10 +178,10 @@ def test_watching_merges_what_others_push(
 ) -> None:
     save_as_other("python", directory / OBJECT, "a")
     with start(programs, "sync", directory, url, "--watch") as watch:
-        assert watch.hear().startswith(f"pushed {KIND}: ")
+        assert watch.hear().startswith(f"pushed {NAME}: ")
         put(store, OBJECT, serialized(tmp_path / "theirs", "a", "b"))
         save_as_other("python", directory / OBJECT, "c")
-        assert watch.hear().startswith(f"pushed {KIND}: ")
+        assert watch.hear().startswith(f"pushed {NAME}: ")
         assert kernels_at(store) == ["a", "b", "c"]
         save_as_other("python", directory / OBJECT, "d")
         watch.send(signal.SIGTERM)

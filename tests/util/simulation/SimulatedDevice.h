@@ -12,11 +12,13 @@
 
 #include <NvInferRuntime.h>
 
+#include "core/runtime/RuntimeCacheKind.h"
+
 namespace torch_tensorrt::tests {
 
 // What TensorRT-RTX compares before it accepts a runtime cache (NvInferRuntime.h, IRuntimeCache::deserialize).
 struct SimulatedEnvironment {
-  std::string tensorrt_rtx_version = "1.6.1.120";
+  std::string tensorrt_rtx_version = core::runtime::tensorrt_rtx_version();
   std::string gpu = "Simulated RTX GPU";
   std::string os_family = "Linux";
   bool cuda_in_graphics = false;

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import tensorrt_rtx as trt
 import torch
 
 import torch_tensorrt  # noqa: F401  loads the library that registers the device
@@ -16,6 +17,9 @@ from torch_tensorrt.runtime._engine.engine_loader import (
     set_engine_loader,
 )
 from torchtrt_cache.kinds import RuntimeCacheKind
+
+# Of a device whose environment was not set.
+KIND = RuntimeCacheKind("Simulated RTX GPU", 89, trt.__version__, "linux", 13000)
 
 
 def simulated_engine_loader(device: Any) -> EngineLoader:
