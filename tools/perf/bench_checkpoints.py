@@ -17,8 +17,8 @@ Each measurement runs in its own process, on the simulated device.
 
 All of it takes about 25 minutes. The options shorten it.
 
-bazel run -c opt //tools/perf:bench_checkpoints [-- --json FILE] [--dir DIR] [--rounds N]
-    [--round-seconds S] [--steady-seconds S] [--mebibytes N] [--kills N]
+bazel run -c opt //tools/perf:bench_checkpoints [-- --json FILE] [--plot FILE] [--dir DIR]
+    [--rounds N] [--round-seconds S] [--steady-seconds S] [--mebibytes N] [--kills N]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tools.perf.engines import (
     in_own_process,
     start_engine,
 )
-from tools.perf.report import Row, print_rows, typed_path, write_json
+from tools.perf.report import Row, argument_parser, at_least, report
 from torch_tensorrt.runtime import RuntimeCache
 
 MEBIBYTE = 1024 * 1024
@@ -310,64 +310,46 @@ def bench(directory: Path, runtime: str, arguments: argparse.Namespace) -> list[
         promised, lost = promised + figures[0], lost + figures[1]
 
     def row(
-        name: str,
+        what: str,
+        beside: str,
         unit: str,
         baseline: float,
         measured: float,
         limit: float | None = None,
     ) -> Row:
-        return Row(f"{runtime}, {name}", unit, baseline, measured, limit)
+        what = f"{runtime}, {what}"
+        return Row(what, "checkpoints", beside, unit, baseline, measured, limit)
 
     core = seconds * 1e3
+    growing = f"CPU at {arguments.mebibytes} MiB and more"
     return [
-        row("99th percentile: to none", "ms", without, with_, 1.05),
-        row("CPU of a steady process: to a core", "ms", core, steady_cpu, 0.001),
-        row("CPU of a warm start, lazy: to a core", "ms", core, start_cpu),
-        row(
-            f"CPU at {arguments.mebibytes} MiB and more: to a core",
-            "ms",
-            cycle,
-            growing_cpu,
-            0.01,
-        ),
-        row("kernels lost by SIGKILL: to those promised", "", promised, lost, 0),
+        row("99th percentile of latency", "no checkpoints", "ms", without, with_, 1.05),
+        row("CPU of a steady process", "one core", "ms", core, steady_cpu, 0.001),
+        row("CPU of a warm start, lazy", "one core", "ms", core, start_cpu),
+        row(growing, "one core", "ms", cycle, growing_cpu, 0.01),
+        row("kernels lost by SIGKILL", "promised kernels", "", promised, lost, 0),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=typed_path, metavar="FILE")
-    parser.add_argument(
-        "--dir", type=typed_path, metavar="DIR", help="where the cache files go"
-    )
-    parser.add_argument("--rounds", type=int, default=12, metavar="N")
-    parser.add_argument("--round-seconds", type=float, default=5, metavar="S")
-    parser.add_argument("--steady-seconds", type=float, default=60, metavar="S")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=at_least(1), default=12, metavar="N")
+    parser.add_argument("--round-seconds", type=at_least(1), default=5, metavar="S")
+    parser.add_argument("--steady-seconds", type=at_least(1), default=60, metavar="S")
     parser.add_argument(
         "--mebibytes",
-        type=int,
+        type=at_least(1),
         default=256,
         metavar="N",
         help="size of the growing cache",
     )
-    parser.add_argument("--kills", type=int, default=10, metavar="N")
+    parser.add_argument("--kills", type=at_least(1), default=10, metavar="N")
     arguments = parser.parse_args()
-    for name in ("rounds", "round_seconds", "steady_seconds", "mebibytes", "kills"):
-        value = getattr(arguments, name)
-        if value < 1:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} is {value:g}, expected 1 or more")
-    if arguments.dir is not None and not arguments.dir.is_dir():
-        parser.error(f"--dir is '{arguments.dir}', expected a directory")
-    rows = []
+    rows: list[Row] = []
     for runtime in USES_PYTHON_RUNTIME:
         with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
             rows += bench(Path(directory), runtime, arguments)
-    print_rows(rows)
-    if arguments.json is not None:
-        write_json(rows, arguments.json)
+    report("Checkpoints", rows, arguments)
 
 
 if __name__ == "__main__":

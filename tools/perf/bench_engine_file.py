@@ -4,10 +4,10 @@ Both are measured in turns in this run, after a read that fills the page cache. 
 lower quartile of the turns. torch.load takes about 0.3 ms at any size, which matters up to a few
 MiB.
 
-bazel run -c opt //tools/perf:bench_engine_file [-- --json FILE] [--dir DIR] [--turns N]
+bazel run -c opt //tools/perf:bench_engine_file [-- --json FILE] [--plot FILE] [--dir DIR]
+    [--turns N]
 """
 
-import argparse
 import hashlib
 import tempfile
 import time
@@ -17,7 +17,7 @@ from statistics import quantiles
 
 import torch
 
-from tools.perf.report import Row, print_rows, typed_path, write_json
+from tools.perf.report import Row, argument_parser, at_least, report
 from torch_tensorrt.runtime._engine.engine_file import (
     EngineFile,
     load_engine_file,
@@ -53,28 +53,20 @@ def measure(path: Path, mebibytes: int, turns: int) -> Row:
         for _ in range(turns)
     ]
     plain, load = (quantiles(times, n=4)[0] for times in zip(*pairs, strict=True))
-    name = f"load {mebibytes} MiB: to read and SHA-256"
-    return Row(name, "ms", plain * 1e3, load * 1e3, LIMIT)
+    what = f"load {mebibytes} MiB"
+    return Row(
+        what, "engine file", "read and SHA-256", "ms", plain * 1e3, load * 1e3, LIMIT
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=typed_path, metavar="FILE")
-    parser.add_argument(
-        "--dir", type=typed_path, metavar="DIR", help="where the engine files go"
-    )
-    parser.add_argument("--turns", type=int, default=41, metavar="N")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--turns", type=at_least(2), default=41, metavar="N")
     arguments = parser.parse_args()
-    if arguments.turns < 2:
-        parser.error(f"--turns is {arguments.turns}, expected 2 or more")
-    if arguments.dir is not None and not arguments.dir.is_dir():
-        parser.error(f"--dir is '{arguments.dir}', expected a directory")
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         path = Path(directory) / "net.engine"
         rows = [measure(path, size, arguments.turns) for size in SIZES]
-    print_rows(rows)
-    if arguments.json is not None:
-        write_json(rows, arguments.json)
+    report("Engine file", rows, arguments)
 
 
 if __name__ == "__main__":

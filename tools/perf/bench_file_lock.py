@@ -4,10 +4,9 @@ Acquire and release is measured for one reused object, without contention. A han
 the release in one process to the acquisition in another one that waited. The lock is held for up to
 50 ms, or for 1 s in one of 100 rounds.
 
-bazel run -c opt //tools/perf:bench_file_lock [-- --json FILE]
+bazel run -c opt //tools/perf:bench_file_lock [-- --json FILE] [--plot FILE] [--dir DIR]
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import filelock
 
-from tools.perf.report import Row, print_rows, typed_path, write_json
+from tools.perf.report import Row, argument_parser, report
 
 TURNS = 21
 CALLS_PER_TURN = 200
@@ -38,24 +37,35 @@ def measure_filelock(path: Path) -> float:
 
 
 def table(native: dict[str, float], python: float, poll: float) -> list[Row]:
-    name = f"acquire + release: to filelock {filelock.__version__}"
+    def row(
+        what: str,
+        beside: str,
+        unit: str,
+        baseline: float,
+        measured: float,
+        limit: float | None = None,
+    ) -> Row:
+        return Row(what, "FileLock", beside, unit, baseline, measured, limit)
+
+    acquire = "acquire and release"
+    peer = f"filelock {filelock.__version__}"
     bare, own = native["bare"] * 1e6, native["reused_object"] * 1e6
     median, p99 = native["hand_over_median"] * 1e3, native["hand_over_p99"] * 1e3
     cpu = native["waiter_cpu_share"]
     return [
-        Row("acquire + release: to open, flock twice, close", "us", bare, own, 1.6),
-        Row(name, "us", python * 1e6, own),
-        Row("hand-over, median: to filelock's poll", "ms", poll * 1e3, median, 0.06),
-        Row("hand-over, 99th percentile: to the same", "ms", poll * 1e3, p99, 0.2),
-        Row("CPU time of a wait of 5 s: to one core", "ms", 5e3, 5e3 * cpu, 0.005),
+        row(acquire, "bare system calls", "µs", bare, own, 1.6),
+        row(acquire, peer, "µs", python * 1e6, own),
+        row("hand-over, median", "filelock's poll", "ms", poll * 1e3, median, 0.06),
+        row(
+            "hand-over, 99th percentile", "filelock's poll", "ms", poll * 1e3, p99, 0.2
+        ),
+        row("CPU time of a wait of 5 s", "one core", "ms", 5e3, 5e3 * cpu, 0.005),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=typed_path, metavar="FILE")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
+    arguments = argument_parser(__doc__).parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         output = subprocess.run(
             [os.environ["FILE_LOCK_BENCH"], directory],
             check=True,
@@ -64,9 +74,7 @@ def main() -> None:
         path = Path(directory) / "python.lock"
         poll = filelock.FileLock(path).poll_interval
         rows = table(json.loads(output), measure_filelock(path), poll)
-    print_rows(rows)
-    if arguments.json is not None:
-        write_json(rows, arguments.json)
+    report("File lock", rows, arguments)
 
 
 if __name__ == "__main__":

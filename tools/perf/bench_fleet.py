@@ -10,13 +10,12 @@
 
 The servers are moto and, if it can be installed, versitygw. Starts are measured with moto.
 
-bazel run -c opt //tools/perf:bench_fleet [-- --json FILE] [--dir DIR] [--mebibytes N] [--turns N]
-    [--starts N]
+bazel run -c opt //tools/perf:bench_fleet [-- --json FILE] [--plot FILE] [--dir DIR]
+    [--mebibytes N] [--turns N] [--starts N]
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import logging
 import math
@@ -36,7 +35,7 @@ from tests.util.servers.object_servers import (
 )
 from tests.util.simulation.simulated_device import KIND, installed_device, relu_plan
 from tools.perf.engines import USES_PYTHON_RUNTIME, in_own_process, start_engine
-from tools.perf.report import Row, print_rows, typed_path, write_json
+from tools.perf.report import Row, argument_parser, at_least, report
 from torchtrt_cache.store_process import StoreProcess
 from torchtrt_cache.transfer import Outcome, Transfers
 
@@ -100,10 +99,10 @@ def pull_rows(
         server.create_bucket(BUCKET)
         times = pull_times(server.port, tier, mebibytes, turns)
     got, written, pulled = (quantiles(its, n=4)[0] for its in zip(*times, strict=True))
-    what = f"{name}, pull {mebibytes} MiB: to get"
+    what = f"{name}, {mebibytes} MiB"
     return [
-        Row(what, "ms", got * 1e3, pulled * 1e3, PULL_LIMIT),
-        Row(f"{what}, write and sync", "ms", written * 1e3, pulled * 1e3),
+        Row(what, "pull", "get", "ms", got * 1e3, pulled * 1e3, PULL_LIMIT),
+        Row(what, "pull", "get, write, sync", "ms", written * 1e3, pulled * 1e3),
     ]
 
 
@@ -199,40 +198,33 @@ def start_rows(directory: Path, turns: int) -> list[Row]:
             local = median(starts(uses_python, MANY, f"{files}/") for _ in range(turns))
             remote = median(starts(uses_python, MANY, URL) for _ in range(turns))
             size = MANY * KERNEL_SIZE // MEBIBYTE
-            name = f"{runtime}, start with {size} MiB there: to a local file"
-            rows.append(Row(name, "ms", local * 1e3, remote * 1e3))
-            for what, fail in FAULTS.items():
+            what = f"{runtime}, start with a cache of {size} MiB"
+            rows.append(
+                Row(what, "object store", "local file", "ms", local * 1e3, remote * 1e3)
+            )
+            for fault, fail in FAULTS.items():
                 fail(proxy)
-                limit = LONGEST_SLOW_DELAY if "slower" in what else LONGEST_DELAY
+                is_slow = "slower" in fault
+                limit = LONGEST_SLOW_DELAY if is_slow else LONGEST_DELAY
                 # Nothing is uploaded, so that each machine finds what the previous one found.
                 delay = max(
                     starts(uses_python, FEW, f"{URL}?mode=read")
                     - starts(uses_python, FEW)
                     for _ in range(turns)
                 )
-                name = f"{runtime}, delay by a store that {what}: to {limit:g} s"
-                rows.append(Row(name, "ms", limit * 1e3, delay * 1e3, 1.0))
+                what = f"{runtime}, delay by a {'slow' if is_slow else 'failing'} store"
+                rows.append(
+                    Row(what, fault, "promise", "ms", limit * 1e3, delay * 1e3, 1.0)
+                )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=typed_path, metavar="FILE")
-    parser.add_argument(
-        "--dir", type=typed_path, metavar="DIR", help="where the local tiers go"
-    )
-    parser.add_argument("--mebibytes", type=int, default=256, metavar="N")
-    parser.add_argument("--turns", type=int, default=9, metavar="N")
-    parser.add_argument("--starts", type=int, default=3, metavar="N")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--mebibytes", type=at_least(1), default=256, metavar="N")
+    parser.add_argument("--turns", type=at_least(2), default=9, metavar="N")
+    parser.add_argument("--starts", type=at_least(1), default=3, metavar="N")
     arguments = parser.parse_args()
-    for name, least in (("mebibytes", 1), ("turns", 2), ("starts", 1)):
-        value = getattr(arguments, name)
-        if value < least:
-            parser.error(f"--{name} is {value}, expected {least} or more")
-    if arguments.dir is not None and not arguments.dir.is_dir():
-        parser.error(f"--dir is '{arguments.dir}', expected a directory")
     os.environ.update(FAKE_CUDA_GPU=KIND.gpu, FAKE_CUDA_DRIVER="13000")
     ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by name now
     logging.getLogger("torch_tensorrt").setLevel(logging.ERROR)  # faults are expected
@@ -249,9 +241,7 @@ def main() -> None:
             )
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
         rows += start_rows(Path(directory), arguments.starts)
-    print_rows(rows)
-    if arguments.json is not None:
-        write_json(rows, arguments.json)
+    report("Cache on an object store", rows, arguments)
 
 
 if __name__ == "__main__":

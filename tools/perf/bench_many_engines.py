@@ -7,12 +7,12 @@ A start lasts from when the imports and the plans are ready to the last engine's
 end releases the modules in the middle of a program, and the explicit RuntimeCache with them. It
 includes the save. Peak memory is what a process needs beyond what it has after its imports.
 
-bazel run -c opt //tools/perf:bench_many_engines [-- --json FILE] [--rounds N] [--dir DIR]
+bazel run -c opt //tools/perf:bench_many_engines [-- --json FILE] [--plot FILE] [--dir DIR]
+    [--rounds N]
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.util.simulation.simulated_device import installed_device, relu_plan
 from tools.perf.engines import USES_PYTHON_RUNTIME, in_own_process, start_engine
-from tools.perf.report import Row, print_rows, typed_path, write_json
+from tools.perf.report import Row, argument_parser, at_least, report
 from torch_tensorrt.runtime import RuntimeCache
 from torch_tensorrt.runtime._cache.tensor_memory import memory_of
 
@@ -166,43 +166,45 @@ def bench(path: Path, runtime: str, rounds: int) -> list[Row]:
     end_, baseline = (median(times) for times in zip(*nothing_new, strict=True))
     locked = in_own_process(end_while_locked, path, python)
     steps = "serialize, digest, read" if python else "serialize, read"
+    explicit = "one RuntimeCache"
 
     def row(
-        name: str, baseline: float, measured: float, limit: float | None = None
+        what: str,
+        beside: str,
+        baseline: float,
+        measured: float,
+        limit: float | None = None,
+        unit: str = "ms",
     ) -> Row:
-        return Row(f"{runtime}, {name}", "ms", baseline, measured, limit)
+        what = f"{runtime}, {what}"
+        return Row(what, "one path", beside, unit, baseline, measured, limit)
 
     return [
-        row("start of 16: to one RuntimeCache", few_explicit.start, few.start, 1.1),
-        Row(
-            f"{runtime}, peak memory of 16: to the same",
-            "MiB",
+        row("start of 16 engines", explicit, few_explicit.start, few.start, 1.1),
+        row(
+            "memory of 16 engines",
+            explicit,
             few_explicit.memory,
             few.memory,
             1.05,
+            "MiB",
         ),
-        row("end of 16: to one RuntimeCache", few_explicit.end, few.end, 1.1),
-        row("start of 64: to one RuntimeCache", many_explicit.start, many.start, 1.1),
-        row("end of 64: to one RuntimeCache", many_explicit.end, many.end, 1.1),
-        row("start: 64 to 16", few.start, many.start),
-        row("end: 64 to 16", few.end, many.end),
-        row(f"end of 16: to {steps}", baseline, end_, 1.2),
-        row("end of 16, locked: to one time-out", LOCK_TIMEOUT * 1e3, locked, 1.1),
+        row("end of 16 engines", explicit, few_explicit.end, few.end, 1.1),
+        row("start of 64 engines", explicit, many_explicit.start, many.start, 1.1),
+        row("start of 64 engines", "16 engines", few.start, many.start),
+        row("end of 64 engines", explicit, many_explicit.end, many.end, 1.1),
+        row("end of 64 engines", "16 engines", few.end, many.end),
+        row("end of 16 engines, nothing new", steps, baseline, end_, 1.2),
+        row(
+            "end of 16 engines, locked", "one time-out", LOCK_TIMEOUT * 1e3, locked, 1.1
+        ),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=typed_path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=9, metavar="N")
-    parser.add_argument(
-        "--dir", type=typed_path, metavar="DIR", help="where the cache file goes"
-    )
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=at_least(1), default=9, metavar="N")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds is {arguments.rounds}, expected 1 or more")
-    if arguments.dir is not None and not arguments.dir.is_dir():
-        parser.error(f"--dir is '{arguments.dir}', expected a directory")
     # bench_checkpoints measures checkpoints.
     os.environ["TORCHTRT_RUNTIME_CACHE_CHECKPOINTS"] = "0"
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
@@ -211,9 +213,7 @@ def main() -> None:
         rows = []
         for runtime in USES_PYTHON_RUNTIME:
             rows += bench(path, runtime, arguments.rounds)
-    print_rows(rows)
-    if arguments.json is not None:
-        write_json(rows, arguments.json)
+    report("Many engines in one process", rows, arguments)
 
 
 if __name__ == "__main__":

@@ -196,39 +196,18 @@ int memory_file_of(const std::string& path) {
   return blob;
 }
 
-void bench_first_result(const std::string& directory, Report& report) {
+void bench_first_result(const std::string& directory, Samples& samples) {
   const std::string path = directory + "/shared.bin";
-  std::vector<double> cold;
   for (int i = 0; i < kColdStarts; ++i) {
     std::filesystem::remove(path);
-    cold.push_back(first_result(path, STDIN_FILENO, kKernels));
+    samples["cold_start"].push_back(first_result(path, STDIN_FILENO, kKernels));
   }
   const int blob = memory_file_of(path);
-  std::vector<double> from_memory;
-  std::vector<double> warm;
   for (int i = 0; i < kWarmStarts; ++i) {
-    from_memory.push_back(first_result("", blob, 0));
-    warm.push_back(first_result(path, STDIN_FILENO, 0));
+    samples["start_from_memory"].push_back(first_result("", blob, 0));
+    samples["warm_start"].push_back(first_result(path, STDIN_FILENO, 0));
   }
   ::close(blob);
-  const double baseline = median(from_memory);
-  const double measured = median(warm);
-  report.add(
-      {"first result, warm: to blob in memory",
-       "ms",
-       baseline,
-       measured,
-       measured / baseline,
-       Report::Target::kAtMost,
-       1.1});
-  report.add(
-      {"first result, warm: to cold",
-       "ms",
-       median(cold),
-       measured,
-       measured / median(cold),
-       Report::Target::kAtMost,
-       1});
 }
 
 // --- Saving at once ---
@@ -331,19 +310,13 @@ std::vector<double> save_at_once(const std::string& directory, const Kernels& ke
   return times;
 }
 
-struct InTurn {
-  std::vector<double> handles;
-  std::vector<double> plain_writes;
-};
-
-InTurn save_in_turn(const std::string& directory) {
+void save_in_turn(const std::string& directory, Samples& samples) {
   const tests::ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
   const Kernels kernels = different_kernels();
   std::vector<CachePtr> caches;
   for (const std::string& prefix : kernels.prefixes) {
     caches.push_back(make_cache(prefix, kernels.number));
   }
-  InTurn times;
   for (int round = 0; round < kSaveRounds; ++round) {
     const std::string path = file_of_round(directory, round);
     Clock::duration handles{};
@@ -358,29 +331,17 @@ InTurn save_in_turn(const std::string& directory) {
       write_plainly(directory + "/plain_in_turn.bin", std::span(content.get(), size));
       plain_writes += Clock::now() - start_of_plain;
     }
-    times.handles.push_back(milliseconds(handles));
-    times.plain_writes.push_back(milliseconds(plain_writes));
+    samples["saves_in_turn"].push_back(milliseconds(handles));
+    samples["writes_in_turn"].push_back(milliseconds(plain_writes));
     std::filesystem::remove(path);
   }
-  return times;
-}
-
-void bench_saving_at_once(const std::string& directory, Report& report) {
-  const InTurn in_turn = save_in_turn(directory);
-  const double measured = median(save_at_once(directory, different_kernels()));
-  const auto add = [&](const char* name, const std::vector<double>& times) {
-    const double baseline = median(times);
-    report.add({name, "ms", baseline, measured, measured / baseline, Report::Target::kAtMost, 3});
-  };
-  add("32 processes save: to plain writes in turn", in_turn.plain_writes);
-  add("32 processes save: to saves in turn", in_turn.handles);
 }
 
 // Does in one process, step by step, the work that 32 savers of the same kernels can't avoid. Each one serializes its
 // cache, digests the bytes with std::hash as the handle does, and reads the file to compare it. One of them writes.
-std::vector<double> write_once_and_read(const std::string& directory, const std::string& prefix) {
+std::vector<double> write_once_and_read(const std::string& directory, const Kernels& kernels) {
   const tests::ScopedSimulation simulation(std::make_shared<SimulatedDevice>());
-  const CachePtr cache = make_cache(prefix, kSameKernels);
+  const CachePtr cache = make_cache(kernels.prefixes.front(), kernels.number);
   const std::string path = directory + "/plain_once.bin";
   std::vector<double> times;
   for (int round = 0; round < kSaveRounds; ++round) {
@@ -399,26 +360,15 @@ std::vector<double> write_once_and_read(const std::string& directory, const std:
   return times;
 }
 
-void bench_saving_the_same_at_once(const std::string& directory, Report& report) {
-  const Kernels kernels{.prefixes = {"same"}, .number = kSameKernels};
-  const double baseline = median(write_once_and_read(directory, kernels.prefixes.front()));
-  const double measured = median(save_at_once(directory, kernels));
-  report.add(
-      {"32 save the same: to 1 write, 32 reads",
-       "ms",
-       baseline,
-       measured,
-       measured / baseline,
-       Report::Target::kAtMost,
-       1.5});
-}
-
 } // namespace
 
-void bench_shared_starts(const std::string& directory, Report& report) {
-  bench_first_result(directory, report);
-  bench_saving_at_once(directory, report);
-  bench_saving_the_same_at_once(directory, report);
+void bench_shared_starts(const std::string& directory, Samples& samples) {
+  bench_first_result(directory, samples);
+  save_in_turn(directory, samples);
+  samples["saves_at_once"] = save_at_once(directory, different_kernels());
+  const Kernels same{.prefixes = {"same"}, .number = kSameKernels};
+  samples["write_and_reads"] = write_once_and_read(directory, same);
+  samples["same_saves_at_once"] = save_at_once(directory, same);
 }
 
 std::optional<int> shared_starts_main(int argc, char** argv) {

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
-
-#include "tools/perf/Report.h"
+#include <vector>
 
 namespace torch_tensorrt::perf {
+
+// What was measured, in milliseconds or MiB.
+using Samples = std::map<std::string, std::vector<double>>;
 
 // Runs processes that share a cache file in `directory`. Their engines run on the simulated device
 // (tests/util/simulation) and have kernels of 64 KiB.
@@ -22,7 +25,7 @@ namespace torch_tensorrt::perf {
 // Saving the same at once: 32 processes that all have the same 128 kernels save in the same way. Throws unless exactly
 // one of them writes. The baseline is one write by bare system calls, and 32 times a serialization, a digest and a read
 // of the file.
-void bench_shared_starts(const std::string& directory, Report& report);
+void bench_shared_starts(const std::string& directory, Samples& samples);
 
 // If this process was started to be one of those processes, does its work and returns its exit status. Otherwise
 // returns none. Must be called first in main().

@@ -1,7 +1,5 @@
-// Measures RuntimeCacheFile's read and replace of 64 MiB, as ratios to the bare system calls, and the memory that they
-// need in addition to the bytes themselves. Then runs the benchmarks of bench_shared_starts.h.
-//
-//   bench_runtime_cache [--dir DIRECTORY] [--json FILE]
+// The native half of bench_runtime_cache.py: measures RuntimeCacheFile in a given directory, runs the benchmarks of
+// bench_shared_starts.h, and prints one JSON object with the samples.
 
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -11,27 +9,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <filesystem>
 #include <functional>
 #include <optional>
 #include <random>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "core/runtime/RuntimeCacheFile.h"
 #include "core/util/macros.h"
-#include "tools/perf/Report.h"
 #include "tools/perf/bench_shared_starts.h"
 #include "tools/perf/plain_file.h"
 
 namespace torch_tensorrt::perf {
 namespace {
 
-namespace fs = std::filesystem;
 using core::runtime::FileGeneration;
 using core::runtime::RuntimeCacheFile;
 
@@ -73,7 +66,7 @@ double extra_mebibytes(const std::function<void()>& call) {
   return static_cast<double>(extra) / 1024;
 }
 
-void bench(const std::string& directory, Report& report) {
+void bench(const std::string& directory, Samples& samples) {
   const std::string path = directory + "/cache.bin";
   const std::string plain_path = directory + "/plain.bin";
   std::vector<std::byte> bytes(kSize);
@@ -92,71 +85,49 @@ void bench(const std::string& directory, Report& report) {
     TORCHTRT_CHECK(replaced && replaced->is_written, "Another process saved to the benchmark's file");
     generation = replaced->generation;
   };
-  std::vector<double> plain_saves;
-  std::vector<double> saves;
   for (int i = 0; i <= kSaves; ++i) {
     bytes[0] = static_cast<std::byte>(i);
     const double plain = milliseconds([&] { write_plainly(plain_path, bytes); });
     const double ours = milliseconds(save);
     if (i > 0) { // the first save finds nothing to replace
-      plain_saves.push_back(plain);
-      saves.push_back(ours);
+      samples["plain_save"].push_back(plain);
+      samples["save"].push_back(ours);
     }
   }
-
-  std::vector<double> plain_loads;
-  std::vector<double> loads;
   for (int i = 0; i <= kLoads; ++i) {
-    plain_loads.push_back(milliseconds([&] { read_plainly(path); }));
-    loads.push_back(milliseconds(load));
+    samples["plain_load"].push_back(milliseconds([&] { read_plainly(path); }));
+    samples["load"].push_back(milliseconds(load));
   }
-
-  const auto add_speed = [&report](
-                             const char* name, const std::vector<double>& plain, const std::vector<double>& ours) {
-    const double baseline = median(plain);
-    const double measured = median(ours);
-    report.add({name, "ms", baseline, measured, baseline / measured, Report::Target::kAtLeast, 0.85});
-  };
-  const auto add_memory = [&report](const char* name, double measured, double limit) {
-    const double size = static_cast<double>(kSize / kMebibyte);
-    report.add({name, "MiB", size, measured, measured / size, Report::Target::kAtMost, limit});
-  };
-  add_speed("load 64 MiB: speed to open, fstat, read", plain_loads, loads);
-  add_memory("load 64 MiB: peak extra memory to file", extra_mebibytes(load), 1.1);
-  add_speed("save 64 MiB: speed to write, fsync, rename", plain_saves, saves);
+  samples["memory_of_load"].push_back(extra_mebibytes(load));
   bytes[0] = std::byte{0xff};
-  add_memory("save 64 MiB: peak extra memory to file", extra_mebibytes(save), 0.1);
+  samples["memory_of_save"].push_back(extra_mebibytes(save));
+}
+
+void print(const Samples& samples) {
+  const char* separator = "{";
+  for (const auto& [name, values] : samples) {
+    std::printf("%s\"%s\": [%.6f", separator, name.c_str(), values.front());
+    for (size_t i = 1; i < values.size(); ++i) {
+      std::printf(", %.6f", values[i]);
+    }
+    std::printf("]");
+    separator = ",\n ";
+  }
+  std::printf("}\n");
 }
 
 int run(int argc, char** argv) {
-  fs::path parent = fs::temp_directory_path();
-  std::string json;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view option = argv[i];
-    if (option == "--dir" && i + 1 < argc) {
-      parent = argv[++i];
-    } else if (option == "--json" && i + 1 < argc) {
-      json = argv[++i];
-    } else {
-      std::fprintf(stderr, "usage: %s [--dir DIRECTORY] [--json FILE]\n", argv[0]);
-      return 2;
-    }
+  if (const auto status = shared_starts_main(argc, argv)) {
+    return *status;
   }
-  std::string directory = (parent / "bench_runtime_cache.XXXXXX").string();
-  check(::mkdtemp(directory.data()) != nullptr, "mkdtemp");
-  Report report;
-  try {
-    bench(directory, report);
-    bench_shared_starts(directory, report);
-  } catch (...) {
-    fs::remove_all(directory);
-    throw;
+  if (argc != 2) {
+    std::fprintf(stderr, "usage: runtime_cache_bench DIRECTORY\n");
+    return 2;
   }
-  fs::remove_all(directory);
-  report.print();
-  if (!json.empty()) {
-    report.write_json(json);
-  }
+  Samples samples;
+  bench(argv[1], samples);
+  bench_shared_starts(argv[1], samples);
+  print(samples);
   return 0;
 }
 
@@ -165,9 +136,6 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    if (const auto status = torch_tensorrt::perf::shared_starts_main(argc, argv)) {
-      return *status;
-    }
     return torch_tensorrt::perf::run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s: %s\n", argv[0], error.what());
