@@ -157,6 +157,9 @@ def start(uses_python: bool, kernels: int, place: str, port: int, home: Path) ->
         begin = time.perf_counter()
         module = start_engine(plan, place, uses_python)
         seconds = time.perf_counter() - begin
+        compiled = device.counters()["compilations"]
+        if place == URL and compiled:
+            raise RuntimeError(f"{compiled} kernels were compiled, expected 0")
         del module
         return seconds
 
