@@ -12,16 +12,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
 from tools.gpu.prerequisites import Machine, look
-from tools.gpu.report import Report, Row, Status, checked, guarded, table
+from tools.gpu.report import Report, Row, Status, checked, guarded
 from tools.wheel.write_version import write_version
 
 _ROOT = Path(__file__).absolute().parents[2]
@@ -29,6 +28,7 @@ _TIMEOUT = 1200  # seconds for each command; only one that hangs needs as many
 
 # In files of tests that need object stores or a library that only Bazel builds.
 _NOT_HERE = ("fleet_testing", "observed_calls")
+_COMPILING = "tests/py/compile/test_compile.py"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -48,13 +48,6 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         action="append",
         default=[],
         help="own.cache of a run with another GPU, driver or version",
-    )
-    add("--without-gpu", action="store_true", help="ask the simulated device")
-    add(
-        "--work",
-        type=path,
-        default=Path.home() / ".cache/torch_tensorrt_gpu",
-        help="for what is built, which another run uses again; default: %(default)s",
     )
     return parser.parse_args(words)
 
@@ -98,193 +91,130 @@ def stage_package(machine: Machine, build: Path, folder: Path) -> None:
     write_version(package / "_version.py", version, headers)
 
 
+@dataclass
 class Check:
-    """One run. A step that fails does not stop the others."""
+    """One run. A step that fails does not stop the others.
 
-    def __init__(
-        self, arguments: argparse.Namespace, machine: Machine, report: Report
-    ) -> None:
-        self._arguments = arguments
-        self._machine = machine
-        self._report = report
-        self._work: Path = arguments.work
-        self._can_compile = all(map(find_spec, ("onnx", "onnxscript")))
-        self._plans: Path | None = None  # the engines for the GPU
+    Attributes:
+        work: For what is built, which another run uses again.
+    """
+
+    arguments: argparse.Namespace
+    machine: Machine
+    report: Report
+    work: Path
+
+    @property
+    def plans(self) -> Path:
+        """The engines for the GPU."""
+        return self.work / ("pack/plans" if self.arguments.pack else "plans")
 
     def run(self) -> None:
-        for step in (self.build, self.ask, self.run_pytests):
+        for step in (self.build, self.build_engines, self.ask, self.run_pytests):
             for row in guarded("check", step.__name__, step()):
-                self._report.add(row)
+                self.report.add(row)
 
-    def command(
-        self, words: list[str], environment: dict[str, str] | None = None
-    ) -> tuple[int, str]:
-        """Runs a command in the repository's root; returns its exit status and output."""
+    def command(self, step: str, question: str, words: list[str]) -> Row:
+        """Runs a command in the repository's root. The answer is the last line that it prints."""
+        begin = time.monotonic()
         # `timeout` also ends what the command started, which might keep a pipe open; so a file.
         with tempfile.TemporaryFile("w+", errors="replace") as file:
             status = subprocess.run(
                 ["timeout", "--signal=KILL", str(_TIMEOUT), *words],
                 cwd=_ROOT,
-                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             ).returncode
             file.seek(0)
             output = file.read()
-        self._report.log(f"$ {shlex.join(words)}\n{output}[exit status {status}]\n")
-        return status, output
-
-    def checked_command(self, step: str, question: str, words: list[str]) -> Row:
-        """Runs a command. The row of one that failed has the last line that it printed."""
-        begin = time.monotonic()
-        status, output = self.command(words)
+        self.report.log(f"$ {shlex.join(words)}\n{output}[exit status {status}]\n")
         last = "".join(output.splitlines()[-1:])
-        answer = f"exit status {status}: {last}" if status else "yes"
+        answer = f"exit status {status}: {last}" if status else last
         figure = f"{time.monotonic() - begin:.0f} s"
         return checked(step, question, status == 0, answer, figure)
 
     def build(self) -> Iterator[Row]:
-        folder = self._work / "build"
-        configure = configure_command(self._machine, folder)
-        yield self.checked_command("build", "cmake configures the build", configure)
+        folder = self.work / "build"
+        command = configure_command(self.machine, folder)
+        yield self.command("build", "cmake configures the build", command)
         command = ["cmake", "--build", str(folder), "--parallel", str(os.cpu_count())]
-        yield self.checked_command("build", "the C++ sources build", command)
-        stage_package(self._machine, folder, self._work / "py")
-        import_from(self._work / "py")
-        program = (
-            "import sys, torch_tensorrt._library as it; sys.exit(it.library_error())"
-        )
-        command = [sys.executable, "-c", program]
-        yield self.checked_command("build", "the library loads", command)
+        yield self.command("build", "the C++ sources build", command)
+        stage_package(self.machine, folder, self.work / "py")
+        import_from(self.work / "py")
+        from torch_tensorrt._library import library_error  # which can be imported now
+
+        error = library_error()
+        yield checked("build", "the library loads", not error, str(error or "yes"))
+
+    def build_engines(self) -> Iterator[Row]:
+        if not self.arguments.pack:
+            command = [sys.executable, "-m", "tools.gpu.plans", str(self.plans)]
+            yield self.command("engines", "engines are built", command)
 
     def ask(self) -> Iterator[Row]:
-        # Only now can torch_tensorrt be imported.
-        from tests.util.simulation.supported_gpu import supported_gpu
         from tools.gpu.questions.ask import ask
-        from tools.gpu.questions.devices import Device, GpuDevice, SimulatedDevice
+        from tools.gpu.questions.devices import GpuDevice
         from tools.gpu.questions.laboratory import Laboratory
 
-        device: Device = SimulatedDevice()
-        if not self._arguments.without_gpu:
-            is_known = supported_gpu() is not None
-            yield from self.find_engines(is_known)
-            if self._plans is None:
-                return
-            device = GpuDevice(self._plans, is_known)
-        folder = self._work / "questions"
+        folder = self.work / "questions"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        own_cache = self._arguments.out / "own.cache"
-        foreign_caches = self._arguments.foreign_cache
+        own_cache = self.arguments.out / "own.cache"
+        foreign_caches = self.arguments.foreign_cache
+        device = GpuDevice(self.plans)
         yield from ask(Laboratory(device, folder, own_cache, foreign_caches))
 
-    def find_engines(self, is_known: bool) -> Iterator[Row]:
-        """Finds those of the pack, or builds them.
-
-        Args:
-            is_known: Whether TensorRT-RTX names the compute capability of this GPU.
-        """
-        program = [sys.executable, "-m", "tools.gpu.plans"]
-        if self._arguments.pack:
-            self._plans = self._work / "pack/plans"
-        elif self._can_compile:
-            self._plans = self._work / "plans"
-            command = [*program, "build_all", str(self._plans)]
-            yield self.checked_command("engines", "engines are built", command)
-        else:
-            answer = "no --pack, and no onnx and onnxscript to build any with"
-            yield Row("engines", "engines are built", Status.SKIPPED, answer)
-        if self._can_compile:
-            question = "an engine is built for this GPU itself"
-            command = [*program, "build_for_this_gpu", str(self._work / "own_plans")]
-            row = self.checked_command("engines", question, command)
-            if row.is_bad and "TensorRT-RTX" in row.answer and not is_known:
-                row = replace(row, status=Status.REFUSED)
-            yield row
-
     def run_pytests(self) -> Iterator[Row]:
-        no_compilation = "" if self._can_compile else "no onnx and onnxscript"
-        yield from self.run_pytests_on("simulated", no_compilation)
-        if self._arguments.without_gpu:
+        """Runs the files of the pytest suite that run engines, in parallel."""
+        from tests.util.simulation.supported_gpu import supported_gpu
+
+        if any(row.status is Status.REFUSED for row in self.report.rows):
+            answer = "TensorRT-RTX refuses this GPU"
+            yield Row("tests", "pytest suite", Status.SKIPPED, answer)
             return
-        refused = {
-            row.step for row in self._report.rows if row.status is Status.REFUSED
-        }
-        if "engines" in refused:
-            no_compilation = "TensorRT-RTX does not build for this GPU"
-        if self._plans is None or "output equality" in refused:
-            answer = "TensorRT-RTX refuses this GPU" if self._plans else "no engines"
-            yield Row("tests", "pytest suite on gpu", Status.SKIPPED, answer)
+        files = []
+        for file in sorted((_ROOT / "tests/py/runtime").glob("test_*.py")):
+            text = file.read_text()
+            if "runtime_testing" in text and not any(
+                word in text for word in _NOT_HERE
+            ):
+                files.append(str(file.relative_to(_ROOT)))
+        if find_spec("onnx") and find_spec("onnxscript") and supported_gpu():
+            files.append(_COMPILING)
         else:
-            yield from self.run_pytests_on("gpu", no_compilation)
-
-    def run_pytests_on(self, device: str, no_compilation: str) -> Iterator[Row]:
-        """Runs the files of the pytest suite that run engines, in parallel.
-
-        Args:
-            no_compilation: Why those that compile models are left out; empty if they are not.
-        """
-        files = {
-            str(file.relative_to(_ROOT)): file.read_text()
-            for folder in ("compile", "dynamo", "runtime")
-            for file in sorted((_ROOT / "tests/py" / folder).rglob("test_*.py"))
-        }
-        question = f"pytest suite on {device}"
-        compiling = [name for name, text in files.items() if "onnx" in text]
-        chosen = [
-            name
-            for name, text in files.items()
-            if "runtime_testing" in text and not any(word in text for word in _NOT_HERE)
-        ]
-        if no_compilation:
-            answer = f"{', '.join(compiling)}: {no_compilation}"
-            yield Row("tests", f"{question}, compilation", Status.SKIPPED, answer)
-        else:
-            chosen += compiling
-        environment = {**os.environ, "TORCHTRT_TEST_DEVICE": device}
-        if self._plans:
-            environment["TORCHTRT_TEST_PLANS"] = str(self._plans / "relu")
+            answer = "needs onnx, onnxscript and a GPU that TensorRT-RTX names"
+            yield Row("tests", _COMPILING, Status.SKIPPED, answer)
         command = [
+            *("env", "TORCHTRT_TEST_DEVICE=gpu"),
+            f"TORCHTRT_TEST_PLANS={self.plans / 'relu'}",
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *("-c", str(_ROOT / "pyproject.toml"), "--rootdir", str(_ROOT)),
             *("-W", "default"),  # other versions of torch warn of other things
         ]
-        begin = time.monotonic()
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            outcomes = pool.map(
-                lambda name: self.command([*command, name], environment), chosen
+            yield from pool.map(
+                lambda file: self.command("tests", file, [*command, file]), files
             )
-        counts: Counter[str] = Counter()
-        failed = []
-        for name, (status, output) in zip(chosen, outcomes, strict=True):
-            for number, what in re.findall(r"(\d+) (passed|skipped)(?=.* in )", output):
-                counts[what] += int(number)
-            if status:
-                failed.append(name)
-        answer = f"{counts['passed']} passed, {counts['skipped']} skipped"
-        if failed:
-            answer += f"; failures in {', '.join(failed)}"
-        figure = f"{len(chosen)} files, {time.monotonic() - begin:.0f} s"
-        yield checked("tests", question, not failed, answer, figure)
 
 
 def main() -> None:
     arguments = parse()
-    for folder in (arguments.out, arguments.work):
+    work = Path.home() / ".cache/torch_tensorrt_gpu"
+    for folder in (arguments.out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    pack: Path = arguments.work / "pack"
     if arguments.pack:
-        unpack(arguments.pack, pack)
-    machine = look(arguments.headers or pack / "include", not arguments.without_gpu)
+        unpack(arguments.pack, work / "pack")
+    headers = arguments.headers or work / "pack/include"
+    machine = look(headers, builds_engines=not arguments.pack)
     for line in machine.missing:
         print(f"check.sh: missing: {line}", file=sys.stderr)
     if machine.missing:
         sys.exit(2)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     report = Report(arguments.out, {"date": date, **machine.versions})
-    Check(arguments, machine, report).run()
-    print(f"\n{table(report.rows)}")
+    Check(arguments, machine, report, work).run()
+    print(f"\n{report.table()}")
     sys.exit(any(row.is_bad for row in report.rows))
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Checks this repository on a machine with an NVIDIA GPU, without Bazel and without a network:
 #
-#   tools/gpu/check.sh OUT_DIR [--pack FILE | --headers DIR] [--foreign-cache FILE]... [--without-gpu] [--work DIR]
+#   tools/gpu/check.sh OUT_DIR [--pack FILE | --headers DIR] [--foreign-cache FILE]...
 #
 # Names what is missing. Then builds the sources against the torch that $PYTHON (python3) has, asks a GPU what
-# docs/gpu-results.md lists, and runs tests. OUT_DIR gets results.md, results.json, check.log and own.cache. Exit status: 0 all
-# is well, 1 something failed or contradicts the design, 2 something is missing and nothing was run.
+# docs/gpu-results.md lists, and runs tests. OUT_DIR gets results.md, check.log and own.cache. Exit status: 0 all is well, 1
+# something failed or contradicts the design, 2 something is missing and nothing was run.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}

@@ -9,14 +9,11 @@ pytest; and the engines of plans.py. Takes minutes: the library, 227 MB, is comp
 from __future__ import annotations
 
 import argparse
-import lzma
 import os
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -24,19 +21,12 @@ from tools.gpu.plans import build_all
 
 # Machine code packs better with its jumps made absolute; a large window finds kernels that differ
 # in little but their target.
-_FILTERS: list[dict[str, int]] = [
-    {"id": lzma.FILTER_X86},
-    {
-        "id": lzma.FILTER_LZMA2,
-        "preset": 9 | lzma.PRESET_EXTREME,
-        "dict_size": 256 << 20,
-    },
-]
+_XZ = "xz --x86 --lzma2=preset=9e,dict=256MiB"
 
 
-def stage(folder: Path, python: str) -> dict[str, Path]:
-    """Returns packages and engines by their names in the pack. Some are made in `folder`."""
-    packages, plans = folder / "packages", folder / "plans"
+def stage(folder: Path, python: str) -> None:
+    """Fills `folder` with packages and engines. Some packages are links."""
+    packages = folder / "packages"
     pip = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "install"),
         *("--quiet", "--no-compile", "--only-binary=:all:", "--implementation", "cp"),
@@ -48,26 +38,16 @@ def stage(folder: Path, python: str) -> dict[str, Path]:
     version = metadata.version(bindings)
     subprocess.run([*pip, "--no-deps", f"{bindings}=={version}"], check=True)
     subprocess.run([*pip, "filelock", "platformdirs", "pytest"], check=True)
-    build_all(plans)
-    return {
-        "packages": packages,
-        "plans": plans,
-        **{
-            f"packages/{package.name}": package
-            for package in Path(sysconfig.get_path("purelib")).glob("tensorrt_rtx*")
-            if "_bindings" not in package.name
-        },
-    }
+    for package in Path(sysconfig.get_path("purelib")).glob("tensorrt_rtx*"):
+        if "_bindings" not in package.name:
+            (packages / package.name).symlink_to(package)
+    build_all(folder / "plans")
 
 
-def write(path: Path, entries: Mapping[str, Path]) -> None:
-    """Compresses files and folders into one file."""
-    with (
-        lzma.open(path, "wb", filters=_FILTERS) as stream,
-        tarfile.open(fileobj=stream, mode="w|") as archive,
-    ):
-        for name, source in entries.items():
-            archive.add(source.resolve(), name)
+def write(path: Path, folder: Path) -> None:
+    """Compresses the folder into one file, with what links in it lead to."""
+    command = ["tar", "--create", "--dereference", f"--use-compress-program={_XZ}"]
+    subprocess.run([*command, f"--file={path}", "-C", folder, "."], check=True)
 
 
 def main() -> None:
@@ -82,10 +62,12 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(os.environ["BUILD_WORKSPACE_DIRECTORY"])
     output_base = (workspace / f"bazel-{workspace.name}").resolve().parents[1]
+    headers = output_base / "external/tensorrt_rtx/include"
     with tempfile.TemporaryDirectory() as name:
-        entries = stage(Path(name), arguments.python)
-        entries["include"] = output_base / "external/tensorrt_rtx/include"
-        write(path, entries)
+        folder = Path(name)
+        stage(folder, arguments.python)
+        (folder / "include").symlink_to(headers)
+        write(path, folder)
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -11,6 +11,9 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+_PACKAGES = ["torch", "tensorrt_rtx", "filelock", "platformdirs", "numpy", "pytest"]
+_TO_BUILD_ENGINES = ["onnx", "onnxscript"]
+
 
 @dataclass
 class Machine:
@@ -35,51 +38,42 @@ class Machine:
         self.missing.append(f"{file}: {hint}")
 
 
-def look(headers: Path, needs_gpu: bool) -> Machine:
+def look(headers: Path, builds_engines: bool) -> Machine:
     """Looks at this machine and builds nothing. Takes some seconds, as `import torch` does.
 
     Args:
         headers: Where TensorRT-RTX's C++ headers must be.
     """
     machine = Machine(versions={"python": platform.python_version()})
-    for package in [
-        "torch",
-        "tensorrt_rtx",
-        "filelock",
-        "platformdirs",
-        "numpy",
-        "pytest",
-    ]:
+    for package in _PACKAGES + (_TO_BUILD_ENGINES if builds_engines else []):
         if find_spec(package):
             machine.versions[package] = metadata.version(package)
         else:
             machine.missing.append(f"{package} for {sys.executable}: pip install it")
     packages = [Path(folder) for folder in sys.path]
     cuda = [folder for p in packages for folder in p.glob("nvidia/cu*/include")]
-    home = os.environ.get("CUDA_HOME")
-    cuda.insert(0 if home else len(cuda), Path(home or "/usr/local/cuda", "include"))
-    library = [folder / "tensorrt_rtx_libs" for folder in packages]
+    if home := os.environ.get("CUDA_HOME"):
+        cuda.insert(0, Path(home, "include"))
+    cuda.append(Path("/usr/local/cuda/include"))
+    libraries = [folder / "tensorrt_rtx_libs" for folder in packages]
+    library = "libtensorrt_rtx.so.1"
     machine.find("CUDA_INCLUDE", "crt/host_defines.h", cuda, "set CUDA_HOME")
     machine.find("TENSORRT_RTX_INCLUDE", "NvInfer.h", [headers], "give --headers")
     machine.find(
-        "TENSORRT_RTX_LIBRARIES",
-        "libtensorrt_rtx.so.1",
-        library,
-        "pip install tensorrt_rtx",
+        "TENSORRT_RTX_LIBRARIES", library, libraries, "pip install tensorrt_rtx"
     )
     if "torch" in machine.versions:
-        _look_with_torch(machine, needs_gpu)
+        _look_with_torch(machine)
     return machine
 
 
-def _look_with_torch(machine: Machine, needs_gpu: bool) -> None:
+def _look_with_torch(machine: Machine) -> None:
     import torch
 
     machine.folders["TORCH_DIR"] = Path(torch.__file__).parent
     machine.versions |= {"torch": torch.__version__, "CUDA": str(torch.version.cuda)}
-    driver = subprocess.getoutput(
-        "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
-    )
+    query = "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+    driver = subprocess.getoutput(query)
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         machine.versions |= {
@@ -87,8 +81,6 @@ def _look_with_torch(machine: Machine, needs_gpu: bool) -> None:
             "compute capability": f"{major}.{minor}",
             "driver": driver.partition("\n")[0],
         }
-    elif needs_gpu:
-        machine.missing.append(
-            f"an NVIDIA GPU: torch.cuda.is_available() is false, and nvidia-smi says '{driver}'; "
-            "--without-gpu runs what needs none"
-        )
+    else:
+        reason = f"torch.cuda.is_available() is false, and nvidia-smi says '{driver}'"
+        machine.missing.append(f"an NVIDIA GPU: {reason}")

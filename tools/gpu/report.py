@@ -1,16 +1,14 @@
-"""What a check on a GPU finds: rows, as a table and as JSON."""
+"""What a check on a GPU finds: rows of a table."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 
 class Status(str, Enum):
@@ -40,7 +38,6 @@ class Row:
     Attributes:
         step: The part of the check that it belongs to.
         figure: What was measured, with units; empty if nothing was.
-        details: What only the JSON has.
     """
 
     step: str
@@ -48,7 +45,6 @@ class Row:
     status: Status
     answer: str
     figure: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_bad(self) -> bool:
@@ -56,16 +52,11 @@ class Row:
 
 
 def checked(
-    step: str,
-    question: str,
-    holds: bool,
-    answer: str,
-    figure: str = "",
-    **details: Any,
+    step: str, question: str, holds: bool, answer: str, figure: str = ""
 ) -> Row:
     """The row of a check."""
     status = Status.PASSED if holds else Status.FAILED
-    return Row(step, question, status, answer, figure, details)
+    return Row(step, question, status, answer, figure)
 
 
 def guarded(step: str, question: str, rows: Iterable[Row]) -> Iterator[Row]:
@@ -73,8 +64,9 @@ def guarded(step: str, question: str, rows: Iterable[Row]) -> Iterator[Row]:
     try:
         yield from rows
     except Exception as error:
+        traceback.print_exc()
         answer = f"it broke off: {type(error).__name__}: {error}"
-        yield checked(step, question, False, answer, trace=traceback.format_exc())
+        yield checked(step, question, False, answer)
 
 
 class Report:
@@ -101,16 +93,16 @@ class Report:
         print(f"[{seconds}] {row.question}: {row.status.value}, {row.answer}")
         about = {**self._about, "time": seconds}
         heading = ", ".join(f"{name} {value}" for name, value in about.items())
-        (self._folder / "results.md").write_text(f"{heading}\n\n{table(self.rows)}\n")
-        document = {**about, "rows": [asdict(row) for row in self.rows]}
-        (self._folder / "results.json").write_text(json.dumps(document, indent=1))
+        (self._folder / "results.md").write_text(f"{heading}\n\n{self.table()}\n")
 
-
-def table(rows: Iterable[Row]) -> str:
-    """The rows in Markdown."""
-    lines = [["step", "question", "status", "answer", "figure"], ["---"] * 5]
-    lines += [[r.step, r.question, r.status.value, r.answer, r.figure] for r in rows]
-    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
+    def table(self) -> str:
+        """The rows in Markdown."""
+        lines = [["step", "question", "status", "answer", "figure"], ["---"] * 5]
+        for row in self.rows:
+            lines.append(
+                [row.step, row.question, row.status.value, row.answer, row.figure]
+            )
+        return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in lines)
 
 
 def _cell(text: str) -> str:

@@ -2,75 +2,63 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.util.simulation import supported_gpu
 from tools.gpu import check
 from tools.gpu.check import Check, parse
 from tools.gpu.prerequisites import Machine
-from tools.gpu.report import Report, Row, Status, guarded, table
+from tools.gpu.report import Report, Row, Status, guarded
 
-REFUSED_BUILD = Row("engines", "of this GPU", Status.REFUSED, "no such capability")
-REFUSED_PLANS = Row("output equality", "runs", Status.REFUSED, "no such capability")
-
-
-class Commands:
-    """Takes the place of Check.command. Keeps the files of tests that it gets, and the plans."""
-
-    def __init__(self) -> None:
-        self.answer = 0, "1 passed in 1s"
-        self.files: dict[str, set[str]] = {}
-        self.plans: str | None = None
-
-    def __call__(
-        self, words: list[str], environment: dict[str, str] | None = None
-    ) -> tuple[int, str]:
-        if environment:
-            device = environment["TORCHTRT_TEST_DEVICE"]
-            self.files.setdefault(device, set()).add(Path(words[-1]).name)
-            self.plans = environment.get("TORCHTRT_TEST_PLANS")
-        return self.answer
+REFUSED = Row("output equality", "runs", Status.REFUSED, "no such capability")
 
 
-def make_check(folder: Path, *rows: Row) -> Check:
-    arguments = parse([str(folder / "out"), "--work", str(folder / "work")])
-    arguments.out.mkdir()
-    report = Report(arguments.out, {})
-    report.rows += rows
-    made = Check(arguments, Machine(), report)
-    made._can_compile = True
-    made._plans = folder / "plans"
-    return made
+def make_check(folder: Path) -> Check:
+    arguments = parse([str(folder)])
+    return Check(arguments, Machine(), Report(folder, {}), folder)
 
 
 @pytest.fixture
-def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tree has one file of tests of each sort."""
+def tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree with files of tests, and a GPU that TensorRT-RTX names."""
     monkeypatch.setattr(check, "_ROOT", tmp_path)
+    monkeypatch.setattr(supported_gpu, "supported_gpu", lambda: "a GPU")
+    (tmp_path / "pyproject.toml").write_text("")
+    folder = tmp_path / "tests/py"
     for name, text in (
-        ("compile/test_compile.py", "import onnx"),
-        ("dynamo/deep/test_engines.py", "import runtime_testing"),
+        ("compile/test_compile.py", "def test_passes(): pass"),
+        (
+            "runtime/test_engines.py",
+            "# runtime_testing\n"
+            "import os\n"
+            "import pytest\n"
+            "def test_passes(): assert os.environ['TORCHTRT_TEST_DEVICE'] == 'gpu'\n"
+            "def test_passes_too(): assert os.environ['TORCHTRT_TEST_PLANS']\n"
+            "def test_is_skipped(): pytest.skip('no GPU')\n",
+        ),
+        ("runtime/test_broken.py", "import runtime_testing_of_no_one"),
         ("runtime/test_fleet.py", "import runtime_testing, fleet_testing"),
         ("runtime/test_files.py", "import os"),
         ("gpu/test_check.py", "runtime_testing"),
     ):
-        path = tmp_path / "tests/py" / name
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    return folder
 
 
 def test_paths_are_those_of_where_it_was_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--pack", "p", "--headers", "h", "--foreign-cache", "c", "--work", "w"]
+    options = ["--pack", "p", "--headers", "h", "--foreign-cache", "c"]
     arguments = vars(parse(["o", *options]))
     assert arguments["foreign_cache"] == [tmp_path / "c"]
-    for name in ("out", "pack", "headers", "work"):
+    for name in ("out", "pack", "headers"):
         assert arguments[name] == tmp_path / name[0]
 
 
@@ -81,106 +69,41 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(
     begin = time.monotonic()
     alive = tmp_path / "alive"
     program = f"(while sleep 0.1; do touch '{alive}'; done) & echo began; wait"
-    row = make_check(tmp_path).checked_command("step", "ends", ["sh", "-c", program])
+    row = make_check(tmp_path).command("step", "ends", ["sh", "-c", program])
     assert (row.status, row.answer) == (Status.FAILED, "exit status -9: began")
     assert time.monotonic() - begin < 60
     alive.unlink()
     time.sleep(0.5)
     assert not alive.exists()
-    assert "began" in (tmp_path / "out/check.log").read_text()
+    assert "began" in (tmp_path / "check.log").read_text()
 
 
-@pytest.mark.parametrize(
-    ("is_known", "reason", "status"),
-    [
-        (False, "RuntimeError: TensorRT-RTX has no such GPU", Status.REFUSED),
-        (True, "RuntimeError: TensorRT-RTX has no such layer", Status.FAILED),
-        (False, "ImportError: no onnx", Status.FAILED),
-    ],
-)
-def test_only_an_unknown_gpu_may_refuse_a_build(
-    is_known: bool,
-    reason: str,
-    status: Status,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_runs_the_tests_that_run_engines(tests: Path, tmp_path: Path) -> None:
+    rows = {Path(row.question).name: row for row in make_check(tmp_path).run_pytests()}
+    assert set(rows) == {"test_engines.py", "test_broken.py", "test_compile.py"}
+    assert rows["test_compile.py"].status is Status.PASSED
+    assert rows["test_engines.py"].status is Status.PASSED
+    assert rows["test_engines.py"].answer.startswith("2 passed, 1 skipped in ")
+    assert rows["test_broken.py"].answer.startswith("exit status 2: 1 error in ")
+
+
+def test_compiles_only_for_a_gpu_that_tensorrt_rtx_names(
+    tests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supported_gpu, "supported_gpu", lambda: None)
+    (tests / "runtime/test_broken.py").unlink()
+    skipped, run = make_check(tmp_path).run_pytests()
+    assert (skipped.question, skipped.status) == (check._COMPILING, Status.SKIPPED)
+    assert Path(run.question).name == "test_engines.py"
+
+
+def test_no_tests_run_on_a_gpu_that_tensorrt_rtx_refuses(
+    tests: Path, tmp_path: Path
 ) -> None:
     made = make_check(tmp_path)
-    commands = Commands()
-    commands.answer = 1, f"words\n{reason}\n"
-    monkeypatch.setattr(made, "command", commands)
-    built, own = made.find_engines(is_known)
-    assert (built.status, own.status) == (Status.FAILED, status)
-    assert reason in own.answer
-
-
-@pytest.mark.usefixtures("tests")
-@pytest.mark.parametrize(
-    ("row", "can_compile", "on_gpu", "skipped"),
-    [
-        (None, True, {"test_engines.py", "test_compile.py"}, []),
-        (
-            None,
-            False,
-            {"test_engines.py"},
-            ["simulated, compilation", "gpu, compilation"],
-        ),
-        (REFUSED_BUILD, True, {"test_engines.py"}, ["gpu, compilation"]),
-        (REFUSED_PLANS, True, None, ["gpu"]),
-    ],
-)
-def test_which_tests_run(
-    row: Row | None,
-    can_compile: bool,
-    on_gpu: set[str] | None,
-    skipped: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = make_check(tmp_path, *([row] if row else []))
-    made._can_compile = can_compile
-    commands = Commands()
-    monkeypatch.setattr(made, "command", commands)
-    rows = list(made.run_pytests())
-    assert commands.files.get("gpu") == on_gpu
-    assert ("test_compile.py" in commands.files["simulated"]) == can_compile
-    assert commands.plans == str(tmp_path / "plans/relu")
-    assert [r.question for r in rows if r.status is Status.SKIPPED] == [
-        f"pytest suite on {what}" for what in skipped
-    ]
-
-
-@pytest.mark.usefixtures("tests")
-def test_without_engines_no_tests_run_on_the_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = make_check(tmp_path)
-    made._plans = None
-    monkeypatch.setattr(made, "command", Commands())
-    *_, last = made.run_pytests()
-    assert (last.status, last.answer) == (Status.SKIPPED, "no engines")
-
-
-def test_counts_pytests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "tests/py/runtime"
-    folder.mkdir(parents=True)
-    (tmp_path / "pyproject.toml").write_text("")
-    (folder / "test_a.py").write_text(
-        "# runtime_testing\n"
-        "import os\n"
-        "import pytest\n"
-        "def test_passes(): assert os.environ['TORCHTRT_TEST_DEVICE'] == 'gpu'\n"
-        "def test_passes_too(): pass\n"
-        "def test_is_skipped(): pytest.skip('no GPU')\n"
-    )
-    monkeypatch.setattr(check, "_ROOT", tmp_path)
-    made = make_check(tmp_path)
-    (row,) = made.run_pytests_on("gpu", "")
-    assert (row.status, row.answer) == (Status.PASSED, "2 passed, 1 skipped")
-    (folder / "test_b.py").write_text("import runtime_testing_of_no_one\n")
-    (row,) = made.run_pytests_on("gpu", "")
-    assert row.status is Status.FAILED
-    assert row.answer.endswith("; failures in tests/py/runtime/test_b.py")
+    made.report.add(REFUSED)
+    (row,) = made.run_pytests()
+    assert row.status is Status.SKIPPED
 
 
 def test_a_step_that_breaks_off_keeps_what_it_found() -> None:
@@ -195,20 +118,12 @@ def test_a_step_that_breaks_off_keeps_what_it_found() -> None:
 
 
 def test_report(tmp_path: Path) -> None:
-    rows = [
-        Row("tests", "a | b", Status.PASSED, "of\ntwo lines", details={"n": [1]}),
-        Row("gpu", "refused", Status.REFUSED, "its words"),
-    ]
     report = Report(tmp_path, {"device": "some GPU"})
-    for row in rows:
-        report.add(row)
-    *_, first, second = table(rows).splitlines()
+    report.add(Row("tests", "a | b", Status.PASSED, "of\ntwo lines"))
+    report.add(REFUSED)
+    assert not REFUSED.is_bad
+    *_, first, second = report.table().splitlines()
     assert first == r"| tests | a \| b | passed | of two lines |  |"
-    assert second == "| gpu | refused | refused | its words |  |"
-    assert not rows[1].is_bad
+    assert second == "| output equality | runs | refused | no such capability |  |"
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("device some GPU, ") and second in text
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["device"] == "some GPU"
-    assert [row["status"] for row in found["rows"]] == ["passed", "refused"]
-    assert found["rows"][0]["details"] == {"n": [1]}

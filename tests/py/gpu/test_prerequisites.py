@@ -15,10 +15,12 @@ from tools.gpu.prerequisites import look
 CHECK = Path(__file__).parents[3] / "tools/gpu/check.sh"
 
 
-def check(*words: str | Path, python: str) -> subprocess.CompletedProcess[str]:
+def check(
+    out: Path, python: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [CHECK, *words],
-        env={**os.environ, "PYTHON": python},
+        [CHECK, out],
+        env={**os.environ, "PYTHON": python, **environment},
         capture_output=True,
         text=True,
         timeout=120,
@@ -30,7 +32,7 @@ def test_names_what_is_missing_a_line_each_and_runs_nothing(tmp_path: Path) -> N
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     bare.chmod(0o755)
     out = tmp_path / "out"
-    done = check(out, "--work", tmp_path / "work", python=str(bare))
+    done = check(out, python=str(bare), HOME=str(tmp_path))
     assert done.returncode == 2, done.stderr
     lines = done.stderr.splitlines()
     assert all(line.startswith("check.sh: missing: ") for line in lines)
@@ -57,8 +59,8 @@ def test_names_a_python_that_is_too_old(tmp_path: Path) -> None:
 
 def test_finds_what_this_environment_has(tmp_path: Path) -> None:
     (tmp_path / "NvInfer.h").touch()
-    machine = look(tmp_path, needs_gpu=False)
-    assert machine.missing == []
+    machine = look(tmp_path, builds_engines=True)
+    assert [line for line in machine.missing if "GPU" not in line] == []
     assert machine.folders["TENSORRT_RTX_INCLUDE"] == tmp_path
     assert machine.folders["TORCH_DIR"].samefile(Path(torch.__file__).parent)
     assert machine.versions["torch"] == torch.__version__
@@ -66,8 +68,5 @@ def test_finds_what_this_environment_has(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu_is_one_line(tmp_path: Path) -> None:
-    without = look(tmp_path, needs_gpu=False).missing
-    line = look(tmp_path, needs_gpu=True).missing[-1]
-    assert "torch.cuda.is_available() is false" in line
-    assert "--without-gpu" in line
-    assert line not in without
+    line = look(tmp_path, builds_engines=False).missing[-1]
+    assert line.startswith("an NVIDIA GPU: torch.cuda.is_available() is false")

@@ -14,8 +14,6 @@ from tools.gpu.report import Row, Status, guarded
 
 # What may hang comes last.
 QUESTIONS: list[Callable[[Laboratory], Iterator[Row]]] = [
-    output_equality,
-    runtime_cache.own_cache,
     runtime_cache.deserialize_adds,
     runtime_cache.byte_equality,
     runtime_cache.size_per_kernel,
@@ -28,12 +26,13 @@ QUESTIONS: list[Callable[[Laboratory], Iterator[Row]]] = [
 
 
 def ask(laboratory: Laboratory) -> Iterator[Row]:
-    """Asks all questions, or only the first if no plan runs."""
+    """Asks whether the outputs are right, and all other questions unless no plan loads."""
+    refused = True
+    for row in guarded(CACHE, "output_equality", output_equality(laboratory)):
+        refused = refused and row.status is Status.REFUSED
+        yield row
+    if refused:
+        yield Row(CACHE, "all others", Status.SKIPPED, "no plan loads")
+        return
     for question in QUESTIONS:
-        plans_run = False
-        for row in guarded(CACHE, question.__name__, question(laboratory)):
-            plans_run = plans_run or "errors" in row.details
-            yield row
-        if question is output_equality and not plans_run:
-            yield Row(CACHE, "all others", Status.SKIPPED, "no plan runs")
-            return
+        yield from guarded(CACHE, question.__name__, question(laboratory))

@@ -39,7 +39,7 @@ def bad_blobs(
         },
         "cut off": {f"to {size} B": good[:size] for size in sizes},
         f"with a flipped bit in its first {_HEADER} bytes": _flipped(
-            good, range(min(_HEADER, len(good))), flips
+            good, range(_HEADER), flips
         ),
         "with a flipped bit after those": _flipped(
             good, range(_HEADER, len(good)), flips
@@ -53,20 +53,18 @@ def bad_blobs(
             yield Row(CACHE, question, Status.SKIPPED, answer)
             continue
         outcomes: Counter[str] = Counter()
-        harm = ""
+        harm = []
         with laboratory.worker() as worker:
-            worker(int)  # waits until it has begun
             for name, blob in blobs.items():
                 try:
                     outcome = _outcome(laboratory, worker, runtime, blob, timeout)
                 except Exception as error:
-                    harm = f"{name}: {error}"
+                    harm = [f"{name}: {error}"]
                     break
                 outcomes[outcome] += 1
         answers = [f"{number} {outcome}" for outcome, number in outcomes.items()]
-        answer = ", ".join([*answers, harm] if harm else answers)
         figure = f"{len(blobs)} files, the good one has {len(good)} B"
-        yield answered(question, answer, not harm, figure)
+        yield answered(question, ", ".join(answers + harm), not harm, figure)
 
 
 def _flipped(good: bytes, places: range, most: int) -> dict[str, bytes]:
@@ -84,9 +82,8 @@ def _outcome(
 ) -> str:
     path = laboratory.new_path()
     path.write_bytes(blob)
-    begin = len(worker.output())
     start = worker(engines.start, runtime, FIRST, path, timeout=timeout)
     worker(engines.end, timeout=timeout)
-    if "rejected the" in worker.output()[begin:]:
+    if start.statistics.rejections:
         return REJECTED
     return ACCEPTED if start.compiled_nothing else UNUSED

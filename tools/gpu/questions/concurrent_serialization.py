@@ -25,16 +25,14 @@ def _ask(
     sizes = [len(_start(laboratory, runtime).final) for _ in range(rounds)]
     harm = ""
     together: list[SharedStart] = []
-    while len(together) < rounds and not harm:
-        try:
+    try:
+        for _ in range(rounds):
             together.append(_start(laboratory, runtime, meanwhile=True))
-            harm = _harm(laboratory, runtime, together[-1], sizes)
-        except Exception as error:
-            harm = str(error)
+            _check(laboratory, runtime, together[-1], sizes)
+    except Exception as error:
+        harm = str(error)
     taken = sum(start.taken for start in together)
-    figure = (
-        f"{taken} different ones were taken; {min(sizes)} to {max(sizes)} B without"
-    )
+    figure = f"{taken} different ones; {min(sizes)} to {max(sizes)} B without"
     if harm or any(start.partial for start in together):
         answer = f"no: {harm}" if harm else "yes"
         yield answered(question, answer, not harm, figure)
@@ -50,21 +48,20 @@ def _start(
         return worker(engines.start_all, runtime, blob, meanwhile)
 
 
-def _harm(
+def _check(
     laboratory: Laboratory, runtime: str, start: SharedStart, sizes: list[int]
-) -> str:
-    """What the serializations did to that start; empty if nothing. Raises if a result is wrong.
+) -> None:
+    """Raises RuntimeError if the serializations did harm to that start.
 
     Args:
         sizes: Of the caches of starts without serializations.
     """
     if start.rejected:
-        return f"{start.rejected} of {start.taken} serializations are rejected"
+        raise RuntimeError(f"{start.rejected} of {start.taken} of them are rejected")
     if not min(sizes) <= len(start.final) <= max(sizes):
-        return f"the cache has {len(start.final)} B in the end"
+        raise RuntimeError(f"the cache has {len(start.final)} B in the end")
     warm = _start(laboratory, runtime, start.final)
     if len(warm.final) != len(start.final):
-        return "a start on the cache compiles kernels"
+        raise RuntimeError("a start on the cache compiles kernels")
     if start.partial:
         _start(laboratory, runtime, start.partial)
-    return ""

@@ -1,38 +1,41 @@
-"""What a worker does with engines: on our runtimes, and on TensorRT-RTX's own interface."""
+"""What a worker does with engines, and with TensorRT-RTX's own runtime caches."""
 
 from __future__ import annotations
 
 import faulthandler
+import functools
 import io
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tensorrt_rtx as trt
 import torch
 
 from tools.gpu.plans import CASES, FIRST, relative_error
-from tools.gpu.questions.devices import Device, Plan
+from tools.gpu.questions.devices import GpuDevice, Plan
 from torch_tensorrt.dynamo.runtime import TorchTensorRTModule
-from torch_tensorrt.runtime import RuntimeCache, RuntimeSettings
+from torch_tensorrt.runtime import (
+    RuntimeCache,
+    RuntimeCacheStatistics,
+    RuntimeSettings,
+)
+from torch_tensorrt.runtime._cache.tensor_memory import memory_of
 from torch_tensorrt.runtime._engine.engine_loader import LoadedEngine, load_engine
-from torch_tensorrt.runtime._engine.engine_stream import EngineStream
 
 RUNTIMES = ["C++", "Python"]
 
 Result = TypeVar("Result")
 
-_device: Device
+_device: GpuDevice
 # The engines that were started, with their caches.
 _started: list[tuple[TorchTensorRTModule, RuntimeCache]] = []
 
 
-def begin(device: Device, log: Path) -> None:
+def begin(device: GpuDevice, log: Path) -> None:
     """Makes this process ready to load plans; what it prints goes to the log."""
     global _device
     _device = device
@@ -68,26 +71,13 @@ def _error(y: torch.Tensor, expected: torch.Tensor) -> float:
     return error
 
 
-def load(runtime: str, name: str) -> None:
-    """Deserializes the plan and runs nothing."""
-    _module(runtime, _device.plan(name)).setup_engine()
-
-
 def replay(runtime: str, name: str) -> float:
     """Returns the relative error of a CUDA graph that is replayed with a new input."""
     x, expected = _device.example(name, None)
     module = _module(runtime, _device.plan(name))
-    held = torch.zeros_like(x)
-    warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(warm_up):
-        for _ in range(3):
-            module(held)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = module(held)
-    held.copy_(x)
-    graph.replay()
+    other = torch.zeros_like(x)
+    replayed = torch.cuda.make_graphed_callables(lambda x: module(x), (other,))
+    y: Any = replayed(x)
     return _error(y, expected)
 
 
@@ -98,35 +88,30 @@ class Start:
     Attributes:
         seconds: From the plan's bytes in memory to the result on the host.
         error: The relative error of the result.
-        before: Bytes of the cache before it: those of the file, or of an empty cache.
-        after: Bytes of the cache after it.
+        statistics: Those of its cache after it.
     """
 
     seconds: float
     error: float
-    before: int
-    after: int
+    statistics: RuntimeCacheStatistics
 
     @property
     def compiled_nothing(self) -> bool:
         """TensorRT-RTX adds to the cache each kernel that it compiles."""
-        return self.after == self.before
+        return self.statistics.size_added == 0
 
 
 def start(runtime: str, name: str, path: Path, batch: int | None = None) -> Start:
     """Starts an engine on a cache of its own for that path. Both live on."""
     plan = _device.plan(name)
     x, expected = _device.example(name, batch)
-    before = path.stat().st_size if path.exists() else 0
     begin = time.perf_counter()
     cache = RuntimeCache(path, use_python_runtime=runtime == "Python")
     module = _module(runtime, plan, RuntimeSettings(runtime_cache=cache))
     y = module(x).cpu()
     seconds = time.perf_counter() - begin
     _started.append((module, cache))
-    after = cache._handle.serialize().numel()
-    before = before or len(raw_serialized(name, [])[0])
-    return Start(seconds, _error(y, expected), before, after)
+    return Start(seconds, _error(y, expected), cache.statistics())
 
 
 def save() -> None:
@@ -170,9 +155,7 @@ def start_all(runtime: str, blob: bytes, is_serialized_meanwhile: bool) -> Share
     """
     cache = RuntimeCache(use_python_runtime=runtime == "Python")
     cache.load_from_stream(io.BytesIO(blob))
-    settings = RuntimeSettings(
-        dynamic_shapes_kernel_specialization_strategy="eager", runtime_cache=cache
-    )
+    settings = RuntimeSettings("eager", runtime_cache=cache)
     serializations = 0
     is_serializing = is_serialized_meanwhile
 
@@ -185,7 +168,6 @@ def start_all(runtime: str, blob: bytes, is_serialized_meanwhile: bool) -> Share
             enough = serializations + 2
             while is_serializing and serializations < enough:
                 time.sleep(0.001)
-        _started.append((module, cache))
 
     def serialized() -> bytes:
         data = io.BytesIO()
@@ -206,28 +188,25 @@ def start_all(runtime: str, blob: bytes, is_serialized_meanwhile: bool) -> Share
             result.result()
     final = serialized()
     taken -= {b"", final}  # no engine had run yet, or all had
-    rejected = [data for data in taken if not _new_cache(FIRST).deserialize(data)]
+    rejected = sum(not _raw_cache(FIRST)[1].deserialize(data) for data in taken)
     (empty,) = raw_serialized(FIRST, [])
     partial = next((data for data in taken if len(data) > len(empty)), b"")
-    return SharedStart(final, len(taken), len(rejected), partial)
+    return SharedStart(final, len(taken), rejected, partial)
 
 
-@cache
+@functools.cache
 def _loaded(name: str) -> LoadedEngine:
-    return load_engine(memoryview(_device.plan(name)[0].numpy().tobytes()))
+    plan, _, _ = _device.plan(name)
+    return load_engine(memory_of(plan))
 
 
-def _made(result: Any) -> Any:
-    """Returns what a call of TensorRT-RTX returned, unless that means that it failed."""
-    if not result:
-        raise RuntimeError("a call of TensorRT-RTX failed")
-    return result
-
-
-def _new_cache(name: str) -> Any:
-    """Returns an empty `tensorrt_rtx.IRuntimeCache`."""
-    config = _made(_loaded(name).engine.create_runtime_config())
-    return _made(config.create_runtime_cache())
+def _raw_cache(name: str) -> tuple[RuntimeCache, Any]:
+    """Returns an empty cache of the Python runtime, and its `tensorrt_rtx.IRuntimeCache`."""
+    loaded = _loaded(name)
+    config = loaded.engine.create_runtime_config()
+    cache = RuntimeCache(use_python_runtime=True)
+    handle: Any = cache._handle
+    return cache, handle.ensure_materialized(config, loaded.device, loaded.kind)
 
 
 @dataclass(frozen=True)
@@ -235,16 +214,12 @@ class RawRun:
     """An inference on a new cache that was given blobs.
 
     Attributes:
-        accepted: What `deserialize` returned for each blob.
         before: The cache as it serialized after the blobs.
         after: The cache as it serialized after the inference.
-        seconds: Of the inference.
     """
 
-    accepted: list[bool]
     before: bytes
     after: bytes
-    seconds: float
 
     @property
     def compiled_nothing(self) -> bool:
@@ -257,36 +232,19 @@ def raw_run(name: str, blobs: Sequence[bytes], batch: int | None = None) -> RawR
 
     Kernels for the very shape are compiled before the inference (eager).
     """
-    cache = _new_cache(name)
-    accepted = [cache.deserialize(blob) for blob in blobs]
-    before = bytes(cache.serialize())
+    cache, raw = _raw_cache(name)
+    for blob in blobs:
+        raw.deserialize(blob)
+    before = bytes(raw.serialize())
+    settings = RuntimeSettings("eager", runtime_cache=cache)
     x, expected = _device.example(name, batch)
-    y = torch.empty_like(expected, device=x.device)
-    _, (x_name,), (y_name,) = _device.plan(name)
-    loaded = _loaded(name)
-    begin = time.perf_counter()
-    config = _made(loaded.engine.create_runtime_config())
-    config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    )
-    _made(config.set_runtime_cache(cache))
-    context = _made(loaded.engine.create_execution_context(runtime_config=config))
-    stream = EngineStream(loaded.device)
-    _made(context.set_input_shape(x_name, tuple(x.shape)))
-    _made(context.set_tensor_address(x_name, x.data_ptr()))
-    _made(context.set_tensor_address(y_name, y.data_ptr()))
-    _made(context.execute_async_v3(stream.begin()))
-    stream.end()
-    y = y.cpu()
-    seconds = time.perf_counter() - begin
-    del context  # before what it uses
-    _error(y, expected)
-    return RawRun(accepted, before, bytes(cache.serialize()), seconds)
+    _error(_module("Python", _device.plan(name), settings)(x), expected)
+    return RawRun(before, bytes(raw.serialize()))
 
 
 def raw_serialized(name: str, blobs: Sequence[bytes], times: int = 1) -> list[bytes]:
     """Returns how a new cache serializes after those blobs, `times` times over."""
-    cache = _new_cache(name)
+    _, raw = _raw_cache(name)
     for blob in blobs:
-        cache.deserialize(blob)
-    return [bytes(cache.serialize()) for _ in range(times)]
+        raw.deserialize(blob)
+    return [bytes(raw.serialize()) for _ in range(times)]

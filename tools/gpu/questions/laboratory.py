@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tools.gpu.questions import engines
-from tools.gpu.questions.devices import Device
+from tools.gpu.questions.devices import GpuDevice
 from tools.gpu.report import Row, Status
 
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class Worker:
     """A process with a device that calls functions of modules.
 
     Attributes:
-        log: What the process prints, C++ libraries included.
+        log: Gets what the process prints, C++ libraries included.
     """
 
     log: Path
@@ -76,7 +76,7 @@ class Laboratory:
         foreign_caches: Caches of other machines or versions.
     """
 
-    device: Device
+    device: GpuDevice
     folder: Path
     own_cache: Path
     foreign_caches: Sequence[Path] = ()
@@ -110,9 +110,7 @@ class Laboratory:
         return self.folder / str(next(self._numbers))
 
 
-def answered(
-    question: str, answer: str, as_designed: bool, figure: str = "", **details: object
-) -> Row:
+def answered(question: str, answer: str, as_designed: bool, figure: str = "") -> Row:
     """The row of a question about caches."""
     status = Status.ANSWER if as_designed else Status.CONTRADICTION
-    return Row(CACHE, question, status, answer, figure, details)
+    return Row(CACHE, question, status, answer, figure)

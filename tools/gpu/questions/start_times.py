@@ -45,5 +45,4 @@ def start_times(laboratory: Laboratory, repeats: int = 10) -> Iterator[Row]:
             is_as_expected,
             answer if is_as_expected else f"not every start {compiled}",
             f"median of {repeats}, {in_ms(min(seconds))} to {in_ms(max(seconds))}",
-            seconds=seconds,
         )
