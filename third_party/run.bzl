@@ -1,6 +1,6 @@
 """How the repository rules run commands."""
 
-_HOUR = 3600  # seconds; torch over a slow line takes most of it
+_HOUR = 3600  # seconds; enough for torch over a slow line
 
 def run(ctx, command, what, hint = "", quiet = False, environment = {}):
     """Runs a command for a repository rule. If the command fails, fails with its output.

@@ -1,7 +1,7 @@
-"""How this project links a library that pip installed: by its file at link time, by a run path at run time.
+"""Links a library that pip installed: by its file at link time, and by a run path at run time.
 
 cc_import would make Bazel put a link to the library into _solib. The run paths inside torch's libraries are relative to their own folder and
-lead nowhere from there. It would also put run paths to _solib into what we ship.
+lead nowhere from there. cc_import would also put run paths to _solib into the shipped library.
 """
 
 load("@rules_cc//cc/common:cc_common.bzl", "cc_common")
@@ -10,7 +10,7 @@ load("@rules_cc//cc/common:cc_info.bzl", "CcInfo")
 def _linked_library_impl(ctx):
     linker_input = cc_common.create_linker_input(
         owner = ctx.label,
-        # torch's libraries find what they need of CUDA at run time, by their own run paths.
+        # At run time, torch's libraries find CUDA's by their own run paths.
         user_link_flags = depset([ctx.file.library.path, "-Wl,--allow-shlib-undefined"]),
         additional_inputs = depset([ctx.file.library]),
     )
@@ -19,7 +19,7 @@ def _linked_library_impl(ctx):
 linked_library = rule(
     implementation = _linked_library_impl,
     attrs = {"library": attr.label(mandatory = True, allow_single_file = True)},
-    doc = "Puts a shared library on the command line of whatever is linked with it, and nothing else.",
+    doc = "Adds a shared library to the command line of the targets linked with it, and nothing else.",
 )
 
 _LINKED_LIBRARY = """
@@ -30,7 +30,7 @@ linked_library(
 """
 
 _RUN_PATH = """
-# For programs that run only on this machine. What is shipped sets its own run paths.
+# For programs that run only on this machine. The shipped library has its own run paths.
 cc_library(
     name = "run_path",
     linkopts = ["-Wl,-rpath,{folder}"],
@@ -49,7 +49,7 @@ def linked_library_from(ctx, name, file):
       The target for the repository's BUILD file, which must load linked_library.
     """
     if not file.exists:
-        fail("There is no {}. Is the package complete?".format(file))
+        fail("{} is missing. Is the package complete?".format(file))
     ctx.symlink(file, "link/lib{}.so".format(name))
     return _LINKED_LIBRARY.format(name = name)
 

@@ -10,7 +10,7 @@ WINE = "{wine}"
 """
 
 def _mingw_impl(ctx):
-    # The compiler with the POSIX thread model. The other one's standard library has no std::thread before GCC 13.
+    # The compiler with the POSIX thread model. Before GCC 13, the standard library of the other model has no std::thread.
     gxx = ctx.which("x86_64-w64-mingw32-g++-posix")
     wine = ctx.which("wine")
     ctx.file("BUILD")

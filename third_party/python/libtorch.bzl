@@ -3,7 +3,7 @@
 load("//third_party:shared_library.bzl", "linked_library_from", "run_path")
 load(":python_env.bzl", "site_packages")
 
-# Headers alone that a torch extension includes: the sandbox links every one of them for every action.
+# Only the headers that torch extensions include, because the sandbox links each of them for every action.
 _BUILD = """
 load("@rules_cc//cc:defs.bzl", "cc_library")
 load("@torch_tensorrt//third_party:shared_library.bzl", "linked_library")
@@ -47,5 +47,5 @@ def _libtorch_impl(ctx):
 
 libtorch = repository_rule(
     implementation = _libtorch_impl,
-    attrs = {"python_env": attr.label(mandatory = True, doc = "python of the python_env repository, which changes with it")},
+    attrs = {"python_env": attr.label(mandatory = True, doc = "the python of a python_env repository. If that changes, this repository is made again")},
 )

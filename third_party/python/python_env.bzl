@@ -1,9 +1,9 @@
 """Repositories of Python packages, made by `python3 -m venv` and pip from pinned requirements files.
 
-No package is declared as a file of the repository: an environment with torch has 30,000 of them, and a sandbox would link each one
-for every action. Programs reach them through `:python`, a launcher that names the interpreter by its absolute path. What depends on
-`:python`, other repositories too, is made again when the environment changes, because the launcher holds the hash of the requirements or
-versions.
+The repositories declare no files of packages: an environment with torch has 30,000, and a sandbox would link each of them for every
+action. Programs reach the packages through `:python`, a launcher with the absolute path of the interpreter. The launcher also has the
+hash of the requirements or versions. So all targets and repositories that depend on `:python` are made again when the environment
+changes.
 """
 
 load("//third_party:run.bzl", "run")
@@ -19,15 +19,15 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 14):
 import ensurepip, venv
 """
 
-# Prints the versions that the interpreter's environment has of the packages of a requirements file. Any version will do, except where a
-# pyproject.toml says which.
+# Prints the installed versions of the packages of a requirements file. If a pyproject.toml has a range for a package, its version must be
+# in the range. Of the other packages, any version will do.
 _VERSIONS_PROGRAM = """
 import re, sys
 from importlib import metadata
 try:
     from packaging.requirements import Requirement
 except ImportError:
-    sys.exit("It lacks the package packaging, without which the others can't be checked.")
+    sys.exit("It lacks the package packaging, which is required to check the others.")
 requirements, project = (open(path).read() for path in sys.argv[1:])
 ranges = dict(re.findall(r'"([\\w-]+)([<>=!~][^"]+)"', project))
 versions, missing = [], []
@@ -65,20 +65,20 @@ exports_files(["python"])
 """
 
 def _make_venv(ctx):
-    """Makes an empty virtual environment at venv/ and returns its interpreter: the only one sure to have pip."""
+    """Makes an empty virtual environment at venv/ and returns its interpreter, which always has pip."""
     hint = "Install it (Debian, Ubuntu: apt-get install python3 python3-venv), or name an interpreter by TORCHTRT_PYTHON."
     python = ctx.which("python3")
     if python == None:
-        fail("No python3 on the PATH; {} with venv is needed. {}".format(_SUPPORTED, hint))
+        fail("python3 is not on the PATH. {} with venv is required. {}".format(_SUPPORTED, hint))
     result = ctx.execute([python, "-c", _VERSION_PROGRAM])
     if result.return_code != 0:
-        fail("{} can't be used: {} with venv is needed, but {} {}".format(python, _SUPPORTED, result.stderr.strip(), hint))
+        fail("{0} can't be used: {2}. {1} with venv is required. {3}".format(python, _SUPPORTED, result.stderr.strip(), hint))
     ctx.report_progress("Making a virtual environment with {}".format(python))
     run(ctx, [python, "-m", "venv", "venv"], "{} -m venv".format(python))
     return ctx.path("venv/bin/python")
 
 def site_packages(ctx, label):
-    """The site-packages folder of a python_env repository, given the label of a file of it."""
+    """Returns the site-packages folder of the python_env repository that has the file `label`."""
     return ctx.path(label).dirname.get_child("site-packages").realpath
 
 def _finish(ctx, python, identity):
@@ -96,7 +96,7 @@ def _python_env_impl(ctx):
             ctx,
             [named, "-c", _VERSIONS_PROGRAM, requirements, ctx.path(ctx.attr.project)],
             "Asking TORCHTRT_PYTHON={} for its packages".format(named),
-            "It must be a Python interpreter that has what {0} lists: {1} -m pip install -r {0}".format(requirements, named),
+            "It must be a Python interpreter with the packages that {0} lists. To install them: {1} -m pip install -r {0}".format(requirements, named),
             quiet = True,
         )
         _finish(ctx, named, identity = str(hash(versions)))
@@ -115,10 +115,10 @@ def _python_env_impl(ctx):
 python_env = repository_rule(
     implementation = _python_env_impl,
     attrs = {
-        "effort": attr.string(mandatory = True, doc = "how much there is to download, for the message"),
+        "effort": attr.string(mandatory = True, doc = "size of the download, for the message"),
         "project": attr.label(
             allow_single_file = True,
-            doc = "a pyproject.toml; TORCHTRT_PYTHON, where set, is used instead if it has versions of the packages in its ranges",
+            doc = "a pyproject.toml with ranges of versions. With it, TORCHTRT_PYTHON can name an environment to use instead",
         ),
         "requirements": attr.label(mandatory = True, allow_single_file = True),
     },
@@ -144,5 +144,5 @@ exports_files(["packages"])
 python_packages = repository_rule(
     implementation = _python_packages_impl,
     attrs = {"requirements": attr.label(mandatory = True, allow_single_file = True)},
-    doc = "A folder of packages alone, //:packages, to put on PYTHONPATH before those of another environment.",
+    doc = "A folder of packages, //:packages, for PYTHONPATH. It has no interpreter.",
 )

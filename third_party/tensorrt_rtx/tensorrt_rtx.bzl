@@ -32,7 +32,7 @@ filegroup(
 
 _MINIMUM_CARGO = (1, 78)  # the first to read version 4 of the lock file
 
-_CARGO_HINT = """Debian 12: apt-get install cargo-web (its cargo is too old); elsewhere a Rust toolchain of {}.{} or newer.
+_CARGO_HINT = """On Debian 12: apt-get install cargo-web, because the package cargo is too old. Elsewhere: install Rust {}.{} or newer.
 TENSORRT_RTX_HOME=/path/to/an/unpacked/SDK needs no cargo.""".format(*_MINIMUM_CARGO)
 
 def _find_cargo(ctx):
@@ -43,8 +43,8 @@ def _find_cargo(ctx):
         if cargo == None or not cargo.exists:
             continue
 
-        # rustup's stand-in looks for its toolchains in the home directory. If that is a different one, as on build machines, they are
-        # still beside the stand-in.
+        # rustup's stand-in looks for its toolchains in the home directory. On build machines, HOME may be another directory. The
+        # toolchains are still beside the stand-in.
         environment = {}
         toolchains = ctx.path(folder + "/../../.rustup")
         if toolchains.exists and "RUSTUP_HOME" not in ctx.os.environ:
@@ -60,7 +60,7 @@ def _find_cargo(ctx):
     fail("No usable cargo on the PATH ({}).\n{}".format("; ".join(tried) or "there is none", _CARGO_HINT))
 
 def _fetch_headers(ctx, version):
-    """Returns the crate's folder with the headers of the minor version. A lock file pins the crate and all that it needs."""
+    """Returns the crate's folder with the headers of the minor version. A lock file pins the crate and its dependencies."""
     cargo, environment = _find_cargo(ctx)
     ctx.report_progress("Fetching the headers of TensorRT-RTX {} with cargo".format(version))
     ctx.template("crate/Cargo.toml", ctx.attr.cargo_toml)
@@ -91,9 +91,9 @@ def _tensorrt_rtx_impl(ctx):
         libraries = packages.get_child("tensorrt_rtx_libs")
         library = libraries.get_child("libtensorrt_rtx.so.1")
         include = _fetch_headers(ctx, _version_of_package(packages))
-        hint = "Another crate version may have them: see third_party/tensorrt_rtx/Cargo.toml."
+        hint = "Another version of the crate may have it. third_party/tensorrt_rtx/Cargo.toml names the version."
     if not include.get_child("NvInferVersion.h").exists:
-        fail("There is no NvInferVersion.h in {}. {}".format(include, hint))
+        fail("NvInferVersion.h is missing from {}. {}".format(include, hint))
 
     # A copy: cargo may clean its own folder at any time.
     run(ctx, ["cp", "-RL", include, "include"], "Copying " + str(include))
@@ -104,14 +104,14 @@ def _version_of_package(packages):
         name = entry.basename
         if name.startswith("tensorrt_rtx-") and name.endswith(".dist-info"):
             return name[len("tensorrt_rtx-"):-len(".dist-info")]
-    fail("There is no package tensorrt_rtx in {}".format(packages))
+    fail("The package tensorrt_rtx is missing from {}".format(packages))
 
 tensorrt_rtx = repository_rule(
     implementation = _tensorrt_rtx_impl,
     attrs = {
         "cargo_lock": attr.label(default = "//third_party/tensorrt_rtx:Cargo.lock.template", allow_single_file = True),
         "cargo_toml": attr.label(default = "//third_party/tensorrt_rtx:Cargo.toml", allow_single_file = True),
-        "python_env": attr.label(mandatory = True, doc = "python of the python_env repository, which changes with it"),
+        "python_env": attr.label(mandatory = True, doc = "the python of a python_env repository. If that changes, this repository is made again"),
     },
     environ = ["TENSORRT_RTX_HOME"],
 )

@@ -1,4 +1,4 @@
-"""Builds a wheel from files of several folders: stages them as one project for hatchling."""
+"""Builds a wheel from files of several folders, which it stages as one project for hatchling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def stage(files: list[str], project: Path) -> None:
 
 
 def _version(tag: str) -> tuple[int, ...]:
-    """The glibc of a manylinux tag; infinite for another platform, which promises nothing."""
+    """Returns the glibc version of a manylinux tag, and for other tags one above all versions."""
     found = re.search(r"manylinux_(\d+)_(\d+)", tag)
     return tuple(map(int, found.groups())) if found else (sys.maxsize,)
 
@@ -39,8 +39,8 @@ def check_symbols(wheel: Path, tag: str) -> None:
     if _version(found["sym_tag"]) > _version(tag):
         sys.exit(
             f"{wheel.name} needs {found['sym_tag']}, because its library needs symbols of "
-            f"{json.dumps(found['versioned_symbols'])}. `nm -D --with-symbol-versions` names the "
-            "symbols; define those of newer versions in py/glibc_2_28.cpp."
+            f"{json.dumps(found['versioned_symbols'])}. `nm -D --with-symbol-versions` lists the "
+            "symbols. Define those of newer versions in py/glibc_2_28.cpp."
         )
 
 
@@ -48,9 +48,9 @@ def build(files: list[str], tag: str, output: Path) -> None:
     """Builds the wheel with `tag` and puts it at `output`.
 
     Raises:
-        subprocess.CalledProcessError: hatchling or auditwheel failed; its output says why.
-        SystemExit: the wheel's name is not that of `output`, or it needs newer symbols than the
-            platforms of `tag` have.
+        subprocess.CalledProcessError: hatchling or auditwheel failed. Its output has the reason.
+        SystemExit: The wheel's name is not that of `output`, or the wheel needs newer symbols than
+            the platforms of `tag` have.
     """
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder, "project")

@@ -1,4 +1,4 @@
-"""Virtual environments that have a wheel of ours, without downloading what it depends on again."""
+"""Makes virtual environments with our wheel, without downloading its dependencies again."""
 
 from __future__ import annotations
 
@@ -49,25 +49,23 @@ def _link_with_dependencies(wheel: Path, extras: set[str], site_packages: Path) 
         try:
             distribution = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
-            continue  # pip says so, and what needs it
+            continue  # pip reports it
         _link(distribution, site_packages)
         pending += _requirements(distribution, requirement.extras)
 
 
 def make_environment(folder: Path, wheel: Path, *extras: str) -> Path:
-    """Makes a virtual environment at `folder` and installs `wheel` there with pip.
+    """Makes a virtual environment at `folder`, where pip installs `wheel` with the extras.
 
-    It is installed with the extras named.
-
-    What the wheel declares to depend on is not downloaded: torch is 5 GB. The new environment
-    shares it with the running interpreter's, by symbolic links, and has nothing else of it.
+    The wheel's dependencies are not downloaded, because torch is 5 GB. They are symbolic links to
+    the running interpreter's environment. The new environment has nothing else of it.
 
     Returns:
         The path of the environment's interpreter.
 
     Raises:
-        subprocess.CalledProcessError: pip found that a dependency of the wheel is missing or has
-            the wrong version; its output says which.
+        subprocess.CalledProcessError: A dependency of the wheel is missing or has the wrong
+            version. pip's output says which.
     """
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"

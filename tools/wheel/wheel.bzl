@@ -1,4 +1,4 @@
-"""Wheels of files from several packages, built by hatchling from the project file among them."""
+"""Builds wheels from files of several packages with hatchling. One of the files is the project file."""
 
 def _wheel_impl(ctx):
     wheel = ctx.actions.declare_file("{}-{}-{}.whl".format(
@@ -41,8 +41,8 @@ wheel = rule(
         "files": attr.label_keyed_string_dict(
             mandatory = True,
             allow_files = True,
-            cfg = _optimized,  # what is shipped is optimized, however the rest is built
-            doc = "what goes in, and the folder of the project to put it in; paths are relative to this package where they can be",
+            cfg = _optimized,  # the wheel is optimized even if the rest is not
+            doc = "the wheel's files, and the folder of the project for each. Paths of files in this package are relative to it",
         ),
         "tag": attr.string(mandatory = True, doc = "compatibility tag, such as py3-none-manylinux_2_28_x86_64"),
         "version": attr.string(mandatory = True),

@@ -1,4 +1,4 @@
-"""Writes the package's _version.py: its version, and what its C++ library is built for."""
+"""Writes _version.py: the package's version, and the versions that its C++ library is built for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def minor_version(header: Path) -> str:
-    """The major and minor version that torch's version.h or NvInferVersion.h defines."""
+    """Returns the major and minor version that torch's version.h or NvInferVersion.h defines."""
     macro = r"#define (?:TORCH_VERSION|TRT)_(?:MAJOR|MINOR)(?:_RTX)? (\d+)"
     return ".".join(re.findall(macro, header.read_text()))
 

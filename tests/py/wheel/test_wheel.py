@@ -1,4 +1,4 @@
-"""What the wheel promises: contents, tag and run path, and that it works where pip puts it."""
+"""The wheel has the right contents, tag and run path, and works where pip installs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INCLUDE = "torch_tensorrt/include/torch_tensorrt"
 
 portable = pytest.mark.skipif(
     "manylinux" not in WHEEL.name,
-    reason="GCC is too new here for a wheel that other systems can use",
+    reason="this GCC is too new for a wheel that runs on other systems",
 )
 
 
@@ -56,7 +56,7 @@ def metadata(unpacked: Path, name: str) -> email.message.Message:
 
 
 def tool(name: str, *arguments: str) -> str:
-    """Runs a command of the environment that runs this test; returns what it prints."""
+    """Runs a command of this test's environment and returns what it prints."""
     command = str(Path(sysconfig.get_path("scripts"), name))
     result = subprocess.run([command, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -64,7 +64,7 @@ def tool(name: str, *arguments: str) -> str:
 
 
 def run(python: Path, program: str, *arguments: str, **variables: str) -> str:
-    """Runs a program without the packages and paths of this test; returns what it prints."""
+    """Runs a program without this test's packages and paths, and returns what it prints."""
     environment = {
         key: value for key, value in os.environ.items() if key != "PYTHONPATH"
     } | variables
@@ -79,7 +79,7 @@ def run(python: Path, program: str, *arguments: str, **variables: str) -> str:
 
 
 def copy_of_project(unpacked: Path, project: Path) -> Path:
-    """Copies the files that the wheel was built from to `project`, which it returns."""
+    """Copies the files of which the wheel was built to `project`, and returns `project`."""
     for package in ("torch_tensorrt", "torchtrt_cache"):
         shutil.copytree(
             unpacked / package, project / package, copy_function=shutil.copyfile
@@ -97,7 +97,7 @@ def copy_of_project(unpacked: Path, project: Path) -> Path:
 
 
 def build_from(project: Path, wheel: Path) -> None:
-    """Builds `wheel` from the files of `project`, in another order than the first time."""
+    """Builds `wheel` from the files of `project`, in the reverse order."""
     files = sorted(path for path in project.rglob("*") if path.is_file())
     tag = WHEEL.stem.split("-", 2)[2]
     build(
@@ -169,7 +169,7 @@ def test_library_uses_no_python_and_finds_its_neighbours_by_relative_path(
     with (unpacked / LIBRARY).open("rb") as file:
         dynamic = ELFFile(file).get_section_by_name(".dynamic")
         assert isinstance(dynamic, DynamicSection)
-        # The attributes are made from the tag's type, so mypy can't know them.
+        # mypy does not know the attributes, which are named after the tag's type.
         needed = [getattr(tag, "needed") for tag in dynamic.iter_tags("DT_NEEDED")]
         (run_path,) = (
             getattr(tag, "runpath") for tag in dynamic.iter_tags("DT_RUNPATH")
@@ -180,7 +180,7 @@ def test_library_uses_no_python_and_finds_its_neighbours_by_relative_path(
 
 
 def test_second_build_is_byte_identical(unpacked: Path, tmp_path: Path) -> None:
-    """From files of another folder, with other times and modes."""
+    """The files are in another folder and have other times and modes."""
     project = copy_of_project(unpacked, tmp_path / "files")
     files = sorted(path for path in project.rglob("*") if path.is_file())
     for index, path in enumerate(files):
@@ -241,7 +241,7 @@ except ImportError as error:
 
 def test_the_extra_shares_kernels_through_an_object_store(tmp_path: Path) -> None:
     python = make_environment(tmp_path / "environment", WHEEL, "fleet")
-    # The simulated driver can only say which GPU there is.
+    # The simulated driver only identifies the GPU.
     ignore = "import warnings; warnings.filterwarnings('ignore', 'CUDA initialization')"
     save = """
 import io
@@ -284,7 +284,7 @@ def test_headers_and_library_serve_a_cpp_program(
     unpacked: Path, python: Path, tmp_path: Path
 ) -> None:
     compiler = shutil.which("g++")
-    assert compiler, "g++ is needed, as for building the library itself"
+    assert compiler, "g++ is missing; building the library requires it, too"
     (site_packages,) = python.parent.parent.glob("lib/python*/site-packages")
     source = tmp_path / "main.cpp"
     source.write_text("""

@@ -1,4 +1,4 @@
-"""The part of rules_cc that this project and Bazel's own tools use: Bazel 4 has the rules built in."""
+"""The part of rules_cc that this project and Bazel's own tools use. Bazel 4 has these rules built in."""
 
 cc_binary = native.cc_binary
 cc_import = native.cc_import

@@ -1,4 +1,4 @@
-"""Bazel 4's own values under other names, so that other files can export them under their names."""
+"""Bazel 4's built-in values under other names. cc_common.bzl and cc_info.bzl export them under the usual names."""
 
 # buildifier: disable=native-cc-info
 native_cc_info = CcInfo
