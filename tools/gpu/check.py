@@ -117,7 +117,7 @@ class Check:
     def command(self, step: str, question: str, words: list[str]) -> Row:
         """Runs a command in the repository's root. The answer is the last line that it prints."""
         begin = time.monotonic()
-        # `timeout` also ends what the command started, which might keep a pipe open; so a file.
+        # `timeout` also ends what the command started. A file, because that could keep a pipe open.
         with tempfile.TemporaryFile("w+", errors="replace") as file:
             status = subprocess.run(
                 ["timeout", "--signal=KILL", str(_TIMEOUT), *words],
@@ -142,7 +142,7 @@ class Check:
         yield self.command("build", "the C++ sources build", command)
         stage_package(self.machine, folder, self.work / "py")
         import_from(self.work / "py")
-        from torch_tensorrt._library import library_error  # which can be imported now
+        from torch_tensorrt._library import library_error  # importable from here on
 
         error = library_error()
         yield checked("build", "the library loads", not error, str(error or "yes"))

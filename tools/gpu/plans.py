@@ -49,7 +49,7 @@ class Case:
     bound: float
 
     def make_model(self) -> nn.Module:
-        """On the CPU, in eval mode, with the parameters of torch's own initialization."""
+        """Returns the model on the CPU, in eval mode, with torch's own initial parameters."""
         torch.manual_seed(0)
         if self.name.startswith("convolution"):
             layers: list[nn.Module] = [
@@ -74,7 +74,7 @@ class Case:
         return nn.Sequential(*layers).to(self.dtype).eval()
 
     def make_input(self, batch: int | None = None) -> torch.Tensor:
-        """A normally distributed input on the CPU; `batch` is the size of dimension 0."""
+        """Returns a normally distributed input on the CPU. `batch` is the size of dimension 0."""
         shape = (batch or self.shape[0], *self.shape[1:])
         generator = torch.Generator().manual_seed(1)
         return torch.randn(shape, generator=generator).to(self.dtype)
@@ -96,7 +96,7 @@ CASES = {
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """|actual - expected| / |expected| in the Euclidean norm, in float64."""
+    """Returns |actual - expected| / |expected| in the Euclidean norm, in float64."""
     reference = expected.double().cpu()
     difference = torch.linalg.vector_norm(actual.double().cpu() - reference)
     return float(difference / torch.linalg.vector_norm(reference))
@@ -115,7 +115,7 @@ def _build(
 
 
 def build_case(case: Case, folder: Path) -> None:
-    """Writes the engine and its weights, which another torch may initialize otherwise."""
+    """Writes the engine, and its weights, which another version of torch may make differently."""
     shapes = None
     if len(case.batches) > 1:
         least, greatest = min(case.batches), max(case.batches)

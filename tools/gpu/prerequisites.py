@@ -1,4 +1,4 @@
-"""What the check needs of this machine, where that is, and what is missing."""
+"""Finds what the check requires of this machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TO_BUILD_ENGINES = ["onnx", "onnxscript"]
 
 @dataclass
 class Machine:
-    """What was found.
+    """The results of `look`.
 
     Attributes:
         folders: Those of CMakeLists.txt, by the names of its variables.
-        versions: Of what the results depend on.
-        missing: A line for each thing without which nothing is run.
+        versions: The versions on which the results depend.
+        missing: A line for each missing requirement.
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -39,10 +39,10 @@ class Machine:
 
 
 def look(headers: Path, builds_engines: bool) -> Machine:
-    """Looks at this machine and builds nothing. Takes some seconds, as `import torch` does.
+    """Looks at this machine and builds nothing. Takes some seconds, to import torch.
 
     Args:
-        headers: Where TensorRT-RTX's C++ headers must be.
+        headers: The folder with TensorRT-RTX's C++ headers.
     """
     machine = Machine(versions={"python": platform.python_version()})
     for package in _PACKAGES + (_TO_BUILD_ENGINES if builds_engines else []):

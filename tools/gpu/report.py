@@ -1,4 +1,4 @@
-"""What a check on a GPU finds: rows of a table."""
+"""The results of a check on a GPU: rows of a table."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Row:
 def checked(
     step: str, question: str, holds: bool, answer: str, figure: str = ""
 ) -> Row:
-    """The row of a check."""
+    """Returns the row of a check."""
     status = Status.PASSED if holds else Status.FAILED
     return Row(step, question, status, answer, figure)
 
 
 def guarded(step: str, question: str, rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows. If making them breaks off, the last one says so."""
+    """Yields the rows. If an error ends them, adds a row that reports it."""
     try:
         yield from rows
     except Exception as error:
@@ -70,10 +70,10 @@ def guarded(step: str, question: str, rows: Iterable[Row]) -> Iterator[Row]:
 
 
 class Report:
-    """The rows so far. The files in its folder are complete after each of them.
+    """The rows so far. After each row, the files in the folder are complete.
 
     Args:
-        about: What the rows are about, such as versions.
+        about: The subject of the rows, such as versions.
     """
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
@@ -96,7 +96,7 @@ class Report:
         (self._folder / "results.md").write_text(f"{heading}\n\n{self.table()}\n")
 
     def table(self) -> str:
-        """The rows in Markdown."""
+        """Returns the rows in Markdown."""
         lines = [["step", "question", "status", "answer", "figure"], ["---"] * 5]
         for row in self.rows:
             lines.append(
@@ -110,5 +110,5 @@ def _cell(text: str) -> str:
 
 
 def in_ms(seconds: float) -> str:
-    """Such as "1.5 ms"."""
+    """Returns a text such as "1.5 ms"."""
     return f"{seconds * 1e3:.1f} ms"

@@ -36,7 +36,7 @@ _started: list[tuple[TorchTensorRTModule, RuntimeCache]] = []
 
 
 def begin(device: GpuDevice, log: Path) -> None:
-    """Makes this process ready to load plans; what it prints goes to the log."""
+    """Makes this process ready to load plans. Its output goes to the log."""
     global _device
     _device = device
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

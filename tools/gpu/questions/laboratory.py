@@ -1,4 +1,4 @@
-"""Processes that run engines for a question, and the rows that their results become."""
+"""Processes that run engines for a question, and the rows of their results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Laboratory:
 
     @contextmanager
     def worker(self) -> Iterator[Worker]:
-        """A new process, which ends with the block."""
+        """Starts a process that ends with the block."""
         log = self.new_path()
         log.touch()
         context = multiprocessing.get_context(self.device.start_method)
@@ -111,6 +111,6 @@ class Laboratory:
 
 
 def answered(question: str, answer: str, as_designed: bool, figure: str = "") -> Row:
-    """The row of a question about caches."""
+    """Returns the row of a question about caches."""
     status = Status.ANSWER if as_designed else Status.CONTRADICTION
     return Row(CACHE, question, status, answer, figure)

@@ -16,7 +16,7 @@ STEP = "output equality"
 
 
 def output_equality(laboratory: Laboratory) -> Iterator[Row]:
-    """A row for each plan and runtime, with the worst of its shapes.
+    """Yields a row for each plan and runtime, with the worst of its shapes.
 
     A plan that does not load is refused, with the reasons that TensorRT-RTX gives, if the plans are
     not built for a device like this one. Any other error is a failure.
@@ -46,7 +46,7 @@ def output_equality(laboratory: Laboratory) -> Iterator[Row]:
 
 
 def words_of_tensorrt(log: str) -> str:
-    """Its errors, as the C++ runtime's log and tensorrt_rtx's own logger have them."""
+    """Returns its errors, from the C++ runtime's log or tensorrt_rtx's own logger."""
     found = re.findall(r"ERROR.*?TensorRT-RTX: (.*)|\[TRT\] \[E\] (.*)", log)
     return "; ".join(dict.fromkeys(a or b for a, b in found))
 
