@@ -335,7 +335,7 @@ def test_serializations_that_do_harm_contradict_the_design(
     harm: str, answer: str, laboratory: Laboratory
 ) -> None:
     laboratory.device = UnsafeDevice(harm)
-    cpp, python = concurrent_serialization(laboratory, rounds=1)
+    cpp, python = concurrent_serialization(laboratory)
     assert cpp.answer == "yes"
     assert re.fullmatch(answer, python.answer)
     assert python.status is Status.CONTRADICTION
