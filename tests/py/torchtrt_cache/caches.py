@@ -7,11 +7,13 @@ import stat
 import time
 from pathlib import Path
 
+import tensorrt_rtx as trt
+
 DAY = 24 * 3600  # seconds
 
 
 def kind_file(driver: str, gpu: str = "nvidia-l4") -> str:
-    return f"{gpu}-sm89-rtx1.6.1.120-linux-driver{driver}.bin"
+    return f"{gpu}-sm89-rtx{trt.__version__}-linux-driver{driver}.bin"
 
 
 def set_age(path: Path, days: float) -> None:

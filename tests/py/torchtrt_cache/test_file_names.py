@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx as trt
 import torch
 
 from tests.py.runtime.runtime_cache_testing import (
@@ -27,7 +28,7 @@ from torchtrt_cache.kinds import files_to_load, is_cache_name, kind_named
 
 NAMES = 10_000
 GPUS = ["nvidia-l4", "nvidia-rtx-a6000", "x" * 128, "4", "4090-laptop", "a-sm89-rtx1"]
-VERSIONS = ["1.6.1.120", "1.7.0", "1" * 32, "1"]
+VERSIONS = [trt.__version__, "1.7.0", "1" * 32, "1"]
 TEMPORARY = [".7-0123456789abcdef.tmp", ".4194304-ffffffffffffffff.merge"]
 JUNK = b"\n\r\t\x1b\x7f \xff\xc3\x28ab-._*%'\"\\"
 # Each turns the name of a kind into a name that no kind has.
@@ -189,7 +190,7 @@ def test_both_runtimes_load_the_same(
     Stranger(tmp_path)
     before = snapshot(tmp_path)
     kinds = [kind for name in sorted(before) if (kind := kind_named(name))]
-    kinds = [kind for kind in kinds if kind.tensorrt_rtx == "1.6.1.120"]
+    kinds = [kind for kind in kinds if kind.tensorrt_rtx == trt.__version__]
     results = set()
     locks = set()
     for kind in kinds[::10]:
