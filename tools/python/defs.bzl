@@ -19,6 +19,12 @@ export PYTHONPATH={path} PYTHONNOUSERSITE=1
 {command}
 """
 
+# pytest exits with 5 if the filter matches no test. Such a target passes, as it does with GoogleTest.
+_WITHOUT_TESTS = """ || {
+  status=$?
+  [ $status = 5 ] && [ -n "${TESTBRIDGE_TEST_ONLY:-}" ] || exit $status
+}"""
+
 def _implement(ctx, file, command):
     """Returns a launcher that runs `command`. `file` is what the command names in addition to srcs."""
     runfiles = ctx.runfiles(files = ctx.files.srcs + ctx.files.data + [ctx.file._python, file])
@@ -41,10 +47,10 @@ def _implement(ctx, file, command):
     return [DefaultInfo(executable = launcher, runfiles = runfiles)]
 
 def _python_command(ctx, arguments):
-    return 'exec "$root/{}" {} "$@"'.format(ctx.file._python.short_path, arguments)
+    return '"$root/{}" {} "$@"'.format(ctx.file._python.short_path, arguments)
 
 def _python_program_impl(ctx):
-    return _implement(ctx, ctx.file.main, _python_command(ctx, '"$root/{}"'.format(ctx.file.main.short_path)))
+    return _implement(ctx, ctx.file.main, "exec " + _python_command(ctx, '"$root/{}"'.format(ctx.file.main.short_path)))
 
 def _pytest_test_impl(ctx):
     files = " ".join(['"$root/{}"'.format(file.short_path) for file in ctx.files.srcs if file.basename.startswith("test_")])
@@ -56,7 +62,7 @@ def _pytest_test_impl(ctx):
         '--junitxml="$XML_OUTPUT_FILE"',
         '${TESTBRIDGE_TEST_ONLY:+-k "$TESTBRIDGE_TEST_ONLY"}',
         files,
-    ])))
+    ])) + _WITHOUT_TESTS)
 
 _ATTRIBUTES = {
     "data": attr.label_list(allow_files = True),
