@@ -3,7 +3,7 @@
     python -m torchtrt_cache.store_process URL
 
 is that process. Its standard input is a socket for requests and replies, which are packets of JSON.
-It ends when the other end is closed. A body is sent beside a packet, as the descriptor of a memfd.
+It ends when the other end is closed. A body is sent beside a packet, as the descriptor of a file without a name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -337,6 +338,9 @@ def _mapped(file: int) -> memoryview:
 
 def _memory_file() -> IO[bytes]:
     try:
+        # A CPython that was built with glibc 2.26 or older lacks it.
+        if not hasattr(os, "memfd_create"):
+            return tempfile.TemporaryFile()
         return os.fdopen(os.memfd_create("torchtrt-cache"), "w+b")
     except OSError as error:
         raise ObjectStoreError(
