@@ -69,5 +69,9 @@ def growth_by_use(runtime: str, path: Path) -> dict[str, int]:
 )
 def test_memory(child: Child, runtime: str, path: Path) -> None:
     bytes_of = child(growth_by_use, runtime, path)
+    if runtime == "python" and not hasattr(torch.Tensor, "const_data_ptr"):
+        # Reading the handle's bytes then copies them once; see tensor_memory.py.
+        assert bytes_of.pop("save") < SIZE + LITTLE
+        assert bytes_of.pop("save again") < SIZE + LITTLE
     assert SIZE - LITTLE < bytes_of.pop("load") < SIZE + LITTLE
     assert {use: size for use, size in bytes_of.items() if size > LITTLE} == {}

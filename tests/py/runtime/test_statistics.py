@@ -229,7 +229,7 @@ def test_the_profiler_shows_load_merge_and_save(
     module = start(runtime, make_plan("a"), cache)
     start_and_save(runtime, path, make_plan("b"))
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU]
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
     ) as profile:
         cache.save()
         make_cache(runtime, path).load()

@@ -105,6 +105,13 @@ TORCHTRT_OBSERVED(lstat, "lstat", (const char* path, struct stat* status) noexce
 TORCHTRT_OBSERVED(lstat64, "lstat", (const char* path, struct stat64* status) noexcept, path, status)
 TORCHTRT_OBSERVED(fstat, "fstat", (int fd, struct stat* status) noexcept, fd, status)
 TORCHTRT_OBSERVED(fstat64, "fstat", (int fd, struct stat64* status) noexcept, fd, status)
+// Programs compiled for glibc before 2.33 call these.
+TORCHTRT_OBSERVED(__xstat, "stat", (int version, const char* path, struct stat* status) noexcept, version, path, status)
+TORCHTRT_OBSERVED(__xstat64, "stat", (int version, const char* path, struct stat64* status) noexcept, version, path, status)
+TORCHTRT_OBSERVED(__lxstat, "lstat", (int version, const char* path, struct stat* status) noexcept, version, path, status)
+TORCHTRT_OBSERVED(__lxstat64, "lstat", (int version, const char* path, struct stat64* status) noexcept, version, path, status)
+TORCHTRT_OBSERVED(__fxstat, "fstat", (int version, int fd, struct stat* status) noexcept, version, fd, status)
+TORCHTRT_OBSERVED(__fxstat64, "fstat", (int version, int fd, struct stat64* status) noexcept, version, fd, status)
 TORCHTRT_OBSERVED(fsync, "fsync", (int fd), fd)
 TORCHTRT_OBSERVED(rename, "rename", (const char* from, const char* to) noexcept, from, to)
 TORCHTRT_OBSERVED(ftruncate, "ftruncate", (int fd, off_t size) noexcept, fd, size)

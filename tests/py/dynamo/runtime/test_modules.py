@@ -212,7 +212,7 @@ def test_neither_moving_nor_casting_it_changes_the_engine(
 def test_has_ranges_for_profilers(make: MakeModule) -> None:
     module = make(name="relu")
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU]
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
     ) as profile:
         module(X)
         module(X)
