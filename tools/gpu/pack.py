@@ -3,7 +3,7 @@
     ./bazelw run //tools/gpu:pack -- --out FILE.tar.xz --python 3.12
 
 The file has TensorRT-RTX's library, C++ headers and Python package; filelock, platformdirs and
-pytest; and the engines of plans.py. Takes minutes: the library, 227 MB, is compressed to a quarter.
+pytest; and the engines of plans.py. Takes minutes, to compress the library to a quarter.
 """
 
 from __future__ import annotations
