@@ -34,8 +34,10 @@ autodoc_default_options = {
 }
 autodoc_inherit_docstrings = False
 autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 
 
 class CommandHelp(SphinxDirective):
@@ -65,6 +67,8 @@ def finish_docstring(
         if base.__module__.startswith("torch_tensorrt."):
             lines += ["", *(inspect.getdoc(base) or "").splitlines()]
     text = re.sub(r"`([^`]+)`(\w?)", _as_literal, "\n".join(lines))
+    # Outside of a literal, the dashes of an option would become a dash.
+    text = re.sub(r"(?<!\S)(--[a-z-]+)", r"``\1``", text)
     # An indented paragraph is code.
     text = re.sub(r"^(\S.*)\n\n(?=    \S)", r"\1\n\n::\n\n", text, flags=re.MULTILINE)
     lines[:] = text.splitlines()

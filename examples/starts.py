@@ -301,7 +301,7 @@ def draw(
         nrows=len(panels),
         squeeze=False,
         sharey=True,
-        figsize=(7, 1 + 3 * len(panels)),
+        figsize=(5, 1 + 2.5 * len(panels)),  # readable on a phone
         layout="constrained",
     )
     for axes, (heading, starts) in zip(all_axes[:, 0], panels.items(), strict=True):

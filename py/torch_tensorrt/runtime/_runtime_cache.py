@@ -261,7 +261,7 @@ class RuntimeCache:
 
     @property
     def autosave_on_del(self) -> bool:
-        """Whether the cache saves itself: while it is used, when it is deleted, and at exit.
+        """Whether the cache saves itself while it is used, when it is deleted, and at exit.
 
         A failure is logged as a warning. All saves at interpreter exit together take 8 s at most.
         Only the process that turned this on saves the cache. To save an inherited cache, a forked
@@ -329,7 +329,7 @@ class RuntimeCache:
             path: Another file or directory than the cache's own.
 
         Returns:
-            The number of bytes written: 0 if there are no kernels or the file already has them all.
+            The number of bytes written, 0 if there are no kernels or the file already has them all.
 
         Raises:
             RuntimeError: The file can't be written, or can't be locked within 10 s, and is

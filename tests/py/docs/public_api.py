@@ -14,6 +14,7 @@ _PACKAGE = "torch_tensorrt"
 _PAGE = Path(__file__).parents[3] / "docs" / "reference" / "python.rst"
 
 MODULES = re.findall(r"^\.\. automodule:: (\S+)$", _PAGE.read_text(), re.M)
+_NOT_SHOWN = re.findall(r"^ +:exclude-members: (\S+)$", _PAGE.read_text(), re.M)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ def members_of_class(module: str, class_name: str, kind: type) -> Iterator[Membe
     for name, value in names.items():
         if isinstance(value, (staticmethod, classmethod)):
             value = value.__func__
-        if not name.startswith("_") and (
-            is_documentable(value) or isinstance(value, property)
-        ):
+        is_public = not name.startswith("_") and name not in _NOT_SHOWN
+        if is_public and (is_documentable(value) or isinstance(value, property)):
             yield Member(module, f"{class_name}.{name}", value)
 
 

@@ -115,6 +115,7 @@ def test_constructors_are_described(pages: dict[str, Page]) -> None:
     text = pages["reference/python"].text
     assert "A torch module that runs a serialized TensorRT-RTX engine" in text
     assert "Initialize internal Module state" not in text  # torch's
+    assert "start_over_in_child" not in text
 
 
 def test_commands_are_shown(pages: dict[str, Page]) -> None:
