@@ -3,7 +3,7 @@
     python -m torchtrt_cache.store_process URL
 
 is that process. Its standard input is a socket for requests and replies, which are packets of JSON.
-It ends when the other end is closed. A body is sent beside a packet, as the descriptor of a file without a name.
+It ends when the other end is closed. A body is sent beside a packet, as the descriptor of a file.
 """
 
 from __future__ import annotations
