@@ -107,9 +107,27 @@ TORCHTRT_OBSERVED(fstat, "fstat", (int fd, struct stat* status) noexcept, fd, st
 TORCHTRT_OBSERVED(fstat64, "fstat", (int fd, struct stat64* status) noexcept, fd, status)
 // Programs compiled for glibc before 2.33 call these.
 TORCHTRT_OBSERVED(__xstat, "stat", (int version, const char* path, struct stat* status) noexcept, version, path, status)
-TORCHTRT_OBSERVED(__xstat64, "stat", (int version, const char* path, struct stat64* status) noexcept, version, path, status)
-TORCHTRT_OBSERVED(__lxstat, "lstat", (int version, const char* path, struct stat* status) noexcept, version, path, status)
-TORCHTRT_OBSERVED(__lxstat64, "lstat", (int version, const char* path, struct stat64* status) noexcept, version, path, status)
+TORCHTRT_OBSERVED(
+    __xstat64,
+    "stat",
+    (int version, const char* path, struct stat64* status) noexcept,
+    version,
+    path,
+    status)
+TORCHTRT_OBSERVED(
+    __lxstat,
+    "lstat",
+    (int version, const char* path, struct stat* status) noexcept,
+    version,
+    path,
+    status)
+TORCHTRT_OBSERVED(
+    __lxstat64,
+    "lstat",
+    (int version, const char* path, struct stat64* status) noexcept,
+    version,
+    path,
+    status)
 TORCHTRT_OBSERVED(__fxstat, "fstat", (int version, int fd, struct stat* status) noexcept, version, fd, status)
 TORCHTRT_OBSERVED(__fxstat64, "fstat", (int version, int fd, struct stat64* status) noexcept, version, fd, status)
 TORCHTRT_OBSERVED(fsync, "fsync", (int fd), fd)
