@@ -146,6 +146,16 @@ TORCHTRT_OBSERVED(
     times,
     flags)
 TORCHTRT_OBSERVED(link, "link", (const char* from, const char* to) noexcept, from, to)
+// CPython 3.14 calls it for os.link().
+TORCHTRT_OBSERVED(
+    linkat,
+    "link",
+    (int old_directory, const char* from, int new_directory, const char* to, int flags) noexcept,
+    old_directory,
+    from,
+    new_directory,
+    to,
+    flags)
 TORCHTRT_OBSERVED(mkdir, "mkdir", (const char* path, mode_t mode) noexcept, path, mode)
 TORCHTRT_OBSERVED(unlink, "unlink", (const char* path) noexcept, path)
 TORCHTRT_OBSERVED(flock, "flock", (int fd, int operation) noexcept, fd, operation)
