@@ -269,19 +269,25 @@ void remove_stale_temporaries(const std::string& target, Notes& notes) {
   }
 }
 
+// Marks a new file as one whose writer lives, until it is closed. Returns false if another writer has just taken it for
+// a leftover.
+bool hold(const Descriptor& file) {
+  if (::flock(file.get(), LOCK_EX | LOCK_NB) != 0) {
+    return errno != EWOULDBLOCK; // nobody removes leftovers from a file system without locks
+  }
+  struct stat status{};
+  return ::fstat(file.get(), &status) != 0 || status.st_nlink > 0;
+}
+
 // An open file beside the target. The destructor removes it unless it was renamed to the target.
 class TemporaryFile {
  public:
-  TemporaryFile(const std::string& target, mode_t mode)
-      : path_(make_temporary_name(target)), file_(path_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode) {
-    if (!file_.is_open()) {
-      const int code = errno;
-      if (code == EACCES || code == EPERM || code == EROFS) {
-        throw CannotReplace(code, std::generic_category(), "create '" + path_ + "'");
-      }
-      fail("create", path_, code);
+  TemporaryFile(const std::string& target, mode_t mode) {
+    create(target, mode);
+    while (!hold(file())) {
+      ::unlink(path_.c_str());
+      create(target, mode);
     }
-    ::flock(file_.get(), LOCK_EX | LOCK_NB); // a failure is harmless: only the sweeping by other writers needs the lock
   }
 
   ~TemporaryFile() {
@@ -298,7 +304,7 @@ class TemporaryFile {
   }
 
   const Descriptor& file() const {
-    return file_;
+    return *file_;
   }
 
   void rename_to(const std::string& target) {
@@ -323,8 +329,20 @@ class TemporaryFile {
   }
 
  private:
+  void create(const std::string& target, mode_t mode) {
+    path_ = make_temporary_name(target);
+    file_.emplace(path_, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+    if (!file().is_open()) {
+      const int code = errno;
+      if (code == EACCES || code == EPERM || code == EROFS) {
+        throw CannotReplace(code, std::generic_category(), "create '" + path_ + "'");
+      }
+      fail("create", path_, code);
+    }
+  }
+
   std::string path_;
-  Descriptor file_;
+  std::optional<Descriptor> file_;
   bool renamed_ = false;
 };
 

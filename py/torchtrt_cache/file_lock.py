@@ -177,10 +177,18 @@ def take_over_owner(file: int, old: os.stat_result) -> None:
         os.fchown(file, -1, old.st_gid)
 
 
-def hold(file: int) -> None:
-    """Marks an open file as one whose writer is alive, until it is closed. Never fails."""
-    with suppress(OSError):
+def hold(file: int) -> bool:
+    """Marks a new file as one whose writer lives, until it is closed.
+
+    Returns False if another writer has just taken it for a leftover.
+    """
+    try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(file).st_nlink > 0
+    except BlockingIOError:
+        return False
+    except OSError:  # nobody removes leftovers from a file system without locks
+        return True
 
 
 def is_held(file: int) -> bool:

@@ -554,17 +554,20 @@ def _temporary_file(target: str, mode: int) -> Iterator[tuple[int, str]]:
 
     If the block raises, the file is removed.
     """
-    path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with ExitStack() as opened:
+        while True:
+            path = f"{target}.{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY_SUFFIX}"
+            try:
+                file = opened.enter_context(_open(path, flags, mode))
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise _CannotReplaceError(error.errno, error.strerror) from error
+                raise
+            if hold(file):
+                break
+            _remove(path)
         try:
-            file = opened.enter_context(_open(path, flags, mode))
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise _CannotReplaceError(error.errno, error.strerror) from error
-            raise
-        try:
-            hold(file)
             yield file, path
         except BaseException:
             _remove(path)

@@ -330,3 +330,30 @@ def is_free(lock: Path) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+def test_an_offer_that_is_taken_for_a_leftover_is_made_again(
+    runtime: str, other_runtime: str, path: Path
+) -> None:
+    store = Store(runtime, path)
+    write(store, b"theirs")
+    found: list[int] = []
+
+    def before(call: str) -> int:
+        if call != "flock":
+            return 0
+        if not found:
+            # As a writer does that looks for leftovers, before the offer's own writer holds it.
+            (offer,) = path.parent.glob("*.tmp")
+            found.append(os.open(offer, os.O_RDONLY))
+            fcntl.flock(found[0], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        elif len(found) == 1 and any(path.parent.glob("*.merge")):
+            found.append(0)
+            os.close(found[0])
+            write(Store(other_runtime, path), b"theirs, too")  # removes leftovers
+        return 0
+
+    with observed(before), store.wait_for_turn(b"ours") as turn:
+        assert len(found) == 2
+        assert not turn.is_saved
+    assert not [name for name in names_in(path.parent) if name.endswith(".tmp")]
