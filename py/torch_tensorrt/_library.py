@@ -14,7 +14,12 @@ LIBRARY_PATH = Path(__file__).parent / "lib" / "libtorchtrt_runtime.so"
 
 # The minor versions of torch and tensorrt_rtx with which the test suite passed on a library that is
 # built for the first pair. The library may load with other pairs and still fail.
-TESTED_PAIRS = (("2.15", "1.7"),)
+TESTED_PAIRS = (
+    ("2.15", "1.7"),
+    ("2.15", "1.6"),
+    ("2.14", "1.7"),
+    ("2.14", "1.6"),
+)
 
 
 @cache
