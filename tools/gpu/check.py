@@ -26,7 +26,7 @@ from tools.wheel.write_version import write_version
 _ROOT = Path(__file__).absolute().parents[2]
 _TIMEOUT = 1200  # seconds for each command; only one that hangs needs as many
 
-# In files of tests that need object stores or a library that only Bazel builds.
+# Words in the files of tests that need object stores or a library that only Bazel builds.
 _NOT_HERE = ("fleet_testing", "observed_calls")
 _COMPILING = "tests/py/compile/test_compile.py"
 
@@ -96,7 +96,7 @@ class Check:
     """One run. A step that fails does not stop the others.
 
     Attributes:
-        work: For what is built, which another run uses again.
+        work: The folder for what is built. The next run uses it again.
     """
 
     arguments: argparse.Namespace
@@ -117,7 +117,8 @@ class Check:
     def command(self, step: str, question: str, words: list[str]) -> Row:
         """Runs a command in the repository's root. The answer is the last line that it prints."""
         begin = time.monotonic()
-        # `timeout` also ends what the command started. A file, because that could keep a pipe open.
+        # `timeout` also ends what the command started. The output goes to a file, because what the
+        # command started could keep a pipe open.
         with tempfile.TemporaryFile("w+", errors="replace") as file:
             status = subprocess.run(
                 ["timeout", "--signal=KILL", str(_TIMEOUT), *words],

@@ -60,9 +60,7 @@ def main() -> None:
     # `bazel run` starts programs elsewhere than where it was called.
     path = Path(os.environ["BUILD_WORKING_DIRECTORY"], arguments.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(os.environ["BUILD_WORKSPACE_DIRECTORY"])
-    output_base = (workspace / f"bazel-{workspace.name}").resolve().parents[1]
-    headers = output_base / "external/tensorrt_rtx/include"
+    headers = Path(os.environ["VERSION_HEADER"]).resolve().parent
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stage(folder, arguments.python)

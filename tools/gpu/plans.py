@@ -38,7 +38,7 @@ class Case:
         name: Unique, and a file's name.
         shape: The input's. The engine is tuned for it.
         batches: The sizes of dimension 0 to try. It is dynamic if there are several.
-        bound: The greatest `relative_error` of the engine's output to eager torch's.
+        bound: The largest `relative_error` that the engine's output may have, beside eager torch's.
             docs/gpu-results.md has the reason for the numbers.
     """
 

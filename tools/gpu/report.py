@@ -17,7 +17,7 @@ class Status(str, Enum):
     Attributes:
         PASSED: A check held.
         FAILED: A check did not hold, or a step broke off.
-        ANSWER: The answer to a question is one that the design is right with.
+        ANSWER: The answer to a question agrees with the design.
         CONTRADICTION: The design relies on another answer.
         REFUSED: TensorRT-RTX does not run on this GPU; the answer quotes it.
         SKIPPED: Nothing was tried; the answer says why.

@@ -12,7 +12,7 @@ from tools.gpu.questions.engines import RUNTIMES
 from tools.gpu.questions.laboratory import CACHE, Laboratory, Worker, answered
 from tools.gpu.report import Row, Status
 
-# How a start may come out.
+# The outcomes of a start.
 REJECTED = "rejected with a warning"
 ACCEPTED = "accepted, right result"
 UNUSED = "accepted without a warning, but compiled anew"
@@ -29,7 +29,7 @@ def bad_blobs(
 
     Args:
         flips: How many files have a flipped bit in the header, and after it.
-        timeout: Seconds after which a start hangs.
+        timeout: Seconds after which a start counts as hanging.
     """
     good = laboratory.raw_run(FIRST).after
     sizes = (1, 7, 64, len(good) // 2, len(good) - 8, len(good) - 1)

@@ -51,7 +51,7 @@ class GpuDevice:
     def example(
         self, name: str, batch: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns an input on the device, and on the CPU the output to expect of it."""
+        """Returns an input on the device, and the expected output on the CPU."""
         model = CASES[name].make_model()
         weights = torch.load(self.plans / f"{name}.weights.pt", weights_only=True)
         model.load_state_dict(weights)

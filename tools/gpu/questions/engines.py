@@ -230,7 +230,7 @@ class RawRun:
 def raw_run(name: str, blobs: Sequence[bytes], batch: int | None = None) -> RawRun:
     """Runs an engine once on a new cache, into which the blobs were deserialized in turn.
 
-    Kernels for the very shape are compiled before the inference (eager).
+    Kernels for the exact shape are compiled before the inference (eager).
     """
     cache, raw = _raw_cache(name)
     for blob in blobs:
