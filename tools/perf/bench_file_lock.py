@@ -1,23 +1,20 @@
 """Compares FileLock with bare system calls and with Python's filelock, measured in the same run.
 
-Acquire and release is measured for one reused object, without contention. A hand-over lasts from
+Acquire and release are measured on one reused object, without contention. A hand-over lasts from
 the release in one process to the acquisition in another one that waited. The lock is held for up to
 50 ms, or for 1 s in one of 100 rounds.
 
 bazel run -c opt //tools/perf:bench_file_lock [-- --json FILE] [--plot FILE] [--dir DIR]
 """
 
-import json
-import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import filelock
 
-from tools.perf.report import Row, argument_parser, report
+from tools.perf.report import Row, argument_parser, measured_by, report
 
 TURNS = 21
 CALLS_PER_TURN = 200
@@ -37,43 +34,30 @@ def measure_filelock(path: Path) -> float:
 
 
 def table(native: dict[str, float], python: float, poll: float) -> list[Row]:
-    def row(
-        what: str,
-        beside: str,
-        unit: str,
-        baseline: float,
-        measured: float,
-        limit: float | None = None,
-    ) -> Row:
-        return Row(what, "FileLock", beside, unit, baseline, measured, limit)
-
-    acquire = "acquire and release"
-    peer = f"filelock {filelock.__version__}"
+    ours, peer = "FileLock", f"filelock {filelock.__version__}"
+    calls, interval, core = "bare system calls", "filelock's poll", "one core"
+    acquire, hand_over = "acquire and release", "hand-over"
     bare, own = native["bare"] * 1e6, native["reused_object"] * 1e6
     median, p99 = native["hand_over_median"] * 1e3, native["hand_over_p99"] * 1e3
     cpu = native["waiter_cpu_share"]
     return [
-        row(acquire, "bare system calls", "µs", bare, own, 1.6),
-        row(acquire, peer, "µs", python * 1e6, own),
-        row("hand-over, median", "filelock's poll", "ms", poll * 1e3, median, 0.06),
-        row(
-            "hand-over, 99th percentile", "filelock's poll", "ms", poll * 1e3, p99, 0.2
+        Row(acquire, ours, calls, "µs", bare, own, 1.6),
+        Row(acquire, ours, peer, "µs", python * 1e6, own),
+        Row(f"{hand_over}, median", ours, interval, "ms", poll * 1e3, median, 0.06),
+        Row(
+            f"{hand_over}, 99th percentile", ours, interval, "ms", poll * 1e3, p99, 0.2
         ),
-        row("CPU time of a wait of 5 s", "one core", "ms", 5e3, 5e3 * cpu, 0.005),
+        Row("CPU time of a wait of 5 s", ours, core, "ms", 5e3, 5e3 * cpu, 0.005),
     ]
 
 
 def main() -> None:
     arguments = argument_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
-        output = subprocess.run(
-            [os.environ["FILE_LOCK_BENCH"], directory],
-            check=True,
-            stdout=subprocess.PIPE,
-        ).stdout
+        native = measured_by("FILE_LOCK_BENCH", directory)
         path = Path(directory) / "python.lock"
         poll = filelock.FileLock(path).poll_interval
-        rows = table(json.loads(output), measure_filelock(path), poll)
+        rows = table(native, measure_filelock(path), poll)
     report("File lock", rows, arguments)
 
 

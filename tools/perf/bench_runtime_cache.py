@@ -6,13 +6,10 @@ the bytes that it has already. bench_shared_starts.h describes the processes tha
 bazel run -c opt //tools/perf:bench_runtime_cache [-- --json FILE] [--plot FILE] [--dir DIR]
 """
 
-import json
-import os
-import subprocess
 import tempfile
 from statistics import median
 
-from tools.perf.report import Row, argument_parser, report
+from tools.perf.report import Row, argument_parser, measured_by, report
 
 MEBIBYTES = 64
 SPEED = 0.85  # times that of the bare system calls
@@ -49,12 +46,8 @@ def table(of: dict[str, float]) -> list[Row]:
 def main() -> None:
     arguments = argument_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.dir) as directory:
-        output = subprocess.run(
-            [os.environ["RUNTIME_CACHE_BENCH"], directory],
-            check=True,
-            stdout=subprocess.PIPE,
-        ).stdout
-    medians = {name: median(its) for name, its in json.loads(output).items()}
+        samples = measured_by("RUNTIME_CACHE_BENCH", directory)
+    medians = {name: median(its) for name, its in samples.items()}
     report("Runtime cache", table(medians), arguments)
 
 

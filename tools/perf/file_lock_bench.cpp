@@ -153,11 +153,10 @@ int main(int argc, char** argv) {
   const Uncontended uncontended = measure_uncontended(path);
   const std::vector<double> hand_over = measure_hand_over(path);
   std::printf(
-      "{\"bare\": %.9f, \"reused_object\": %.9f, \"hand_over_rounds\": %zu, "
+      "{\"bare\": %.9f, \"reused_object\": %.9f, "
       "\"hand_over_median\": %.6f, \"hand_over_p99\": %.6f, \"waiter_cpu_share\": %.6f}\n",
       uncontended.bare,
       uncontended.reused_object,
-      hand_over.size(),
       quantile(hand_over, 0.5),
       quantile(hand_over, 0.99),
       measure_waiter_cpu(path));

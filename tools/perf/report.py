@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 MEASURED, BASELINE = "#1565c0", "#b0bec5"  # colors of bars
 
@@ -95,6 +96,14 @@ def _file(text: str) -> Path:
     path = _typed_path(text)
     _directory(str(path.parent))
     return path
+
+
+def measured_by(variable: str, directory: str) -> dict[str, Any]:
+    """Runs the program that an environment variable names. Returns the JSON that it prints."""
+    program = [os.environ[variable], directory]
+    output = subprocess.run(program, check=True, stdout=subprocess.PIPE).stdout
+    measured: dict[str, Any] = json.loads(output)
+    return measured
 
 
 def report(title: str, rows: Sequence[Row], arguments: argparse.Namespace) -> None:
