@@ -1,6 +1,6 @@
-// Lets the library of the wheel run on manylinux_2_28, although it is built with newer C and C++ libraries: defines
-// what those would have it need, and exports nothing. libtorch_cpu.so exports std::filesystem and other parts of
-// libstdc++ that are missing there. Wheels are for x86_64 only.
+// Lets the library of the wheel run on manylinux_2_28, although it is built with newer C and C++ libraries. Defines
+// the symbols that it would otherwise need from them, and exports none of these. libtorch_cpu.so exports
+// std::filesystem and other parts of libstdc++ that are missing there. Wheels are for x86_64 only.
 
 #ifdef __x86_64__
 

@@ -11,7 +11,7 @@ def run(ctx, command, what, hint = "", quiet = False, environment = {}):
       what: names the command in the message.
       hint: what the user can do about a failure.
       quiet: whether to hide the command's output from the user.
-      environment: variables to set beside those of the Bazel server.
+      environment: variables to set in addition to those of the Bazel server.
 
     Returns:
       What the command printed, without white space at the ends.

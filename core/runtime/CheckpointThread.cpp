@@ -227,7 +227,7 @@ void CheckpointThread::checkpoint_all(std::unique_lock<std::mutex>& lock) {
   }
   Clock::duration work{};
   for (const auto& entry : entries) {
-    if (is_stopping_ || !works_.empty()) {
+    if (is_stopping_ || exit_deadline() || !works_.empty()) {
       break;
     }
     entry->schedule.start();

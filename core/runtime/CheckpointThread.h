@@ -14,8 +14,8 @@
 
 namespace torch_tensorrt::core::runtime {
 
-// The background thread that saves all runtime caches of this process while the process runs. It starts when the first
-// engine marks its cache, and never needs the Python interpreter.
+// The background thread that saves all runtime caches of this process while the process runs. It starts with the first
+// begin() or run(), and never needs the Python interpreter.
 //
 // Checkpoints take at most 1 % of a core: after each round of checkpoints, the thread pauses for at least 100 times as
 // long as the round took. The thread blocks all signals. It is in CUDA's relaxed stream-capture mode, so that its calls
@@ -25,7 +25,7 @@ namespace torch_tensorrt::core::runtime {
 // because `docker stop` kills the process after 10 s. If the thread is still stuck then, such as on a disk that hangs,
 // the process ends without it.
 //
-// Thread safety: any method may be called from any thread except this one.
+// Thread safety: any method may be called from any thread, but run() not from this one.
 class CheckpointThread {
  public:
   using Clock = CheckpointSchedule::Clock;

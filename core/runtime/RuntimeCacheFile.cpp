@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <new>
 #include <random>
 #include <string_view>
 #include <system_error>
@@ -470,7 +471,8 @@ RuntimeCacheFile::Replaced write(
     }
     checked_status(file, trusted);
     if (!may_write_in_place) {
-      TORCHTRT_THROW_ERROR("it can only be written in place, and a kill could tear it: " << reason.what());
+      const std::string prefix = "it can only be written in place, and a kill could tear it: ";
+      throw OnlyInPlaceError(__FILE__, __LINE__, prefix + reason.what());
     }
     replaced.in_place = reason.what();
     replaced.generation = write_in_place(file, bytes, target, old, notes);
@@ -518,15 +520,20 @@ std::string turn_path(const std::string& path) {
 // Runs `body`. Adds the operation and the path of the cache to the text of any error that it throws.
 template <class Body>
 auto with_context(const char* operation, const std::string& path, const Body& body) {
-  std::string reason;
+  const auto in_context = [&](const std::string& reason) {
+    return "Can't " + std::string(operation) + " the runtime cache '" + path + "': " + reason;
+  };
   try {
     return body();
-  } catch (const std::system_error& error) {
-    reason = error.what();
+  } catch (const OnlyInPlaceError& error) {
+    throw OnlyInPlaceError(__FILE__, __LINE__, in_context(error.msg()));
   } catch (const Error& error) {
-    reason = error.msg();
+    TORCHTRT_THROW_ERROR(in_context(error.msg()));
+  } catch (const std::system_error& error) {
+    TORCHTRT_THROW_ERROR(in_context(error.what()));
+  } catch (const std::bad_alloc&) {
+    TORCHTRT_THROW_ERROR(in_context(std::generic_category().message(ENOMEM)));
   }
-  TORCHTRT_THROW_ERROR("Can't " << operation << " the runtime cache '" << path << "': " << reason);
 }
 
 } // namespace
@@ -678,10 +685,12 @@ FileLock RuntimeCacheFile::take_lock(
   } else {
     is_locked = lock.try_lock_until(end);
   }
-  waits_.waited += LockWaits::Clock::now() - start;
+  const auto waited = LockWaits::Clock::now() - start;
+  waits_.waited += waited;
   if (!is_locked) {
-    const auto limit = std::max(std::chrono::round<std::chrono::milliseconds>(end - start), {});
-    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << limit.count() << " ms");
+    const auto limit = std::max(std::min(waited, end - start), LockWaits::Clock::duration(0));
+    const auto milliseconds = std::chrono::round<std::chrono::milliseconds>(limit).count();
+    TORCHTRT_THROW_ERROR("another holder kept the lock '" << lock.path() << "' for " << milliseconds << " ms");
   }
   // Records the last use of the cache, whose own time is part of its generation. Fails if this process may not write to
   // the lock file.

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "core/util/Exception.h"
 #include "core/util/file_lock.h"
 
 namespace torch_tensorrt::core::runtime {
@@ -25,6 +26,12 @@ struct FileGeneration {
   int64_t mtime_ns;
 
   bool operator==(const FileGeneration&) const = default;
+};
+
+// Thrown by RuntimeCacheFile::replace() if the file can only be written in place, which the caller forbids.
+class OnlyInPlaceError : public Error {
+ public:
+  using Error::Error;
 };
 
 // How long operations may wait for locks, and how long they have waited.
@@ -50,7 +57,8 @@ struct LockWaits {
 // file.
 //
 // A missing lock file is created with the cache's mode, but without permissions for others, and where the system allows
-// it with the cache's owner and group. Each read and write sets the time of the lock file, and never that of the cache.
+// it with the cache's owner and group. Each read and write sets the time of the lock file. A read
+// never sets that of the cache.
 //
 // Requires a file system on which rename within a directory is atomic, fsync is durable and flock works. Access control
 // lists and extended attributes of a replaced file are lost.
@@ -100,7 +108,7 @@ class RuntimeCacheFile {
   // mode 0664 minus the umask. Temporary files of writers that died are removed. If a rename is impossible (a single
   // file mounted into a container, or a writable file in a directory that is not writable), the file is written in
   // place. Only then can a crash or an error leave a torn file, or a reader without the lock see one. If
-  // `may_write_in_place` is false, throws instead and leaves the file unchanged.
+  // `may_write_in_place` is false, throws OnlyInPlaceError instead and leaves the file unchanged.
   std::optional<Replaced>
   replace(View bytes, const std::optional<FileGeneration>& expected, bool may_write_in_place = true) const;
 

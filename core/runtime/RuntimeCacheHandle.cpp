@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -349,6 +350,7 @@ void RuntimeCacheHandle::start_over_in_child() noexcept {
     stores_.clear();
   }
   autosave_ = false;
+  engines_ = 0; // the parent's engines never detach here
   statistics_ = {};
   size_at_load_ = 0;
   // The threads that used these do not exist here.
@@ -413,7 +415,7 @@ at::Tensor RuntimeCacheHandle::serialize() const {
 
 void RuntimeCacheHandle::deserialize(const at::Tensor& bytes) {
   const at::Tensor copied = copy(bytes);
-  const std::lock_guard disk_lock(disk_mutex_);
+  const auto disk_lock = lock_disk("change", path_, Waits(*this).deadline);
   at::Tensor old; // freed without the mutex
   const std::lock_guard lock(state_mutex_);
   for (auto& [file, store] : stores_) {
@@ -461,7 +463,7 @@ bool RuntimeCacheHandle::has_cache() const {
 
 int64_t RuntimeCacheHandle::load(const std::string& path) {
   const std::string& from = path_or_default(path);
-  const std::lock_guard disk_lock(disk_mutex_);
+  const auto disk_lock = lock_disk("load", from, Waits(*this).deadline);
   return load_locked(place_of(from));
 }
 
@@ -587,22 +589,31 @@ int64_t RuntimeCacheHandle::save(const std::string& path) {
 int64_t RuntimeCacheHandle::save_until(const std::string& path, CheckpointThread::Clock::time_point deadline) {
   const std::string& to = path_or_default(path);
   Waits waits(*this, deadline);
+  const auto disk_lock = lock_disk("save", to, waits.deadline);
+  return save_locked(place_of(to), waits, false).value_or(0);
+}
+
+// Returns the lock of disk_mutex_. Throws if another thread keeps it until the deadline.
+std::unique_lock<std::mutex> RuntimeCacheHandle::lock_disk(
+    const char* operation,
+    const std::string& path,
+    CheckpointThread::Clock::time_point deadline) {
   const auto start = Waits::Clock::now();
   std::unique_lock disk_lock(disk_mutex_, std::defer_lock);
-  if (waits.deadline == Waits::Clock::time_point::max()) {
+  if (deadline == Waits::Clock::time_point::max()) {
     disk_lock.lock();
   }
   while (!disk_lock.owns_lock() && !disk_lock.try_lock()) {
     const auto now = Waits::Clock::now();
-    if (now >= waits.deadline) {
+    if (now >= deadline) {
       const auto milliseconds = std::chrono::round<std::chrono::milliseconds>(now - start).count();
       TORCHTRT_THROW_ERROR(
-          "Can't save the runtime cache '" << to << "': another load or save of it went on for " << milliseconds
-                                           << " ms");
+          "Can't " << operation << " the runtime cache '" << path << "': another load or save of it went on for "
+                   << milliseconds << " ms");
     }
     std::this_thread::sleep_for(kDiskMutexPoll);
   }
-  return save_locked(place_of(to), waits, false).value_or(0);
+  return disk_lock;
 }
 
 int64_t RuntimeCacheHandle::save_within(std::chrono::nanoseconds timeout) {
@@ -786,8 +797,11 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
   Store store;
   {
     const std::lock_guard lock(state_mutex_);
-    ours = live == nullptr ? bytes_locked() : merged_bytes(lives);
     store = stores_[file];
+    if (is_checkpoint && store.is_only_in_place) {
+      return std::nullopt;
+    }
+    ours = live == nullptr ? bytes_locked() : merged_bytes(lives);
   }
   const size_t digest = hash(view(ours));
   std::error_code error;
@@ -805,14 +819,21 @@ std::optional<int64_t> RuntimeCacheHandle::save_file(
     LOG_INFO("There are no kernels for the runtime cache '" << file << "'");
     return std::nullopt;
   }
-  const bool has_grown = ours.nbytes() > store.largest;
-  if (is_checkpoint && !has_grown && !is_reset && store.changes_without_growth >= kChangesWithoutGrowth) {
+  const bool has_grown = ours.nbytes() > store.largest || is_reset;
+  if (is_checkpoint && !has_grown && store.changes_without_growth >= kChangesWithoutGrowth) {
     return std::nullopt;
   }
   if (place.is_directory) {
     make_directory(place.path);
   }
-  const auto written = write(RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint);
+  std::optional<int64_t> written;
+  try {
+    written = write(RuntimeCacheFile(file, waits), file, live, ours, is_checkpoint);
+  } catch (const OnlyInPlaceError&) {
+    const std::lock_guard lock(state_mutex_);
+    stores_[file].is_only_in_place = true;
+    throw;
+  }
   if (!written) {
     return std::nullopt;
   }
@@ -880,6 +901,10 @@ std::optional<int64_t> RuntimeCacheHandle::write(
           return 0;
         }
       }
+      if (disk && !merged.bytes.defined()) {
+        // Removes the record of transfers. With it, a push would believe that the file still has its old kernels.
+        ::unlink((path + ".remote").c_str());
+      }
     }
     replaced = file.replace(view(merged.bytes.defined() ? merged.bytes : ours), expected, !is_checkpoint);
     if (!replaced) {
@@ -897,6 +922,7 @@ std::optional<int64_t> RuntimeCacheHandle::write(
   if (!replaced->is_written) {
     return 0;
   }
+  store.is_only_in_place = !replaced->in_place.empty();
   const auto written = static_cast<int64_t>(replaced->generation.size);
   if (!replaced->in_place.empty() && !std::exchange(store.has_warned_of_writing_in_place, true)) {
     LOG_WARNING(
@@ -927,14 +953,11 @@ bool RuntimeCacheHandle::may_replace_rejected(const std::string& file, size_t si
   const bool may_replace = store.replacements_by_others < kReplacementsByOthers;
   if (!may_replace) {
     const bool is_news = is_replaced && store.replacements_by_others == kReplacementsByOthers;
-    ++statistics_.rejections;
-    TORCHTRT_LOG(
-        is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO,
-        "The runtime cache '"
-            << file << "' was replaced again by " << size
-            << " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of"
-               " machine (GPU, driver or TensorRT-RTX version) share the path. To serve both, use a"
-               " directory as the path");
+    count_rejection(
+        "The runtime cache '" + file + "' was replaced again by " + std::to_string(size) +
+            " bytes that TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of machine"
+            " (GPU, driver or TensorRT-RTX version) share the path. To serve both, use a directory as the path",
+        is_news);
   }
   return may_replace;
 }
@@ -956,7 +979,7 @@ std::shared_ptr<IRuntimeCache> RuntimeCacheHandle::ensure_materialized(
   if (auto cache = live_cache(device)) {
     return cache;
   }
-  const std::lock_guard disk_lock(disk_mutex_);
+  const auto disk_lock = lock_disk("load", path_, Waits(*this).deadline);
   if (auto cache = live_cache(device)) {
     return cache;
   }
@@ -1206,9 +1229,14 @@ void RuntimeCacheHandle::report_rejection(size_t size, const std::string& source
        << (source.empty() ? "a runtime cache given to it" : "the runtime cache '" + source + "'")
        << ": they are damaged, or come from another TensorRT-RTX version, GPU, operating system or CUDA driver. "
        << consequence;
+  count_rejection(text.str(), is_news);
+}
+
+// Requires state_mutex_.
+void RuntimeCacheHandle::count_rejection(const std::string& message, bool is_news) {
   ++statistics_.rejections;
-  statistics_.last_rejection = text.str();
-  TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, text.str());
+  statistics_.last_rejection = message;
+  TORCHTRT_LOG(is_news ? util::logging::LogLevel::kWARNING : util::logging::LogLevel::kINFO, message);
 }
 
 } // namespace torch_tensorrt::core::runtime

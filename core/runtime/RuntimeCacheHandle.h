@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
@@ -134,7 +135,8 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
     return lock_timeout_;
   }
   void set_lock_timeout(std::chrono::milliseconds timeout) noexcept {
-    lock_timeout_ = timeout;
+    // Beyond these, a deadline could overflow.
+    lock_timeout_ = std::clamp<std::chrono::milliseconds>(timeout, std::chrono::milliseconds(0), std::chrono::years(1));
   }
 
   // Must be called when an engine starts and when it stops using the cache. detach() returns true if no other engine
@@ -235,6 +237,8 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
     bool has_warned_of_rejection = false;
     bool has_warned_of_writing_in_place = false;
     bool has_warned_of_size = false;
+    // Found by the last write, or by a checkpoint, which writes a whole temporary file to find out.
+    bool is_only_in_place = false;
     // For checkpoints:
     size_t largest = 0;             // most bytes saved by one
     int changes_without_growth = 0; // in a row
@@ -275,7 +279,10 @@ class RuntimeCacheHandle : public torch::CustomClassHolder {
   void forget_stores();
   bool may_replace_rejected(const std::string& file, size_t size);
   void warn_of_size(const std::string& file, int64_t size);
+  std::unique_lock<std::mutex>
+  lock_disk(const char* operation, const std::string& path, CheckpointThread::Clock::time_point deadline);
   void report_rejection(size_t size, const std::string& source, const char* consequence);
+  void count_rejection(const std::string& message, bool is_news);
   std::string source_locked() const;
   at::Tensor serialize_locked() const;
   at::Tensor bytes_locked() const;

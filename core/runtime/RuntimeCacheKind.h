@@ -40,8 +40,8 @@ bool is_directory(const std::string& path);
 std::string file_in(const std::string& directory, const RuntimeCacheKind& kind);
 
 // Returns the files that may be loaded for `kind`, best first. The first is the kind's own file. Non-empty files
-// follow: those that differ only in an older driver of the same major version, newest first, and the default cache of
-// versions in which that was a single file.
+// follow: those that differ only in an older driver of the same major version, newest first, and last the file that
+// was the default cache before that became a directory.
 std::vector<std::string> files_to_load(const std::string& directory, const RuntimeCacheKind& kind);
 
 } // namespace torch_tensorrt::core::runtime

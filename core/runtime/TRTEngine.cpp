@@ -233,7 +233,7 @@ std::vector<at::Tensor> TRTEngine::execute(const std::vector<at::Tensor>& inputs
   bind_inputs(checked_inputs);
   std::vector<at::Tensor> outputs = bind_outputs();
   const cudaStream_t stream = stream_.begin();
-  if (!(!is_capturing || config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream))) {
+  if (is_capturing && !config_.is_monolithic_capturable(has_dynamic_inputs_, *context_, stream)) {
     TORCHTRT_THROW_ERROR("This inference can't be captured in a CUDA graph, with " << config_.settings());
   }
   std::optional<RuntimeCacheHandle::Compiling> compiling;
@@ -285,12 +285,12 @@ TRTEngine::Binding TRTEngine::describe(const std::string& name, TensorIOMode mod
   const nvinfer1::ICudaEngine& engine = *loaded_.engine;
   const nvinfer1::DataType type = engine.getTensorDataType(name.c_str());
   const std::optional<at::ScalarType> dtype = scalar_type(type);
-  if (!(dtype.has_value())) {
+  if (!dtype.has_value()) {
     TORCHTRT_THROW_ERROR(
         "The " << name_of(mode) << " '" << name << "' is of TensorRT-RTX's data type " << static_cast<int32_t>(type)
                << ", which torch does not support");
   }
-  if (!(engine.getTensorFormat(name.c_str()) == nvinfer1::TensorFormat::kLINEAR)) {
+  if (engine.getTensorFormat(name.c_str()) != nvinfer1::TensorFormat::kLINEAR) {
     TORCHTRT_THROW_ERROR(
         "The " << name_of(mode) << " '" << name << "' is not laid out as a contiguous tensor ("
                << engine.getTensorFormatDesc(name.c_str()) << ")");
@@ -344,14 +344,14 @@ void TRTEngine::bind(const Binding& binding, const at::Tensor& tensor) {
   // TensorRT-RTX needs an address even for a tensor without elements, whose own address is null.
   static char nothing[256];
   void* const address = tensor.numel() > 0 ? const_cast<void*>(tensor.const_data_ptr()) : nothing;
-  if (!(context_->setTensorAddress(binding.name.c_str(), address))) {
+  if (!context_->setTensorAddress(binding.name.c_str(), address)) {
     TORCHTRT_THROW_ERROR("TensorRT-RTX refused the memory of '" << binding.name << "' at " << address);
   }
 }
 
 void TRTEngine::bind_inputs(const std::vector<at::Tensor>& inputs) {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!(context_->setInputShape(inputs_[i].name.c_str(), to_dims(inputs[i].sizes())))) {
+    if (!context_->setInputShape(inputs_[i].name.c_str(), to_dims(inputs[i].sizes()))) {
       TORCHTRT_THROW_ERROR(
           "TensorRT-RTX refused the shape " << inputs[i].sizes() << " of the input '" << inputs_[i].name << "'");
     }
@@ -367,7 +367,7 @@ std::vector<at::Tensor> TRTEngine::bind_outputs() {
   std::vector<at::Tensor> outputs;
   for (const Binding& output : outputs_) {
     const std::vector<int64_t> shape = extents(context_->getTensorShape(output.name.c_str()));
-    if (!(std::find(shape.begin(), shape.end(), -1) == shape.end())) {
+    if (std::find(shape.begin(), shape.end(), -1) != shape.end()) {
       TORCHTRT_THROW_ERROR(
           "The shape of the output '" << output.name << "' depends on the inputs' values, which is not supported");
     }
@@ -394,10 +394,14 @@ bool TRTEngine::is_new_shape(const std::vector<at::Tensor>& inputs) {
     return false;
   }
   last_shapes_ = hash;
+  if (shapes_.contains(hash)) {
+    return false;
+  }
   if (shapes_.size() >= kMostShapes) {
     shapes_.clear();
   }
-  return shapes_.insert(hash).second;
+  shapes_.insert(hash);
+  return true;
 }
 
 void TRTEngine::release_context() {

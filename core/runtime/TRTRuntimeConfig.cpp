@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <ostream>
 #include <utility>
 
@@ -24,7 +25,7 @@ static_assert(same_value(Specialization::kNONE, TheirSpecialization::kNONE));
 static_assert(same_value(CudaGraphStrategy::kDISABLED, nvinfer1::CudaGraphStrategy::kDISABLED));
 static_assert(same_value(CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE, nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE));
 
-// For destructors. `cache` may be null.
+// Throws nothing, because a destructor calls it. `cache` may be null.
 void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
   if (cache == nullptr || !cache->detach() || !cache->autosave() || cache->path().empty()) {
     return;
@@ -32,7 +33,7 @@ void detach_from(const c10::intrusive_ptr<RuntimeCacheHandle>& cache) noexcept {
   try {
     try {
       if (const auto deadline = CheckpointThread::exit_deadline()) {
-        cache->save_within(*deadline - CheckpointThread::Clock::now());
+        cache->save_within(std::max(*deadline - CheckpointThread::Clock::now(), CheckpointThread::Clock::duration(0)));
       } else {
         cache->save();
       }

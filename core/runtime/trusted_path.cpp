@@ -87,7 +87,7 @@ std::string refusal(const std::string& path, const struct stat& status, const st
   std::string problem;
   std::string remedy;
   if (std::ranges::find(users, status.st_uid) == users.end() && !is_our_group(status.st_gid)) {
-    problem = "it belongs to " + user(status.st_uid) + ", who shares no group with this user";
+    problem = "it belongs to " + user(status.st_uid) + ", and not to a group of this user";
     remedy = "chown -h " + std::to_string(::geteuid());
   } else if ((writers & S_IWOTH) != 0) {
     problem = "everybody may write it";

@@ -9,15 +9,15 @@
 namespace torch_tensorrt::core::util {
 namespace {
 
-// Returns the pause before the next attempt of a waiter: an eighth of the time that it has waited, at most 5 ms. From
-// 0.75 s on it is 1/150 of that time, at most 50 ms. No constant pause is both short and cheap: waking up costs up to
-// 40 us of CPU time on a virtual machine, so a pause of 5 ms would cost 0.8 % of a core for as long as the wait lasts.
+// Returns the pause before the next attempt of a waiter. It is an eighth of the time that the waiter has waited, at
+// most 5 ms. After 0.5 s it is 1/100 of that time, at most 50 ms. A constant pause would be long or expensive: each
+// attempt takes up to 60 us of CPU time on a virtual machine, so a pause of 5 ms would cost 1.2 % of a core.
 std::chrono::nanoseconds poll_interval(std::chrono::nanoseconds waited) {
   using std::chrono::nanoseconds;
   constexpr nanoseconds kShortest = std::chrono::microseconds(100);
   constexpr nanoseconds kUsual = std::chrono::milliseconds(5);
   constexpr nanoseconds kLongest = std::chrono::milliseconds(50);
-  return std::clamp(std::max(std::min(waited / 8, kUsual), waited / 150), kShortest, kLongest);
+  return std::clamp(std::max(std::min(waited / 8, kUsual), waited / 100), kShortest, kLongest);
 }
 
 // Number of lock files that acquire() may find unlinked or replaced before it pauses. A few are normal: filelock 3.21

@@ -63,7 +63,7 @@ class FileLock {
   [[nodiscard]] bool try_lock();
 
   // Tries for `timeout`, at least once, and returns false once that time has passed. Polls, because neither platform's
-  // call has a timeout. The first pause is 0.1 ms. The pauses grow to 5 ms within 40 ms and, in waits longer than 0.75
+  // call has a timeout. The first pause is 0.1 ms. The pauses grow to 5 ms within 40 ms and, in waits longer than 0.5
   // s, slowly to at most 50 ms. Throws as lock() does.
   template <class Rep, class Period>
   [[nodiscard]] bool try_lock_for(const std::chrono::duration<Rep, Period>& timeout) {

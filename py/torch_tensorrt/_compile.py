@@ -55,7 +55,8 @@ def compile(
             `TorchTensorRTModule`.
 
     Raises:
-        ImportError: onnx or onnxscript is missing. The wheel's extra `compile` installs both.
+        ImportError: onnx or onnxscript is missing. The wheel's extra `compile` installs both. Or as
+            for `EngineModule.runtime_settings`.
         TypeError, ValueError: An argument is unsupported, or the module is in training mode or
             writes to its inputs or buffers.
         UnsupportedOperatorError: ONNX or TensorRT-RTX lacks an operator. The message has its name
@@ -89,7 +90,7 @@ def load(
     runtime_settings: RuntimeSettings | None = None,
     use_python_runtime: bool = False,
 ) -> EngineModule:
-    """Loads the module that `module.save(path)` wrote, from `compile` or made otherwise.
+    """Loads a module that `module.save(path)` wrote, whether `compile` made it or not.
 
     The plan is checked against the SHA-256 in the file. Files of earlier versions have none and are
     not checked.
@@ -105,6 +106,7 @@ def load(
         OSError: The file is missing or can't be read.
         ValueError: The file is not an engine file, is damaged, or is from a later version of this
             package.
+        ImportError, RuntimeError: As for `EngineModule.runtime_settings`.
     """
     engine = load_engine_file(path)
     settings = runtime_settings or _default_settings().merge(

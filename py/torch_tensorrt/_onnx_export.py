@@ -101,7 +101,7 @@ def _check_module(module: object) -> None:
         )
     training = [name for name, part in module.named_modules() if part.training]
     if training:
-        # Not switched here, which would surprise a caller that continues to train it.
+        # Not switched here, because that would surprise a caller that continues to train it.
         which = f" ('{training[0]}' is)" if training[0] else ""
         raise ValueError(
             f"{type(module).__name__} is in training mode{which}, but an engine only infers: "
@@ -151,7 +151,7 @@ def _quiet_exporters() -> Iterator[None]:
     try:
         # torch.export prints the graph so far to stderr when it fails.
         with warnings.catch_warnings(), contextlib.redirect_stderr(told):
-            # LSTM and similar modules cause it, which also keep their parameters in a list.
+            # Modules such as LSTM cause it, because they also keep their parameters in a list.
             warnings.filterwarnings(
                 "ignore", "The tensor attribute.* assigned during export"
             )

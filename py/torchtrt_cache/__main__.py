@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     try:
         status: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is None if its descriptor is closed
+            sys.stdout.flush()
     except BrokenPipeError:  # for example from `torchtrt-cache info DIR | head -1`
         # The flush at exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

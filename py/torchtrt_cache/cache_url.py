@@ -27,7 +27,7 @@ class CacheURL:
 
     url: str
     is_read_only: bool = False
-    # A start must be delayed by at most 2 s, or 15 s in total. The rest is for its other work.
+    # A start may wait 2 s for the first byte, and 15 s in all. The rest is for its other work.
     first_byte_timeout: float = 1.9
     start_timeout: float = 14.9
 

@@ -311,7 +311,7 @@ class _LockFile:
 
 def _poll_interval(waited: float) -> float:
     usual = min(waited / 8, _USUAL_POLL)
-    return min(max(usual, waited / 150, _SHORTEST_POLL), _LONGEST_POLL)
+    return min(max(usual, waited / 100, _SHORTEST_POLL), _LONGEST_POLL)
 
 
 def _open_to_read(path: str) -> int:

@@ -52,7 +52,6 @@ import argparse
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -403,8 +402,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs `torchtrt-cache info` and returns its exit status."""
     infos = [inspect(path) for path in options.paths]
     if options.json:
-        json.dump([asdict(info) for info in infos], sys.stdout, indent=2)
-        print()
+        print(json.dumps([asdict(info) for info in infos], indent=2))
     for info in infos if not options.json else []:
         if isinstance(info, DirectoryInfo):
             _print_directory(info)

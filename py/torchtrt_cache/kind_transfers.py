@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 
 from torchtrt_cache.cache_url import CacheURL, directory_of_file_url, is_url
@@ -114,7 +115,8 @@ def is_ready(directory: str, *, is_created: bool) -> bool:
     try:
         check_library()
         if is_created and not os.path.isdir(directory):
-            os.mkdir(directory, 0o775)
+            with suppress(FileExistsError):  # another process has just made it
+                os.mkdir(directory, 0o775)
         os.listdir(directory)
     except ImportError as error:
         print(error, file=sys.stderr)

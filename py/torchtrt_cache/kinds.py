@@ -59,6 +59,10 @@ def _prefix(kind: RuntimeCacheKind) -> str:
     )
 
 
+def _name_of_old_default(kind: RuntimeCacheKind) -> str:
+    return f"runtime_cache-{kind.tensorrt_rtx}.bin"
+
+
 def _slug(text: str) -> str:
     """Reduces a text to lower-case letters, digits and single dashes."""
     slug = re.sub("[^A-Za-z0-9]+", "-", text).lower()
@@ -110,7 +114,8 @@ def files_to_load(directory: str, kind: RuntimeCacheKind) -> list[str]:
     try:
         names = os.listdir(directory)
     except OSError:
-        names = []
+        # A file may be open to this user in a directory that is not.
+        names = [_name_of_old_default(kind)]
     own, *others = (os.path.join(directory, n) for n in names_to_load(names, kind))
     # The kind's own file is never left out, so that its errors are not hidden.
     return [own, *(file for file in others if not is_empty(file))]
@@ -125,7 +130,7 @@ def names_to_load(names: Iterable[str], kind: RuntimeCacheKind) -> list[str]:
     """
     newest = kind.cuda_driver % 1000 // 10
     pattern = re.compile(re.escape(_prefix(kind)) + r"(0|[1-9][0-9]?)\.bin")
-    old_default = f"runtime_cache-{kind.tensorrt_rtx}.bin"
+    old_default = _name_of_old_default(kind)
     drivers = set()
     has_old_default = False
     for name in names:

@@ -107,7 +107,7 @@ def _listed_locks() -> Iterator[tuple[FileId, str, int]]:
 
 def _is_list_by_same_devices(files: set[FileId]) -> bool:
     """Whether the list of all locks gives the files the same devices as stat."""
-    mounts = (_PROC / "self/mountinfo").read_text().splitlines()
+    mounts = (_PROC / "self/mountinfo").read_text(errors="replace").splitlines()
     devices = {line.split()[2] for line in mounts}
     return all(f"{os.major(dev)}:{os.minor(dev)}" in devices for dev, _ in files)
 

@@ -29,7 +29,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 from torchtrt_cache.cache_files import last_use_ns, look_at, temporaries_among
@@ -157,10 +157,12 @@ def _create_lock_file(path: str, kind: _Kind) -> None:
     try:
         os.utime(temporary, ns=(kind.last_use, kind.last_use))
         os.link(temporary, path)
-    except FileExistsError as error:
+    # FileNotFoundError: a save took the temporary file for a leftover.
+    except (FileExistsError, FileNotFoundError) as error:
         raise _InUseError(_CHANGED) from error
     finally:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def _check_is_left(path: str) -> None:

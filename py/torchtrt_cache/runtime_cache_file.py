@@ -436,7 +436,10 @@ def _read_whole(target: TrustedPath, allocate: Allocate) -> Contents | None:
             generation = _checked_generation(_checked_status(file, target), path)
             if generation is None:
                 return None
-            data = memoryview(allocate(generation.size))
+            try:
+                data = memoryview(allocate(generation.size))
+            except (MemoryError, RuntimeError) as error:  # RuntimeError: from torch
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
             is_whole = _read_fully(file, data, 0, path)
             if is_whole and _generation_of(_status(file, path)) == generation:
                 return Contents(data, generation)

@@ -65,9 +65,10 @@ class StoreProcess:
     The helper can be killed at a deadline, and a fork of this process does not harm it. When this
     process ends for whatever reason, the helper completes an upload under way and ends too.
 
-    Requests raise ObjectStoreError with the store's reason, because the helper ended, or with "no
-    answer within N ms" after the deadline (by time.monotonic()). In the last two cases the helper
-    is dead, and the next request starts another one. A `replace` may have succeeded nevertheless.
+    Requests raise ObjectStoreError: with the store's reason, with the reason why the helper ended,
+    or with "no answer within N ms" after the deadline (by time.monotonic()). In the last two cases
+    the helper is dead, and the next request starts another one. A `replace` may have succeeded
+    nevertheless.
 
     Thread safety: any thread may call any method. Requests wait for each other.
     """
@@ -373,12 +374,15 @@ class _Server:
     def obey(self) -> None:
         """Replies to one request. Raises EOFError or ConnectionError if the other end is closed."""
         try:
-            request, data = self._channel.receive(time.monotonic() + _CHECK_INTERVAL)
+            try:
+                deadline = time.monotonic() + _CHECK_INTERVAL
+                request, data = self._channel.receive(deadline)
+            except TimeoutError:
+                self._check_parent()
+                return
             with _memory_file() as body:
                 reply = {"value": self._value(request, data, body)}
                 self._channel.send(reply, body)
-        except TimeoutError:
-            self._check_parent()
         except ObjectStoreError as error:
             self._channel.send({"error": str(error)})
         except ConnectionError:

@@ -10,7 +10,7 @@ once more, within 8 s. While the store fails, tries again at pauses that grow to
 prints each reason once. --timeout then limits each pull and each push.
 
 Prints a line for each kind, and with --watch also for each later transfer. Exit status: the same as
-for `pull` and `push`; with --watch that of the last push.
+for `pull` and `push`; with --watch that of the last push, or 0 with mode=read.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _sync(transfers: KindTransfers, options: argparse.Namespace) -> None:
 
 def _watch(options: argparse.Namespace) -> int:
     """Returns the exit status when the process is told to stop."""
-    stop = _Stop()
     with suppress(KeyboardInterrupt):
+        stop = _Stop()
         transfers = KindTransfers(
             options.url, options.directory, options.timeout, repeats_reasons=False
         )

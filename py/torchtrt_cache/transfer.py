@@ -38,10 +38,12 @@ from torchtrt_cache.runtime_cache_file import (
     RuntimeCacheFile,
     generation_at,
 )
+from torchtrt_cache.trust import NotTrustedError, resolve_trusted
 from torchtrt_cache.unlocked_logger import unlocked_logger
 
 _LOGGER = unlocked_logger("transfer")
 
+_REJECTED_BEFORE = "they could not be merged before, and neither has changed since"
 _FIRST_PAUSE = 0.05  # seconds, after a conflict
 _LONGEST_PAUSE = 2.0  # seconds
 
@@ -202,9 +204,7 @@ class Transfers:
             return Transfer(name, Outcome.IN_STEP)
         if merge and _is_rejected(file, generation, record):
             on_first_byte()
-            raise CannotMergeError(
-                "they could not be merged before, and neither has changed since"
-            )
+            raise CannotMergeError(_REJECTED_BEFORE)
         return None
 
     def _take(
@@ -273,17 +273,21 @@ class Transfers:
         """
         cache = os.path.join(self._directory, name)
         with self._locked(cache, lambda: None) as announce:
-            record = self._record(cache)
             # Somebody may have deleted the object since.
             if self.is_uploaded(name) and self._store.generation(
                 name, deadline=self._deadline
             ):
                 return Transfer(name, Outcome.IN_STEP)
             local = self._file(cache).read()
+            record = self._record(cache)  # after the file, whose writer may remove it
             if local is None:
                 return Transfer(name, Outcome.MISSING)
             if merge is None:
                 return self._push_alone(name, cache, local, record, announce)
+            if record is not None and not record.has_object:
+                generation = self._store.generation(name, deadline=self._deadline)
+                if generation and _is_rejected(local.generation, generation, record):
+                    raise CannotMergeError(_REJECTED_BEFORE)
             return self._push_merged(name, cache, local, merge, announce)
 
     def is_uploaded(self, name: str) -> bool:
@@ -424,6 +428,12 @@ class Transfers:
         A process that waits for the lock waits for its holder's transfer, whose first byte counts
         as its own. It sees that byte by the time of the lock file, which is 0 until then.
         """
+        try:
+            resolve_trusted(cache)  # otherwise nothing is created beside it
+        except NotTrustedError as error:
+            raise RuntimeError(f"Can't transfer '{cache}': {error}") from error
+        except OSError as error:
+            raise RuntimeError(f"Can't transfer '{cache}': {error.strerror}") from error
         path = lock_path_of(record_path_of(cache))
         with suppress(OSError):  # it exists, or the lock reports the error
             create_lock_file(path, _status(cache))

@@ -154,7 +154,7 @@ def _refusal(path: str, status: os.stat_result, users: frozenset[int]) -> str:
     writers = status.st_mode if has_mode and not is_sticky else 0
     owner = status.st_uid
     if owner not in users and not _is_our_group(status.st_gid):
-        problem = f"it belongs to {user(owner)}, who shares no group with this user"
+        problem = f"it belongs to {user(owner)}, and not to a group of this user"
         remedy = f"chown -h {os.geteuid()}"
     elif writers & stat.S_IWOTH:
         problem = "everybody may write it"

@@ -32,7 +32,7 @@ class UploadSchedule:
         self._look = -math.inf  # when to look next
         self._look_pause = _FIRST_LOOK
         self._due: float | None = None
-        self._latest = math.inf  # how long the push may wait for more changes
+        self._latest = math.inf  # until when the push may wait for more changes
         self._retry = -math.inf  # no push before this time, since pushes fail
         self._failures_in_a_row = 0
 

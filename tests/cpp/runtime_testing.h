@@ -94,7 +94,7 @@ class RuntimeTest : public ::testing::Test {
     return c10::make_intrusive<RuntimeCacheHandle>(path_);
   }
 
-  // Compiles kernels the way an engine does that starts with that cache. The cache may already hold some of `names`.
+  // Compiles kernels as an engine that starts with that cache does. The cache may already hold some of `names`.
   static void compile(const CachePtr& cache, const KernelNames& names, c10::Device device = c10::kCPU) {
     const core::runtime::LoadedEngine loaded = load_simulated(relu_plan(kernels(names)));
     std::shared_ptr<nvinfer1::IRuntimeCache> live; // outlives the config
@@ -104,7 +104,7 @@ class RuntimeTest : public ::testing::Test {
     const std::unique_ptr<nvinfer1::IExecutionContext> context(loaded.engine->createExecutionContext(config.get()));
   }
 
-  // Saves the way a process does that starts without a cache. Kernels in the file are kept.
+  // Saves as a process that starts without a cache does. Keeps the kernels in the file.
   void save_as_other(const KernelNames& names) const {
     const auto cache = c10::make_intrusive<RuntimeCacheHandle>("");
     compile(cache, names);

@@ -28,7 +28,6 @@ using core::runtime::FileGeneration;
 using core::runtime::LockWaits;
 using core::runtime::RuntimeCacheFile;
 using ::testing::HasSubstr;
-using ::testing::UnorderedElementsAre;
 
 class RuntimeCacheFileTest : public ::testing::Test {
  protected:
@@ -105,13 +104,6 @@ TEST_F(RuntimeCacheFileTest, ThreadsThatReplaceLoseNothing) {
   for (size_t letter = 0; letter < kThreads * kLetters; ++letter) {
     EXPECT_EQ(std::ranges::count(bytes, static_cast<char>(letter)), static_cast<std::ptrdiff_t>(kRepeats)) << letter;
   }
-}
-
-// If an exception ends a write, the files that the write opened are closed and those that it made are removed.
-TEST_F(RuntimeCacheFileTest, AnErrorLeavesNothingBehind) {
-  std::filesystem::create_directory(path_);
-  EXPECT_THAT(error_of([this] { file_.replace(view("ours"), std::nullopt); }), HasSubstr("not a regular file"));
-  EXPECT_THAT(names_in(directory_.path()), UnorderedElementsAre("cache.bin"));
 }
 
 TEST_F(RuntimeCacheFileTest, WhatEverybodyMayWriteIsRefusedUnlessItIsListed) {

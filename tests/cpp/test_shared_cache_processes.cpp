@@ -62,6 +62,17 @@ class SharedCacheTest : public ::testing::Test {
   const std::string path_ = directory_.file("cache.bin");
 };
 
+// Without checkpoints, nothing is saved except by the steps of a test.
+class SharedCacheStepsTest : public SharedCacheTest {
+ protected:
+  void SetUp() override {
+    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
+  }
+  void TearDown() override {
+    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
+  }
+};
+
 std::string joined(const KernelNames& names) {
   std::string text;
   for (const std::string& name : names) {
@@ -99,7 +110,7 @@ TEST_F(SharedCacheTest, AKilledProcessHasSaved) {
   EXPECT_EQ(run_process("a b c"), "compiled 0, cached 3");
 }
 
-TEST_F(SharedCacheTest, AnExitEndsAlthoughSomebodyHasTheLock) {
+TEST_F(SharedCacheStepsTest, AnExitEndsAlthoughSomebodyHasTheLock) {
   const auto start = std::chrono::steady_clock::now();
   FileLock lock(FileLock::lock_path(path_));
   EngineProcess process(path_);
@@ -110,7 +121,7 @@ TEST_F(SharedCacheTest, AnExitEndsAlthoughSomebodyHasTheLock) {
   EXPECT_THAT(warnings_in(process.errors()), ElementsAre(HasSubstr("Can't save the runtime cache '" + path_ + "'")));
 }
 
-TEST_F(SharedCacheTest, AnExitWaitsForALock) {
+TEST_F(SharedCacheStepsTest, AnExitWaitsForALock) {
   FileLock lock(FileLock::lock_path(path_));
   EngineProcess process(path_);
   process.ask("start a");
@@ -128,7 +139,7 @@ TEST_F(SharedCacheTest, AnExitWaitsForALock) {
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a"));
 }
 
-TEST_F(SharedCacheTest, EnginesInStaticStorageThatCannotSaveWarnAtExit) {
+TEST_F(SharedCacheStepsTest, EnginesInStaticStorageThatCannotSaveWarnAtExit) {
   const std::string path = directory_.file("gone/cache.bin");
   std::filesystem::create_directory(directory_.file("gone"));
   EngineProcess process(path);
@@ -161,7 +172,7 @@ TEST_F(SharedCacheTest, AHeldLockDelaysAStart) {
   EXPECT_EQ(process.errors(), "");
 }
 
-TEST_F(SharedCacheTest, AHeldLockDelaysASave) {
+TEST_F(SharedCacheStepsTest, AHeldLockDelaysASave) {
   FileLock lock(FileLock::lock_path(path_));
   EngineProcess process(path_);
   process.ask("start a");
@@ -179,7 +190,7 @@ TEST_F(SharedCacheTest, AHeldLockDelaysASave) {
   EXPECT_EQ(process.errors(), "");
 }
 
-TEST_F(SharedCacheTest, OfTwoVersionsTheLastToSaveHasTheFile) {
+TEST_F(SharedCacheStepsTest, OfTwoVersionsTheLastToSaveHasTheFile) {
   EngineProcess old(path_);
   EngineProcess upgraded(path_, DeserializeMode::kAdds, "99.0.0.0");
   EXPECT_EQ(old.ask("start a"), "compiled 1, cached 0");
@@ -269,16 +280,8 @@ TEST_F(SharedCacheTest, KilledSaversTakeNobodysKernelsWithThem) {
 
 // Each of two processes with different kernels starts an engine, saves, compiles one more kernel, and ends its engines,
 // which saves that kernel.
-class SharedCacheOrderTest : public SharedCacheTest {
+class SharedCacheOrderTest : public SharedCacheStepsTest {
  protected:
-  // Without checkpoints, nothing is saved except by these steps.
-  void SetUp() override {
-    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
-  }
-  void TearDown() override {
-    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
-  }
-
   enum Step { kStart, kSave, kEnd, kSteps };
 
   struct Actor {

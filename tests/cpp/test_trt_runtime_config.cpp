@@ -164,6 +164,23 @@ TEST_F(RuntimeConfigTest, AForkedChildSavesItsOwnKernelsAlone) {
   EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
 }
 
+TEST_F(RuntimeConfigTest, AForkedChildThatTakesACacheOverSavesItWithItsLastEngine) {
+  const CachePtr cache = new_cache();
+  auto config = std::make_unique<TRTRuntimeConfig>(RuntimeSettings{.runtime_cache = cache});
+  config->create_execution_context(loaded_);
+  ChildProcess child([&](Channel&) {
+    cache->set_autosave(true);
+    cache->set_checkpoints(false);
+    auto own = std::make_unique<TRTRuntimeConfig>(RuntimeSettings{.runtime_cache = cache});
+    own->create_execution_context(load_simulated(relu_plan(kernels({"b"}))));
+    own.reset();
+    require(kernels_on_disk() == KernelNames{"b"}, "the last engine of a forked child did not save the cache");
+  });
+  EXPECT_EQ(child.wait(), 0);
+  config.reset();
+  EXPECT_THAT(kernels_on_disk(), ElementsAre("a", "b"));
+}
+
 TEST_F(RuntimeConfigTest, ALockHeldAtTheEndIsOneWarning) {
   const auto cache = new_cache();
   cache->set_lock_timeout(milliseconds(1));

@@ -90,7 +90,8 @@ class _Engine(Protocol):
     def release(self) -> None: ...
 
 
-# The real path of a file's directory and the file's name, or the real path of a directory and "".
+# The real path of a file's directory and the file's name, or the real path of a directory or a URL,
+# and "".
 # Then whether the cache is one of the Python runtime.
 _Key = tuple[str, str, bool]
 
@@ -273,6 +274,8 @@ class RuntimeCache:
     def autosave_on_del(self, autosave: bool) -> None:
         self._drop_anchor()
         if autosave:
+            if self._is_inherited():
+                _attach_to(self._handle)  # a forked child's handle forgets it
             self._process = os.getpid()
             self._anchor()
         self._autosave_on_del = self._handle.autosave = bool(autosave)
@@ -316,7 +319,7 @@ class RuntimeCache:
         """Writes the kernels, merged with those that others saved.
 
         A cache that no engine has used yet can't merge. If its bytes were loaded from the file, it
-        leaves the file to the others. Otherwise it replaces the file and logs a warning. A path
+        leaves a newer file as it is. Otherwise it replaces the file and logs a warning. A path
         that ends in a separator is created as a directory, if its parent exists.
 
         If others replace an earlier save of this cache with bytes that TensorRT-RTX rejects, the

@@ -276,7 +276,7 @@ def busy(cache: RuntimeCache) -> None:
 
 
 def unknown_switch(cache: RuntimeCache) -> None:
-    # A process reads the variable once.
+    # A process warns of it only once.
     in_new_process(
         f"run_path_engine({not cache.is_cpp_runtime()})",
         TORCHTRT_RUNTIME_CACHE_CHECKPOINTS="off",

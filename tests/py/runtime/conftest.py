@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that control when files are written. C++ obeys it until the process ends."""
+    """For tests that control when files are written."""
     monkeypatch.setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0")
 
 

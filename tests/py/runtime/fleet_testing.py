@@ -16,7 +16,6 @@ from tests.util.simulation.simulated_device import KIND
 from torchtrt_cache.store_process import StoreProcess
 
 BUCKET = "fleet"
-URL = f"s3://{BUCKET}/kernels/"
 OBJECT = KIND.file_name()
 SUMMARY = "is not in step with this machine"  # part of the warning
 # A slow test machine must not make a start continue without the object.
@@ -44,7 +43,7 @@ def install_gpu(gpu: str) -> None:
     ctypes.CDLL(os.environ["FAKE_CUDA_DRIVER_LIBRARY"])  # dlopen() finds it by its name
 
 
-def tier_of(directory: Path, url: str = URL) -> Path:
+def tier_of(directory: Path, url: str) -> Path:
     """The local tier of a machine whose user's caches are in `directory`."""
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     return directory / "torch_tensorrt" / "remote" / name
@@ -57,7 +56,7 @@ def start_machine(
     directory: Path,
     code: str,
     *,
-    url: str = URL,
+    url: str,
     gpu: str = KIND.gpu,
     **names: Any,
 ) -> Program:

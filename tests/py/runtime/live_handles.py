@@ -47,7 +47,7 @@ def live(runtime: str, path: Path | str, *names: str) -> Any:
 
 
 def save_as_other(runtime: str, path: Path, *names: str) -> int:
-    """Saves the way a process does that starts without a cache and keeps the file's kernels."""
+    """Saves as a process that starts without a cache does. Keeps the file's kernels."""
     written: int = live(runtime, "", *names).save(str(path))
     return written
 

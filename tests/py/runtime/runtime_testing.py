@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import multiprocessing.util
 import os
 import pickle
 import subprocess
@@ -198,6 +199,10 @@ def start_and_save(runtime: str, path: Path, *plans: Plan) -> int:
     del modules
     return written
 
+
+# Before 3.10.9, CPython names the fork server's socket after the process. A process in another
+# sandbox may have the same number.
+multiprocessing.util.abstract_sockets_supported = False  # type: ignore[misc]
 
 # A process forked from one that has imported torch starts quickly and inherits no thread's locks.
 # It imports the tests' own modules itself, and those need pytest.

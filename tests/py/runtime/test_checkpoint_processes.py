@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,41 @@ def test_a_file_that_must_be_written_in_place_is_saved_at_the_end_alone(
         _, warning = program.stderr.splitlines()
     assert f"The runtime cache '{path}' is written in place" in warning
     assert kernels_missing(runtime, path, *plans) == 0
+
+
+IN_PLACE_UNTIL_A_SAVE = """
+import torch_tensorrt
+from tests.py.runtime.unprivileged import give_up_capabilities
+torch_tensorrt.logging.set_level("info")  # at which a second failure would be logged
+give_up_capabilities()
+cache = make_cache(runtime, path, autosave=True)
+modules = [start(runtime, plan, cache)]
+sys.stdin.readline()
+cache.save()
+modules.append(start(runtime, other_plan, cache))
+sys.stdin.readline()
+"""
+
+
+@SIMULATED
+def test_a_file_that_can_only_be_written_in_place_is_tried_once_until_a_save(
+    programs: Programs, runtime: str, folder: Path, device: Any
+) -> None:
+    failure = "it can only be written in place"
+    plans = [make_plan(name) for name in "abc"]
+    path = folder / "cache.bin"
+    start_and_save(runtime, path, plans[0])
+    folder.chmod(0o555)
+    with programs.start(
+        IN_PLACE_UNTIL_A_SAVE,
+        runtime=runtime,
+        path=path,
+        plan=plans[1],
+        other_plan=plans[2],
+    ) as program:
+        wait_until(lambda: failure in program.stderr)
+        time.sleep(4)  # a second attempt would come after 2 s
+        assert program.stderr.count(failure) == 1
+        folder.chmod(0o755)
+        program.tell()
+        wait_for_kernels(runtime, path, *plans)

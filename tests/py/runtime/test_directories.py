@@ -48,7 +48,10 @@ from torch_tensorrt.logging import info
 from torch_tensorrt.runtime import _runtime_cache as implementation
 from torch_tensorrt.runtime import default_runtime_cache_path, runtime_cache
 
-pytestmark = pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine")
+pytestmark = [
+    pytest.mark.skipif(uses_gpu(), reason="simulates kinds of machine"),
+    pytest.mark.usefixtures("without_checkpoints"),
+]
 
 NAME = KIND.file_name()
 NEWER_NAME = replace(KIND, cuda_driver=13010).file_name()

@@ -1,6 +1,6 @@
 """Every system call on a directory fails in turn, and so does every function of the CUDA driver.
 
-LD_PRELOAD names tests/util/processes/observed_calls.cpp, which calls the test before each call.
+LD_PRELOAD names the library of observed_calls.cpp, which calls the test before each call.
 """
 
 from __future__ import annotations

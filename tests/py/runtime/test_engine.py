@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -301,13 +299,11 @@ def test_copies_run_with_the_same_settings(
 
 child_device: Any = None
 _child_stack = ExitStack()
-child_engine: Any = None
 
 
-def begin_child(mode: str) -> None:
+def begin_child() -> None:
     global child_device
     child_device = _child_stack.enter_context(installed_device())
-    child_device.set_deserialize_mode(mode)
 
 
 def child_runs(engine: bytes) -> dict[str, int]:
@@ -317,34 +313,15 @@ def child_runs(engine: bytes) -> dict[str, int]:
     return counters
 
 
-def child_starts(runtime: str, path: Path, *prefixes: str) -> dict[str, int]:
-    """Runs an engine with five kernels per prefix on one cache. Returns the device's counters."""
-    global child_engine
-    child_device.reset_counters()
-    cache = handle_of(runtime, path)
-    cache.checkpoints = False  # the cache is saved only by child_saves()
-    for prefix in prefixes:
-        child_engine = make_engine(runtime, cache, prefix, 5)
-        run(child_engine)
-    counters: dict[str, int] = child_device.counters()
-    return counters
-
-
-def child_saves() -> int:
-    written: int = child_engine.runtime_settings()[2].save()
-    return written
-
-
 class Child:
     """A process with its own simulated device."""
 
-    def __init__(self, mode: str = "adds") -> None:
+    def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             # fork() would copy the simulated device and torch's threads.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=begin_child,
-            initargs=(mode,),
         )
 
     def __enter__(self) -> Child:
@@ -365,71 +342,3 @@ def test_a_pickled_engine_runs_in_another_process(device: Any, path: Path) -> No
     with Child() as child:
         assert child(child_runs, cold) == {"compilations": 3, "cache_hits": 0}
         assert child(child_runs, warm) == {"compilations": 3, "cache_hits": 3}
-
-
-def test_the_second_process_compiles_nothing(runtime: str, path: Path) -> None:
-    with Child() as first, Child() as second:
-        assert first(child_starts, runtime, path, "a") == {
-            "compilations": 5,
-            "cache_hits": 0,
-        }
-        assert first(child_saves) > 0
-        assert second(child_starts, runtime, path, "a") == {
-            "compilations": 0,
-            "cache_hits": 5,
-        }
-
-
-def test_processes_that_save_in_turn_lose_nothing(runtime: str, path: Path) -> None:
-    with Child() as first, Child() as second, Child() as third:
-        # Both start before the file exists, so neither has the other's kernels.
-        for child, prefix in ((first, "a"), (second, "b")):
-            assert child(child_starts, runtime, path, prefix)["compilations"] == 5
-        for child in (first, second):
-            assert child(child_saves) > 0
-        assert third(child_starts, runtime, path, "a", "b") == {
-            "compilations": 0,
-            "cache_hits": 10,
-        }
-
-
-def test_where_kernels_can_not_be_merged_the_last_save_stays(
-    runtime: str, path: Path
-) -> None:
-    with Child("replaces") as first, Child("replaces") as second:
-        first(child_starts, runtime, path, "a")
-        second(child_starts, runtime, path, "b")
-        for child in (first, second):
-            assert child(child_saves) > 0
-        assert first(child_starts, runtime, path, "b")["compilations"] == 0
-
-
-FORK = """
-import os, sys
-from pathlib import Path
-from tests.py.runtime.runtime_cache_testing import handle_of
-from tests.py.runtime.test_engine import make_engine, run
-from tests.util.simulation.simulated_device import installed_device
-
-path = sys.argv[1]
-with installed_device():
-    engine = make_engine("cpp", handle_of("cpp", path), kernels=2)
-    run(engine)
-    if (child := os.fork()) == 0:
-        del engine
-        os._exit(Path(path).exists())
-    assert os.waitpid(child, 0)[1] == 0
-    del engine
-    assert Path(path).exists()
-"""
-
-
-def test_the_last_engine_saves_and_none_of_a_forked_child(path: Path) -> None:
-    """Only in C++: in the Python runtime, engines do not save."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, path],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,6 @@
 """Exits that meet a lock that stays held or a disk that hangs: they end, and save what they can.
 
-LD_PRELOAD names tests/util/processes/observed_calls.cpp, which makes system calls hang.
+LD_PRELOAD names the library of observed_calls.cpp, which makes system calls hang.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, count, cycle
 from pathlib import Path
@@ -265,14 +265,12 @@ def kill_helper(machine: Program) -> None:
                 os.kill(int(child), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("kill", [kill_machine, kill_helper])
 def test_what_is_acknowledged_as_uploaded_outlives_machines(
     programs: Programs,
     server: MotoServer | VersityServer,
     store: StoreProcess,
     url: str,
     tmp_path: Path,
-    kill: Callable[[Program], None],
 ) -> None:
     def boot(number: int) -> Program:
         """Starts a machine that has no files of earlier machines."""
@@ -298,7 +296,7 @@ def test_what_is_acknowledged_as_uploaded_outlives_machines(
             time.sleep(0.05)
         places = choice.sample(range(MACHINES), KILLS)
         said = {place: running[place].stdout for place in places}
-        for place in places:
+        for kill, place in zip(cycle([kill_machine, kill_helper]), places):
             time.sleep(choice.uniform(0, 0.2))
             kill(running[place])
         deadline = time.monotonic() + LONGEST_LAST_WORD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -140,6 +141,17 @@ def test_what_cannot_be_listed_has_no_other_files(tmp_path: Path, name: str) -> 
     (tmp_path / "file").touch()
     path = str(tmp_path / name)
     assert files_to_load(path, L4) == [file_in(path, L4)]
+
+
+def test_the_old_default_is_wanted_in_a_directory_that_may_not_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    files = _put(tmp_path, L4, "runtime_cache-1.6.1.120.bin")
+    monkeypatch.setattr(os, "listdir", fail)
+    assert files_to_load(str(tmp_path), L4) == files
 
 
 WITH_FAKE_DRIVER = pytest.mark.skipif(

@@ -1,6 +1,6 @@
 """Every system call of the store fails in turn, in both languages.
 
-LD_PRELOAD names tests/util/processes/observed_calls.cpp.
+LD_PRELOAD names the library of observed_calls.cpp.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def test_an_offer_that_is_taken_for_a_leftover_is_made_again(
         if call != "flock":
             return 0
         if not found:
-            # As a writer does that looks for leftovers, before the offer's own writer holds it.
+            # Locks the offer before its own writer does, as a writer that looks for leftovers may.
             (offer,) = path.parent.glob("*.tmp")
             found.append(os.open(offer, os.O_RDONLY))
             fcntl.flock(found[0], fcntl.LOCK_SH | fcntl.LOCK_NB)

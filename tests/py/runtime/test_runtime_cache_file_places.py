@@ -227,6 +227,25 @@ def test_a_file_too_large_for_its_limit_leaves_the_old_one(
     assert names_in(folder) == {"cache.bin", "cache.bin.lock"}
 
 
+def read_with_256_mib(runtime: str, path: Path) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    try:
+        read(runtime, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_file_too_large_for_the_memory_is_an_error(
+    unprivileged: Run, runtime: str, path: Path
+) -> None:
+    path.touch()
+    os.truncate(path, 1 << 30)
+    error = unprivileged(error_of, read_with_256_mib, runtime, path)
+    assert f"Can't load the runtime cache '{path}': Cannot allocate memory" in error
+
+
 def use_read_only_mount(runtime: str, folder: Path) -> None:
     mount(str(folder), folder, "none", MS_BIND)
     mount("none", folder, "none", MS_BIND | MS_REMOUNT | MS_RDONLY)

@@ -28,6 +28,7 @@ from tests.py.runtime.runtime_testing import (
     start_and_save,
     use_device,
     uses_gpu,
+    wait_until,
 )
 from tests.util.simulation.simulated_device import relu_plan
 
@@ -71,8 +72,7 @@ def test_processes_of_both_runtimes_lose_nothing(tmp_path: Path) -> None:
 
 
 def wait_for_offers(path: Path, number: int) -> None:
-    while len(offers_for(path)) < number:
-        time.sleep(0.01)
+    wait_until(lambda: len(offers_for(path)) >= number)
 
 
 def offers_for(path: Path) -> list[Path]:

@@ -16,8 +16,11 @@ from tests.py.runtime.live_handles import (
 )
 from tests.py.runtime.runtime_cache_testing import Log, names_in, to_bytes
 from tests.util.simulation.simulated_device import installed_device
+from torchtrt_cache.records import record_path_of
 
 OTHER_GPU = "Another GPU"
+
+pytestmark = pytest.mark.usefixtures("without_checkpoints")
 
 
 @pytest.fixture(autouse=True)
@@ -180,3 +183,24 @@ def test_a_new_start_writes_again(runtime: str, path: Path, foreign: bytes) -> N
     stopped(runtime, path, foreign)
     assert live(runtime, path, "x").save() > 0
     assert kernels_on_disk(path) == ["x"]
+
+
+def test_a_file_without_its_old_kernels_has_no_record_of_transfers(
+    runtime: str, path: Path, foreign: bytes
+) -> None:
+    """Otherwise a push would replace an object by a file that lacks its kernels."""
+    record = Path(record_path_of(str(path)))
+    record.touch()
+    save_as_other(runtime, path, "x")
+    ours = live(runtime, path, "a")
+    ours.save()
+    save_as_other(runtime, path, "y")
+    compile_into(runtime, ours, "b")
+    assert ours.save() > 0
+    assert kernels_on_disk(path) == ["a", "b", "x", "y"]
+    assert record.exists()
+
+    path.write_bytes(foreign)
+    compile_into(runtime, ours, "c")
+    assert ours.save() > 0
+    assert not record.exists()

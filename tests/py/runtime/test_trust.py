@@ -184,7 +184,7 @@ def a_foreign_group_may_write_the_directory(shared: Path) -> tuple[Path, str]:
 
 def of_a_stranger(path: Path, mode: int) -> str:
     give(path, STRANGER, STRANGER)
-    problem = f"it belongs to {user(STRANGER)}, who shares no group with this user"
+    problem = f"it belongs to {user(STRANGER)}, and not to a group of this user"
     return described(problem, path, STRANGER, mode, f"chown -h {os.geteuid()}")
 
 
@@ -386,7 +386,7 @@ def test_trusts_root_and_supplementary_groups(
     assert as_stranger(contents_at, runtime, path) == b"root's"
     os.chown(path, 4711, 4711)
     path.chmod(0o644)
-    problem = "it belongs to 4711, who shares no group with this user"
+    problem = "it belongs to 4711, and not to a group of this user"
     assert as_stranger(refusal_of, runtime, path, public) == described(
         problem, path, 4711, 0o644, f"chown -h {STRANGER}"
     )
@@ -459,9 +459,7 @@ def test_a_user_without_a_number_is_not_root(
     link.symlink_to("ours/cache.bin")
     give(link, 4711, 4711)
     give(roots / "cache.bin", 0, 0)
-    problem = (
-        f"it belongs to {user(overflow_uid())}, who shares no group with this user"
-    )
+    problem = f"it belongs to {user(overflow_uid())}, and not to a group of this user"
     for path, refused in (
         (file, file),
         (of_group, of_group),

@@ -158,9 +158,9 @@ def test_an_object_that_can_not_be_merged_stays(
     save_as_other("python", directory / OBJECT, "b")
     ours = (directory / OBJECT).read_bytes()
     places: tuple[str | Path, str | Path] = (url, directory)
-    for verb in ("pull", "push"):
-        status, lines, errors = run(programs, verb, *places, mode=mode)
+    for verb in ("push", "pull"):
         places = places[::-1]
+        status, lines, errors = run(programs, verb, *places, mode=mode)
         assert (status, lines) == (1, [])
         assert errors.splitlines()[-1].startswith(f"Can't {verb} {NAME}: ")
         assert reason in errors

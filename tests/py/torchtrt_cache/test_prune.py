@@ -365,6 +365,17 @@ def test_ends_quietly_if_nobody_reads_the_output(
     assert process.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "command", [["info"], ["info", "--json"], ["prune", "--older-than", "1d"]]
+)
+def test_works_without_an_output(command: list[str], directory: Path) -> None:
+    words = [sys.executable, "-m", "torchtrt_cache", *command, str(directory)]
+    result = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], stderr=subprocess.PIPE
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 # Loads and saves a cache as engines do, until the file named by its second argument exists. All the
 # bytes of a save are equal.
 USER = """

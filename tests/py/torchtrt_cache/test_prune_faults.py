@@ -1,6 +1,6 @@
 """A prune that fails, is killed, or meets another process at any of its system calls.
 
-LD_PRELOAD names tests/util/processes/observed_calls.cpp, which calls the test before each call.
+LD_PRELOAD names the library of observed_calls.cpp, which calls the test before each call.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def test_a_cache_that_is_used_meanwhile_stays(
         fill(directory)
         using = AtCall(nth, partial(use, directory / name))
         with observed(using):
-            prune(directory)
+            assert prune(directory) == 0
         assert not using.result or (directory / name).exists(), f"call {nth}"
         uses += bool(using.result)
         if using.calls < nth:

@@ -164,7 +164,7 @@ class Machine:
         return to_kernels(memoryview(self.path.read_bytes()))
 
     def save(self, *kernels: str) -> None:
-        """Saves the way a process does that can merge."""
+        """Saves as a process that can merge does."""
         have = self.file if self.path.exists() else set()
         self.replace(have | set(kernels))
 
@@ -433,7 +433,6 @@ def test_an_object_that_is_deleted_before_it_is_read_is_missing(
 def test_others_that_put_meanwhile_lose_nothing(machine: Machine) -> None:
     machine.save("a")
     machine.store.once("before replace", lambda: machine.put("b"))
-    machine.store.once("after read", lambda: None)
     assert machine.push() is Outcome.TRANSFERRED
     assert machine.file == machine.object == {"a", "b"}
     machine.save("c")
@@ -600,6 +599,20 @@ def test_what_was_rejected_is_fetched_again_when_either_changes(
     machine.put_bytes(bytes(to_bytes({"a", "d"})))
     assert machine.pull() is Outcome.TRANSFERRED
     assert machine.file == {"a", "b", "c", "d"}
+
+
+def test_a_push_does_not_fetch_what_a_pull_could_not_merge(machine: Machine) -> None:
+    machine.put("a", "rejected")
+    machine.save("b")
+    with pytest.raises(CannotMergeError):
+        machine.pull()
+    for has_changed in (False, True):
+        before = machine.store.calls["read"]
+        with pytest.raises(CannotMergeError):
+            machine.push()
+        assert machine.store.calls["read"] == before + has_changed
+        machine.save("c")
+    assert machine.object == {"a", "rejected"}
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "{", "\0" * 100])

@@ -457,11 +457,9 @@ class Watch:
         return self.process.stdout.readline().rstrip()
 
     def end(self, *signals: signal.Signals) -> Outcome:
-        start = time.monotonic()
         for number in signals:
             self.process.send_signal(number)
         out, errors = self.process.communicate(timeout=PATIENCE)
-        assert time.monotonic() - start < 10  # the time limit of `docker stop`
         return self.process.returncode, out.splitlines(), errors
 
 

@@ -39,7 +39,10 @@ int ask(const char* call) {
     }
   }
   const Observer asked = std::exchange(observer, nullptr); // the observer's own calls are not observed
+  // readdir does not set it at the end of a directory.
+  const int before = errno;
   const int answer = asked == nullptr ? 0 : asked(call);
+  errno = before;
   observer = asked;
   return answer;
 }

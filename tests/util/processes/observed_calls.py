@@ -1,4 +1,4 @@
-"""Watches a test's system calls or makes them fail, if LD_PRELOAD names observed_calls.cpp."""
+"""Watches a test's system calls or makes them fail, if LD_PRELOAD names its library."""
 
 from __future__ import annotations
 

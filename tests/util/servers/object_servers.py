@@ -159,7 +159,8 @@ class FaultyProxy:
         self.refuse()
 
     def count(self, method: str) -> int:
-        return sum(n for (used, _), n in self.requests.items() if used == method)
+        with self.counting:
+            return sum(n for (used, _), n in self.requests.items() if used == method)
 
     def heal(self) -> None:
         self._set(_Fault())

@@ -22,7 +22,6 @@ namespace {
 
 using core::runtime::FileGeneration;
 using core::runtime::RuntimeCacheFile;
-using core::util::FileLock;
 
 using Generation = std::tuple<int64_t, int64_t, int64_t, int64_t>; // device, inode, size, mtime_ns
 

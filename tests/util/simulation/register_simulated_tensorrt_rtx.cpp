@@ -92,15 +92,6 @@ void register_cache_and_config(torch::Library& library) {
             return self->object->setRuntimeCache(*cache->object);
           })
       .def_property(
-          "execution_context_allocation_strategy",
-          [](const OwnedPtr<IRuntimeConfig>& self) {
-            return static_cast<int64_t>(self->object->getExecutionContextAllocationStrategy());
-          },
-          [](const OwnedPtr<IRuntimeConfig>& self, int64_t strategy) {
-            self->object->setExecutionContextAllocationStrategy(
-                static_cast<nvinfer1::ExecutionContextAllocationStrategy>(strategy));
-          })
-      .def_property(
           "dynamic_shapes_kernel_specialization_strategy",
           [](const OwnedPtr<IRuntimeConfig>& self) {
             return static_cast<int64_t>(self->object->getDynamicShapesKernelSpecializationStrategy());

@@ -67,14 +67,6 @@ class IRuntimeConfig:
         done: bool = self._implementation.set_runtime_cache(cache._implementation)
         return done
 
-    def get_execution_context_allocation_strategy(self) -> Any:
-        return trt.ExecutionContextAllocationStrategy(
-            self._implementation.execution_context_allocation_strategy
-        )
-
-    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
-        self._implementation.execution_context_allocation_strategy = int(strategy)
-
     @property
     def dynamic_shapes_kernel_specialization_strategy(self) -> Any:
         return trt.DynamicShapesKernelSpecializationStrategy(

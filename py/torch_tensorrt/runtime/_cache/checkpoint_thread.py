@@ -117,7 +117,9 @@ class CheckpointThread:
             while (left := deadline - time.monotonic()) > 0:
                 if wait([future], min(left, _LOG_PATIENCE)).done:
                     return future.result()
-                if self._is_logging and future.cancel():
+                thread = self._thread
+                has_ended = thread is None or not thread.is_alive()
+                if (self._is_logging or has_ended) and future.cancel():
                     return work()
             future.cancel()
             raise TimeoutError

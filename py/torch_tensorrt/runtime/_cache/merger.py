@@ -67,7 +67,8 @@ class Merger:
     def _live_cache(self) -> LiveRuntimeCache:
         with self._lock:
             if self._live is None:
-                self._live = _create_cache(_load_engine(self._kind))
+                loaded = _load_engine(self._kind)  # outlives the config
+                self._live = _create_cache(loaded)
             return self._live
 
 

@@ -67,8 +67,9 @@ class RemoteTier:
     once nothing has been saved for a while, at the latest a minute after the first save, and at the
     end of the process.
 
-    If the store fails, the exchange of kernels is delayed, but none are lost. The first failure is
-    logged as a warning, and so is the first one after all transfers succeeded again.
+    If the store fails, the exchange of kernels is delayed. None are lost unless the directory is a
+    temporary one, which goes with the process. The first failure is logged as a warning, and so is
+    the first one after all transfers succeeded again.
 
     Thread safety: any method may be called from any thread, and `begin_push` also from signal
     handlers.
@@ -172,7 +173,9 @@ class RemoteTier:
         self._messages.put(partial(self._push_all, deadline, done))
         if self._is_pulling:  # the store may hang
             self._is_interrupted = True
-            self._store.close()
+            # Otherwise the handler of another signal could wait for this one.
+            with deferred_calls():
+                self._store.close()
         return done
 
     def wait_for_push(self, done: Future[None], deadline: float) -> None:
@@ -201,10 +204,13 @@ class RemoteTier:
     def _report_failure(self, reason: str) -> None:
         level = logging.INFO if self._has_warned or self._has_ended else logging.WARNING
         self._has_warned = True
-        text = (
-            f"The runtime cache '{self.url.url}' is not in step with this machine: {reason}. "
+        kept = (
             f"Nothing is lost: this machine's kernels are in '{self.directory}'"
+            if self._temporary is None
+            else f"This machine's kernels are in '{self.directory}' until the process ends"
         )
+        place = f"The runtime cache '{self.url.url}'"
+        text = f"{place} is not in step with this machine: {reason}. {kept}"
         self._log.append((level, text))
 
     def _flush_log(self) -> None:
@@ -264,10 +270,16 @@ class RemoteTier:
 
     def _push_all(self, deadline: float, done: Future[None]) -> None:
         try:
-            for kind in filter(self._is_to_push, self._kinds):
-                self._push(kind, deadline)
+            self._push_due(deadline)
+            if self._is_interrupted:  # begin_push ended this upload in place of a pull
+                self._is_interrupted = False
+                self._push_due(deadline)
         finally:
             done.set_result(None)
+
+    def _push_due(self, deadline: float) -> None:
+        for kind in filter(self._is_to_push, self._kinds):
+            self._push(kind, deadline)
 
     def _push(self, kind: _Kind, deadline: float) -> None:
         merge = partial(self._merge, kind)
@@ -277,7 +289,8 @@ class RemoteTier:
             self._fail(kind, f"nothing is uploaded, because {error}")
             kind.schedule.done(time.monotonic())
         except Exception as error:
-            self._fail(kind, _text_of(error))
+            if not self._is_interrupted:
+                self._fail(kind, _text_of(error))
             kind.schedule.failed(time.monotonic())
         else:
             kind.schedule.done(time.monotonic())
@@ -288,7 +301,7 @@ class RemoteTier:
         now = time.monotonic()
         self._is_pulling = True
         for kind in self._kinds:
-            if kind.pull_again <= now:
+            if kind.pull_again <= now and not self._is_interrupted:
                 self._pull(kind)
         self._is_pulling = self._is_interrupted = False
 

@@ -41,6 +41,7 @@ from torchtrt_cache.kinds import (
     is_empty,
     kind_of_device,
 )
+from torchtrt_cache.records import remove_record
 from torchtrt_cache.runtime_cache_file import (
     FileGeneration,
     OnlyInPlaceError,
@@ -267,7 +268,10 @@ class RuntimeCacheHandle:
             RuntimeError: It is another tensor, or a live cache could not be cleared.
         """
         copied = _copy(data)
-        with self._disk_work("change", self._waits()), self._locked_state():
+        with (
+            self._disk_work("change", self._path, self._waits()),
+            self._locked_state(),
+        ):
             for store in self._stores.values():
                 store.largest_saved = 0  # an empty tensor clears the cache
             if isinstance(self._contents, torch.Tensor):
@@ -343,7 +347,7 @@ class RuntimeCacheHandle:
         """
         source = self._path_or_default(path)
         waits = self._waits()
-        with self._disk_work("load", waits):
+        with self._disk_work("load", source, waits):
             return self._load(self._place_of(source), waits)
 
     def _load(self, place: _Place, waits: LockWaits) -> int:
@@ -491,7 +495,10 @@ class RuntimeCacheHandle:
     def _save_until(self, target: str, deadline: float) -> int:
         """Like `save`. All waits for locks end by the deadline."""
         waits = self._waits(deadline)
-        with self._disk_work("save", waits), _RecordFunctionFast("RuntimeCache:save"):
+        with (
+            self._disk_work("save", target, waits),
+            _RecordFunctionFast("RuntimeCache:save"),
+        ):
             return self._save(self._place_of(target), waits) or 0
 
     def checkpoint(self, waits: LockWaits) -> Found:
@@ -509,7 +516,7 @@ class RuntimeCacheHandle:
                 return Found.LATER
             try:
                 with (
-                    self._disk_work("save", waits),
+                    self._disk_work("save", self._path, waits),
                     _RecordFunctionFast("RuntimeCache:save"),
                 ):
                     written = self._save(
@@ -672,8 +679,8 @@ class RuntimeCacheHandle:
         has_turn = False
         with ExitStack() as turn:
             for merges in range(_MAX_MERGES + 1):
-                must_wait = merges > 0 or file.is_turn_taken()
-                if live is not None and not has_turn and must_wait:
+                merges_others = live is not None and not has_turn
+                if merges_others and (merges > 0 or file.is_turn_taken()):
                     is_saved, offers = turn.enter_context(file.wait_for_turn(ours))
                     has_turn = True
                     if is_saved:
@@ -709,6 +716,9 @@ class RuntimeCacheHandle:
                                 "The runtime cache '%s' has all kernels already", target
                             )
                             return 0
+                    if disk is not None and merged.data is None:
+                        # With it, a push would believe that the file still has its old kernels.
+                        remove_record(target)
                     del disk
                 data = ours if merged.data is None else merged.data
                 replaced = file.replace(data, expected, not is_checkpoint)
@@ -779,16 +789,13 @@ class RuntimeCacheHandle:
             if not may_replace:
                 limit = _REPLACEMENTS_BY_OTHERS
                 is_news = is_replaced and store.replacements_by_others == limit
-                self._count("rejections")
-                _LOGGER.log(
-                    logging.WARNING if is_news else logging.INFO,
-                    "The runtime cache '%s' was replaced again by %d bytes that TensorRT-RTX "
-                    "rejects, so this process no longer overwrites it: two kinds of machine (GPU, "
-                    "driver or TensorRT-RTX version) share the path. To serve both, use a "
-                    "directory as the path",
-                    file,
-                    size,
+                message = (
+                    f"The runtime cache '{file}' was replaced again by {size} bytes that "
+                    "TensorRT-RTX rejects, so this process no longer overwrites it: two kinds of "
+                    "machine (GPU, driver or TensorRT-RTX version) share the path. To serve both, "
+                    "use a directory as the path"
                 )
+                self._count_rejection(message, is_news)
             return may_replace
 
     def ensure_materialized(
@@ -818,7 +825,7 @@ class RuntimeCacheHandle:
         if (cache := self._live_cache(device)) is not None:
             return cache
         waits = self._waits()
-        with self._disk_work("load", waits):
+        with self._disk_work("load", self._path, waits):
             if (cache := self._live_cache(device)) is not None:
                 return cache
             live = LiveRuntimeCache.create(config, device, kind)
@@ -941,12 +948,12 @@ class RuntimeCacheHandle:
         return LockWaits(self.lock_timeout, min(deadline, exit_deadline()))
 
     @contextmanager
-    def _disk_work(self, operation: str, waits: LockWaits) -> Iterator[None]:
+    def _disk_work(self, operation: str, path: str, waits: LockWaits) -> Iterator[None]:
         """Holds the lock for disk work in a block. `waits` limits all waits of the block."""
-        with deferred_calls(), self._locked_disk(operation, waits.deadline):
+        with deferred_calls(), self._locked_disk(operation, path, waits.deadline):
             if self._is_at_disk:  # in a finalizer, a signal handler or a log handler
                 raise RuntimeError(
-                    f"A load or save of the runtime cache '{self._path}' can't start during "
+                    f"A load or save of the runtime cache '{path}' can't start during "
                     "another one on the same thread"
                 )
             self._is_at_disk = True
@@ -957,12 +964,14 @@ class RuntimeCacheHandle:
                 self._count("lock_wait", waits.waited)
 
     @contextmanager
-    def _locked_disk(self, operation: str, deadline: float) -> Iterator[None]:
+    def _locked_disk(
+        self, operation: str, path: str, deadline: float
+    ) -> Iterator[None]:
         lock = self._disk_lock
         longest = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         if not lock.acquire(timeout=longest):
             raise RuntimeError(
-                f"Can't {operation} the runtime cache '{self._path}': another load or save of it "
+                f"Can't {operation} the runtime cache '{path}': another load or save of it "
                 f"went on for {round(longest * 1000)} ms"
             )
         try:
@@ -1103,7 +1112,7 @@ class RuntimeCacheHandle:
     def _report_rejection(self, size: int, source: str, consequence: str) -> None:
         """Logs a warning once per file. Requires _state_lock."""
         store = self._store(source) if source else _Store()
-        level = logging.INFO if store.has_warned_of_rejection else logging.WARNING
+        is_news = not store.has_warned_of_rejection
         store.has_warned_of_rejection = True
         whose = (
             f"the runtime cache '{source}'" if source else "a runtime cache given to it"
@@ -1113,11 +1122,15 @@ class RuntimeCacheHandle:
             "another TensorRT-RTX version, GPU, operating system or CUDA driver. "
             f"{consequence}"
         )
+        self._count_rejection(message, is_news)
+
+    def _count_rejection(self, message: str, is_news: bool) -> None:
+        """Requires _state_lock."""
         rejections = self._statistics.rejections + 1
         self._statistics = replace(
             self._statistics, rejections=rejections, last_rejection=message
         )
-        _LOGGER.log(level, "%s", message)
+        _LOGGER.log(logging.WARNING if is_news else logging.INFO, "%s", message)
 
 
 @functools.cache
@@ -1170,17 +1183,21 @@ def _make_directory(path: str) -> None:
     """Creates the last directory of the path if it is missing and the others are trusted."""
     if os.path.isdir(path):  # noqa: PTH112  the lines below report its errors
         return
+    reason = ""
     try:
         resolve_trusted(path.rstrip("/"))
-        with suppress(FileExistsError):
-            Path(path).mkdir(0o775)
     except NotTrustedError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"create '{path}': {error.strerror}"
-    else:
-        return
-    raise RuntimeError(f"Can't save the runtime cache '{path}': {reason}")
+        reason = str(error.strerror)
+    if not reason:
+        try:
+            with suppress(FileExistsError):
+                Path(path).mkdir(0o775)
+        except OSError as error:
+            reason = f"create '{path}': {error.strerror}"
+    if reason:
+        raise RuntimeError(f"Can't save the runtime cache '{path}': {reason}")
 
 
 def _current_kind() -> RuntimeCacheKind:

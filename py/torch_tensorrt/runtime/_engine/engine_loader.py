@@ -45,10 +45,10 @@ from several at once.
 
 @cache
 def tensorrt_logger() -> Any:
-    """Returns the `tensorrt_rtx.Logger` for all tensorrt_rtx objects that this package makes.
+    """Returns the `tensorrt_rtx.Logger` for all tensorrt_rtx objects that run engines.
 
     It writes messages to stdout that have at least the severity that the logger "torch_tensorrt"
-    had at the last call of `load_engine`. There is only one, and it is never destroyed, because
+    had at the last call of `load_engine`. It is shared, and it is never destroyed, because
     TensorRT-RTX uses the first logger for all its objects as long as any of them lives. It is not
     written in Python: a kernel that compiles in the background would need the interpreter's lock to
     log, and the destructor of its context may hold that lock while it waits for the kernel.

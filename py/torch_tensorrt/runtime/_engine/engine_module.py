@@ -142,6 +142,8 @@ class EngineModule(torch.nn.Module):
         Raises:
             TypeError: These are not RuntimeSettings.
             ValueError: The cache belongs to the other runtime.
+            ImportError: The cache is a URL, and the wheel's extra `fleet` is not installed.
+            RuntimeError: The cache is a URL, and this machine has no place for its local tier.
         """
         return self._settings
 

@@ -73,7 +73,6 @@ class TRTEngine:
             current CUDA device.
         input_names: The inputs in the order in which they are given.
         output_names: The outputs in the order in which they are returned.
-        settings: See `EngineSettings`.
 
     Raises:
         RuntimeError: The plan can't be loaded, such as on a machine without a GPU, the names are
@@ -85,11 +84,10 @@ class TRTEngine:
         plan: torch.Tensor,
         input_names: Sequence[str],
         output_names: Sequence[str],
-        settings: EngineSettings | None = None,
     ) -> None:
         start_over_in_children(self)
         self._loaded = load_engine(_bytes_of(plan))
-        self._config = TRTRuntimeConfig(settings or EngineSettings())
+        self._config = TRTRuntimeConfig(EngineSettings())
         self._lock = threading.Lock()  # guards the rest
         self._context: ConfiguredContext | None = None
         # The input shapes that the context has run with.
@@ -212,7 +210,7 @@ class TRTEngine:
         self._stream.end()
         if not is_enqueued:
             raise RuntimeError(
-                "TensorRT-RTX could not run the engine; the log has its reasons"
+                "TensorRT-RTX could not run the engine; stdout has its reasons"
             )
         if not is_known:
             if len(self._shapes) >= _MOST_SHAPES:

@@ -76,6 +76,7 @@ class TRTRuntimeConfig:
         self._settings = settings
         self._config: Any = None
         self._cache: Any = None  # that _config has or has refused; must outlive it
+        self._attached: RuntimeCacheHandle | None = None  # that contexts compile into
 
     @property
     def settings(self) -> EngineSettings:
@@ -109,7 +110,7 @@ class TRTRuntimeConfig:
                 context = loaded.engine.create_execution_context(self._config)
             if context is None:
                 raise RuntimeError(
-                    "TensorRT-RTX could not create an execution context; the log has its reasons"
+                    "TensorRT-RTX could not create an execution context; stdout has its reasons"
                 )
             return ConfiguredContext(context, self._config, self._cache)
 
@@ -136,11 +137,10 @@ class TRTRuntimeConfig:
             )
 
     def _compiling(self, specializes_lazily: bool) -> AbstractContextManager[None]:
-        cache = self._settings.runtime_cache
         return (
             contextlib.nullcontext()
-            if cache is None
-            else cache.compiling(specializes_lazily)
+            if self._attached is None
+            else self._attached.compiling(specializes_lazily)
         )
 
     def reset(self) -> None:
@@ -151,6 +151,7 @@ class TRTRuntimeConfig:
     def _forget_config(self) -> None:
         self._config = None
         self._cache = None
+        self._attached = None
 
     def _make_config(self, loaded: LoadedEngine) -> None:
         config = loaded.engine.create_runtime_config()
@@ -178,6 +179,7 @@ class TRTRuntimeConfig:
                 raise RuntimeError(
                     f"TensorRT-RTX refused the runtime cache '{handle.path}'"
                 )
+            self._attached = handle
         except Exception as error:
             # Logged as text: a log record with the error would keep all objects of its traceback.
             reason = str(error)
