@@ -44,7 +44,7 @@ class Start:
     engines: list[str]
     runtime: str
     kind: str  # "cold", "late" or "warm"
-    runtime_cache: str  # its place
+    runtime_cache: str  # its path or URL
     environment: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[str] = field(init=False)
     state: str = "starts"
@@ -259,7 +259,7 @@ class Stage:
 
     def _exit_if_failed(self) -> None:
         if any(start.state == "failed" for start in self.starts):
-            sys.exit(f"a {self._noun} failed. Its messages are above.")
+            sys.exit(f"A {self._noun} failed. Its messages are above.")
 
 
 def _input_of(start: Start) -> IO[str]:

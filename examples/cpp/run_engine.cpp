@@ -8,7 +8,6 @@
 
 #include <chrono>
 #include <exception>
-#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
