@@ -22,7 +22,6 @@
 #include <ATen/Context.h>
 #include <ATen/ops/_lazy_clone.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/equal.h>
 #include <ATen/record_function.h>
 #include <NvInferRuntime.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -129,8 +128,13 @@ at::Tensor tensor_of(RuntimeCacheFile::Contents contents) {
   std::byte* const bytes = contents.bytes.release();
   c10::DataPtr memory(bytes, bytes, [](void* p) { delete[] static_cast<std::byte*>(p); }, at::kCPU);
   const uint64_t size = contents.generation.size;
-  const c10::Storage storage(c10::Storage::use_byte_size_t(), size, std::move(memory), c10::GetAllocator(at::kCPU));
-  return allocate(0).set_(storage, 0, {static_cast<int64_t>(size)});
+  c10::Storage storage(c10::Storage::use_byte_size_t(), size, std::move(memory), c10::GetAllocator(at::kCPU));
+  // Not Tensor::set_(): an operator initializes itself in its first call. If another thread were in that call during a
+  // fork, the child's call would wait forever.
+  auto tensor = at::detail::make_tensor<at::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), caffe2::TypeMeta::Make<uint8_t>());
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous({static_cast<int64_t>(size)});
+  return tensor;
 }
 
 // Returns the kind of the current CUDA device.
@@ -1187,7 +1191,7 @@ at::Tensor RuntimeCacheHandle::merged_bytes(const Lives& lives) const {
     }
     if (!bytes.defined()) {
       bytes = more;
-    } else if (!at::equal(bytes, more)) {
+    } else if (!std::ranges::equal(view(bytes), view(more))) {
       const auto merged = lives.front()->merge(view(more), view(bytes));
       if (merged.bytes.defined()) {
         bytes = merged.bytes;

@@ -36,18 +36,12 @@ unsigned read_overflow_id(const char* path) {
   return std::ifstream{path} >> id ? id : kUsual;
 }
 
-uid_t overflow_uid() {
-  static const uid_t id = read_overflow_id("/proc/sys/kernel/overflowuid");
-  return id;
-}
-
-gid_t overflow_gid() {
-  static const gid_t id = read_overflow_id("/proc/sys/kernel/overflowgid");
-  return id;
-}
+// Read at load time. If another thread were reading them during a fork, the child would wait for it forever.
+const uid_t overflow_uid = read_overflow_id("/proc/sys/kernel/overflowuid");
+const gid_t overflow_gid = read_overflow_id("/proc/sys/kernel/overflowgid");
 
 bool is_our_group(gid_t group) {
-  if (group == overflow_gid()) {
+  if (group == overflow_gid) {
     return false;
   }
   if (group == ::getegid()) {
@@ -137,8 +131,8 @@ std::optional<Walk> walk(const std::string& path) {
   struct stat status = status_of("/");
   const std::vector<uid_t> users{::geteuid(), status.st_uid};
   Walk way{.path = "/", .status = std::nullopt, .users = users, .refusal = refusal("/", status, users)};
-  if (status.st_uid == overflow_uid()) {
-    std::erase(way.users, overflow_uid());
+  if (status.st_uid == overflow_uid) {
+    std::erase(way.users, overflow_uid);
   }
 
   std::string rest; // of the path, still to be walked; never ends in "/", so that it is empty after the last name

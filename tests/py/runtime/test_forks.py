@@ -38,11 +38,41 @@ def small_plan(name):
     return Plan(relu_plan(f"{name}-", 1, 64), ["x"], ["y"], (4,))
 def cache_of(module):
     return module.runtime_settings.runtime_cache
+# A child hangs in an operator of torch that another thread was calling for the first time.
+def call_operators_of_torch():
+    start(runtime, plan, None)
 """
 
 
 def small_plan(name: str) -> Plan:
     return Plan(relu_plan(f"{name}-", 1, 64), ["x"], ["y"], (4,))
+
+
+# Each round is a process of its own, because only the first use of a cache initializes anything.
+FIRST_USE = """
+def use():
+    start(runtime, small_plan(str(os.getpid())), path)
+def child():
+    use_device()
+    use()
+def round():
+    user = threading.Thread(target=use)
+    user.start()
+    statuses = {wait(pid) for pid in [fork(child) for _ in range(5)]}
+    user.join()
+    os._exit(statuses != {0})
+call_operators_of_torch()
+say({wait(fork(round)) for _ in range(100)})
+"""
+
+
+def test_forks_during_the_first_use_of_a_cache(
+    programs: Programs, runtime: str, path: Path, device: Any
+) -> None:
+    plan = small_plan("first")
+    start_and_save(runtime, path, plan)
+    program = programs.run(BEGIN + FIRST_USE, runtime=runtime, path=path, plan=plan)
+    assert program.outcome == (0, "{0}\n", "")
 
 
 # Runs four children at a time. The parent's device is in use during forks, so each child has its
@@ -61,8 +91,7 @@ def child():
     use_device()
     module = start(runtime, small_plan(f"child{number}"), path)
     del module
-# Otherwise a fork during a thread's first call of an operator of torch may hang.
-start(runtime, plan, None)
+call_operators_of_torch()
 compiling = threading.Thread(target=compile_all_the_time)
 compiling.start()
 children = []

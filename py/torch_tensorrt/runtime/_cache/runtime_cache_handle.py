@@ -248,7 +248,8 @@ class RuntimeCacheHandle:
         """
         with self._locked_state():
             if isinstance(self._contents, torch.Tensor):
-                return _lazy_clone(self._contents)
+                clone: torch.Tensor = torch.ops.aten._lazy_clone(self._contents)
+                return clone
             lives = self._contents
             if self._was_directory:
                 lives = [live for live in lives if live.kind == lives[0].kind]
@@ -608,7 +609,7 @@ class RuntimeCacheHandle:
             store = self._store(file)
             if is_checkpoint and store.is_only_in_place:
                 return None
-            ours = self._merged_bytes(lives) if lives else memory_of(self.serialize())
+            ours = self._merged_bytes(lives) if lives else self._pending_bytes()
         digest = digest_of(ours)
         try:
             file_size = Path(file).stat().st_size
@@ -863,7 +864,7 @@ class RuntimeCacheHandle:
             if loaded is not None:
                 self._take_loaded(place, live.kind, loaded)
         with self._locked_state():
-            is_accepted = self._start_with(live, memory_of(self.serialize()))
+            is_accepted = self._start_with(live, self._pending_bytes())
             self._contents = [live]
             for store in self._stores.values():
                 # A pending copy must not overwrite its original's files. Now it can merge with
@@ -1057,6 +1058,11 @@ class RuntimeCacheHandle:
             store.contained = None
             store.digest = None
 
+    def _pending_bytes(self) -> memoryview:
+        """Returns the memory of a pending handle. Requires _state_lock."""
+        assert isinstance(self._contents, torch.Tensor)
+        return memory_of(self._contents)
+
     def _merged_bytes(self, lives: Sequence[LiveRuntimeCache]) -> memoryview:
         """Returns the merged bytes of `lives`. Requires _state_lock."""
         first, *others = lives
@@ -1234,11 +1240,6 @@ def _accept(offers: Sequence[str]) -> None:
 
 def _allocate(size: int) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8)
-
-
-def _lazy_clone(data: torch.Tensor) -> torch.Tensor:
-    clone: torch.Tensor = torch.ops.aten._lazy_clone(data)
-    return clone
 
 
 def _contiguous_bytes(data: torch.Tensor) -> torch.Tensor:
