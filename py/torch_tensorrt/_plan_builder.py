@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
@@ -121,6 +123,15 @@ def _tensorrt_logger() -> _Logger:
 _build = threading.Lock()  # guards the errors of _tensorrt_logger()
 
 
+def _start_over_in_child() -> None:
+    global _build
+    _build = threading.Lock()  # a thread of the parent may hold the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over_in_child)
+
+
 def build_plan(
     model: ExportedModel, capabilities: Sequence[tuple[int, int]]
 ) -> bytearray:
@@ -167,12 +178,16 @@ def define_network(builder: Any, logger: Any, model: ExportedModel) -> Any:
 
 
 def _parse(parser: Any, model: ExportedModel) -> None:
-    # Uses a file, because ONNX limits the weights of a model in memory to 2 GiB.
-    with tempfile.TemporaryDirectory(prefix="torch_tensorrt-") as folder:
+    # Uses a file, because ONNX limits the weights of a model in memory to 2 GiB. Not a
+    # TemporaryDirectory, because a child of fork() would remove it at its exit.
+    folder = tempfile.mkdtemp(prefix="torch_tensorrt-")
+    try:
         path = Path(folder, "model.onnx")
         model.program.save(path, external_data=True)
         if parser.parse_from_file(str(path)):
             return
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     operators: dict[str, Any] = {}  # with the first error of each
     for error in errors:

@@ -430,3 +430,50 @@ def test_an_engine_computes_what_the_module_does(
         if isinstance(outputs, torch.Tensor):
             outputs = (outputs,)
         case.check([output.cpu() for output in outputs], inputs)
+
+
+FORK_DURING_A_BUILD = """
+import os, signal, sys, threading
+from types import SimpleNamespace
+from torch_tensorrt import _plan_builder
+parent = os.getpid()
+is_saved, has_forked = threading.Event(), threading.Event()
+def save(path, external_data):
+    path.touch()
+    is_saved.set()
+    has_forked.wait()
+model = SimpleNamespace(program=SimpleNamespace(save=save))
+parser = SimpleNamespace(parse_from_file=os.path.exists, num_errors=0)
+def define_network(*arguments):
+    if os.getpid() != parent:
+        raise RuntimeError("the child builds")
+    _plan_builder._parse(parser, model)
+    raise RuntimeError("the parent has its file")
+_plan_builder.define_network = define_network
+def build():
+    try:
+        _plan_builder.build_plan(model, [])
+    except RuntimeError as error:
+        print(error, flush=True)
+builder = threading.Thread(target=build)
+builder.start()
+is_saved.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    build()
+    sys.exit()
+os.waitpid(pid, 0)
+has_forked.set()
+builder.join()
+"""
+
+
+def test_a_child_of_a_fork_during_a_build_builds_and_does_the_build_no_harm() -> None:
+    program = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORK_DURING_A_BUILD],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout == "the child builds\nthe parent has its file\n"

@@ -146,6 +146,24 @@ def test_forks_while_large_caches_become_live(
     assert program.outcome == (0, "{0}\n", "")
 
 
+# torch's copies of more than 32 KiB run in OpenMP's threads, which a child lacks.
+COPIED = """
+import io
+torch.set_num_threads(2)
+torch.ones(1 << 20).sum()
+def child():
+    make_cache(runtime).load_from_stream(io.BytesIO(bytes(1 << 20)))
+say(wait(fork(child)))
+"""
+
+
+def test_a_child_copies_bytes_although_its_parent_used_openmp(
+    programs: Programs, runtime: str
+) -> None:
+    program = programs.run(BEGIN + COPIED, runtime=runtime)
+    assert program.outcome == (0, "0\n", "")
+
+
 # What a child inherits.
 
 LIVE = """

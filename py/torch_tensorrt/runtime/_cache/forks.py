@@ -30,8 +30,9 @@ def leak(owner: object) -> None:
 
 
 def _start_over() -> None:
-    # All of them are kept alive, so that each can leak itself before another one drops it.
-    owners = [owner for reference in tuple(_objects) if (owner := reference())]
+    # All of them are kept alive, so that each can leak itself before another one drops it. Unlike
+    # tuple(), [*_objects] can't run the garbage collector, which may discard from the set.
+    owners = [owner for reference in [*_objects] if (owner := reference())]
     for owner in owners:
         owner.start_over_in_child()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import math
@@ -30,7 +31,7 @@ from torch_tensorrt.runtime._cache.live_runtime_cache import (
 from torch_tensorrt.runtime._cache.runtime_cache_statistics import (
     RuntimeCacheStatistics,
 )
-from torch_tensorrt.runtime._cache.tensor_memory import memory_of, tensor_of
+from torch_tensorrt.runtime._cache.tensor_memory import address_of, memory_of, tensor_of
 from torchtrt_cache.file_lock import LockWaits, deferred_calls
 from torchtrt_cache.kinds import (
     RuntimeCacheKind,
@@ -1264,4 +1265,8 @@ def _contiguous_bytes(data: torch.Tensor) -> torch.Tensor:
 
 
 def _copy(data: torch.Tensor) -> torch.Tensor:
-    return _contiguous_bytes(data).clone()
+    contiguous = _contiguous_bytes(data)
+    copied = _allocate(contiguous.numel())
+    # Not clone(), which waits forever for OpenMP's threads in a child of fork().
+    ctypes.memmove(address_of(copied), address_of(contiguous), contiguous.nbytes)
+    return copied
