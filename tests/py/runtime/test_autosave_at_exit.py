@@ -205,4 +205,5 @@ def test_all_caches_of_an_exit_wait_8_s_at_most(
     assert all(failure in line and line.endswith(" ms") for line in warnings)
     held = f"another holder kept the lock '{path}.lock' for "
     waits = re.findall(rf"{held}(\d+) ms\n", ended.stderr)
-    assert 3900 <= sum(map(int, waits)) <= 8000 + len(waits)
+    # Half of what is left of the 8 s, by a machine that may be slow, when the first wait begins.
+    assert 2000 <= sum(map(int, waits)) <= 8000 + len(waits)

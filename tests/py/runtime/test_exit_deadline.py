@@ -17,7 +17,7 @@ from filelock import FileLock
 from tests.py.runtime.programs import Program, Programs
 from tests.py.runtime.runtime_cache_testing import RUNTIMES
 from tests.py.runtime.runtime_testing import (
-    PATIENCE,
+    DEADLINE,
     Plan,
     kernels_missing,
     make_plan,
@@ -118,7 +118,7 @@ def ends(
                     plan=plan,
                 )
                 ends[runtime, name] = End(program, locked, free, plan)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + DEADLINE
         while any(end.program.poll() is None for end in ends.values()):
             if time.monotonic() > deadline:
                 break
@@ -186,7 +186,7 @@ def test_an_exit_during_a_checkpoint_that_waits_saves_when_the_lock_is_free(
             other_plan=plans[1],
         )
         program.hear()
-        time.sleep(1)
+        time.sleep(0.3)
         assert program.poll() is None
     assert (program.wait(), program.stderr) == (0, "")
     assert kernels_missing(runtime, path, *plans) == 0

@@ -141,7 +141,13 @@ def test_a_cold_fleet_of_equal_machines_uploads_once_or_so(
     def machine(number: int, runtime: str) -> Program:
         directory = tmp_path / f"{number}"
         return start_machine(
-            programs, runtime, proxy.port, directory, TOLD, url=url, names=["a", "b"]
+            programs,
+            runtime,
+            proxy.port,
+            directory,
+            TOLD,
+            url=url + PATIENT,
+            names=["a", "b"],
         )
 
     fleet = list(map(machine, range(MACHINES), cycle(RUNTIMES)))

@@ -349,6 +349,7 @@ stream.seek(0)
 cache = make_cache(runtime, url)
 cache.load_from_stream(stream)
 assert cache.save() > 0
+wait_until(lambda: cache._tier._kinds)  # otherwise the upload is left to the next start
 """
     outcome(machine("first", code))
     assert kernels_of(store) == all_of("a")

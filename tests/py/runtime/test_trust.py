@@ -494,7 +494,7 @@ def test_others_may_read_the_cache_and_not_hold_its_lock(
     with FileLock(f"{path}.lock"):
         start = time.monotonic()
         assert as_stranger(contents_at, runtime, path) == b"root's"
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 9
     with pytest.raises(PermissionError):
         as_stranger(os.open, f"{path}.lock", os.O_RDONLY)
 

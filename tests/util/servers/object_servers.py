@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -149,8 +150,8 @@ class FaultyProxy:
         self.replies: Counter[tuple[str, str, int]] = Counter()
         self.counting = threading.Lock()
         self.fault = _Fault()
-        self._listener = _Listener(self, 0)
-        self.port = self._listener.port
+        self.port = _free_port()
+        self._listener = _Listener(self, self.port)
 
     def __enter__(self) -> FaultyProxy:
         return self
@@ -231,7 +232,6 @@ class _Listener(ThreadingHTTPServer):
         self.is_closed = False
         self.connections: set[socket.socket] = set()
         super().__init__((_HOST, port), _Handler)
-        self.port: int = self.server_address[1]
         self._thread = threading.Thread(target=self.serve_forever, args=(0.02,))
         self._thread.start()
 
@@ -346,9 +346,11 @@ def _serve_moto(port: int) -> None:
 
 
 def _free_port() -> int:
-    with socket.create_server((_HOST, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    while True:
+        # Below Linux's ephemeral ports, which another process may get before the server does.
+        port = random.randrange(20_000, 32_768)
+        with suppress(OSError), socket.create_server((_HOST, port)):
+            return port
 
 
 def _is_listening(port: int) -> bool:
