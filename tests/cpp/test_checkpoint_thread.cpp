@@ -127,11 +127,14 @@ TEST(CheckpointThreadTest, RestsAHundredTimesAsLongAsItWorked) {
     if (++checkpoints == 2) {
       second_start.set_value(Clock::now());
     }
+    const Clock::time_point begin = Clock::now();
     std::this_thread::sleep_for(kWork);
+    const Clock::time_point end = Clock::now();
     if (checkpoints == 1) {
-      first_end.set_value(Clock::now());
+      first_end.set_value(end);
     }
-    return CheckpointThread::Result{CheckpointSchedule::Found::kNothing, {}};
+    // Whatever the sleep took too long does not count as work.
+    return CheckpointThread::Result{CheckpointSchedule::Found::kNothing, end - begin - kWork};
   });
   client.compile();
   const Clock::time_point end = first_end.get_future().get();
@@ -140,8 +143,14 @@ TEST(CheckpointThreadTest, RestsAHundredTimesAsLongAsItWorked) {
 }
 
 TEST(CheckpointThreadTest, AForkedChildHasAThreadOfItsOwn) {
+  const auto begun = std::make_shared<std::promise<void>>();
   const auto may_end = std::make_shared<std::promise<void>>();
-  ASSERT_FALSE(run([may_end] { may_end->get_future().wait(); }, milliseconds(1)));
+  const auto work = [begun, may_end] {
+    begun->set_value();
+    may_end->get_future().wait();
+  };
+  ASSERT_FALSE(run(work, milliseconds(1)));
+  begun->get_future().wait();
   const pid_t child = ::fork();
   if (child == 0) {
     bool is_run = false;

@@ -46,9 +46,10 @@ class SharedCacheTest : public ::testing::Test {
     return kernels_in(read_file(path_));
   }
 
-  // Waits until a running process has saved them. Returns false if that takes more than a minute.
+  // Waits until a running process has saved them. Returns false if that takes more than ten minutes: after a checkpoint
+  // that takes 3 s on a loaded machine, the next one may come five minutes later.
   bool wait_for_kernels(const KernelNames& names) const {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(10);
     while (!std::filesystem::exists(path_) || kernels_on_disk() != names) {
       if (std::chrono::steady_clock::now() > deadline) {
         return false;
@@ -117,7 +118,7 @@ TEST_F(SharedCacheStepsTest, AnExitEndsAlthoughSomebodyHasTheLock) {
   process.ask("start a");
   lock.lock();
   EXPECT_EQ(process.exit(), 0);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::minutes(10));
   EXPECT_THAT(warnings_in(process.errors()), ElementsAre(HasSubstr("Can't save the runtime cache '" + path_ + "'")));
 }
 

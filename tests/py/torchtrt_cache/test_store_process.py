@@ -315,7 +315,7 @@ def test_the_first_byte_is_told_before_the_last_is_there(
     proxy: FaultyProxy, store: StoreProcess
 ) -> None:
     store.replace(NAME, memoryview(bytes(1 << 20)), None)
-    proxy.slow_down(1000)
+    proxy.slow_down(300)
     has_first_byte = threading.Event()
     with pytest.raises(ObjectStoreError, match="the helper process was killed"):
         store.read(NAME, on_first_byte=lambda: _kill_and_set(store, has_first_byte))
@@ -401,7 +401,7 @@ def test_the_helper_ends_after_a_killed_parent(
     store.replace(NAME, memoryview(bytes(1 << 20)), None)
     with LineProcess(sys.executable, "-c", PARENT, url) as parent:
         end = os.pidfd_open(int(parent.hear()))
-        proxy.slow_down(1000)
+        proxy.slow_down(300)
         assert parent.ask(what) in ("idle", "reads")
         parent.kill()
         wait_for_end(end)

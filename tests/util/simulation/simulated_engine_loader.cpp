@@ -16,12 +16,14 @@ class LogForwarder final : public nvinfer1::ILogger {
   }
 };
 
+// Never destroyed, because an engine in static storage may use it until the process ends. No static of a function: a
+// fork while another thread initializes that leaves it locked in the child.
+LogForwarder& forwarder = *new LogForwarder;
+
 } // namespace
 
-// Never destroyed, because an engine in static storage may use it until the process ends.
 nvinfer1::ILogger& log_forwarder() {
-  static auto* instance = new LogForwarder;
-  return *instance;
+  return forwarder;
 }
 
 core::runtime::RuntimeCacheKind kind_of(const SimulatedDevice& device) {

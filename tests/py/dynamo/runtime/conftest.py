@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tests.py.runtime.conftest import device, logs_without_the_lock, path, runtime
+from tests.py.runtime.conftest import (
+    device,
+    logs_without_the_lock,
+    path,
+    runtime,
+    without_checkpoints,
+)
 
-__all__ = ["device", "logs_without_the_lock", "path", "runtime"]
+__all__ = ["device", "logs_without_the_lock", "path", "runtime", "without_checkpoints"]

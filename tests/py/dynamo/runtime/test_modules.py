@@ -248,6 +248,7 @@ def test_settings_hold_from_the_next_inference_on(
     assert module.runtime_settings == RuntimeSettings("eager")
 
 
+@pytest.mark.usefixtures("without_checkpoints")
 def test_a_path_makes_a_cache_that_is_saved_when_the_module_goes(
     make: MakeModule, device: Any, path: Path
 ) -> None:
@@ -261,6 +262,7 @@ def test_a_path_makes_a_cache_that_is_saved_when_the_module_goes(
     assert kernels_in(path, device, make) == 2
 
 
+@pytest.mark.usefixtures("without_checkpoints")
 def test_the_path_of_the_cache_in_use_keeps_it(make: MakeModule, path: Path) -> None:
     module = make(runtime_settings=RuntimeSettings(runtime_cache=path))
     cache = cache_of(module)
@@ -452,6 +454,7 @@ def through_deepcopy(module: EngineModule, path: Path) -> EngineModule:
     return copied
 
 
+@pytest.mark.usefixtures("without_checkpoints")
 @pytest.mark.parametrize("has_run", [False, True])
 @pytest.mark.parametrize("duplicate", [through_pickle, through_torch, through_deepcopy])
 def test_copies_run_with_the_same_settings(
