@@ -54,6 +54,7 @@ CheckpointThread& CheckpointThread::get() {
         [] { instance.load()->mutex_.lock(); },
         [] { instance.load()->mutex_.unlock(); },
         [] {
+          instance.load()->mutex_.unlock(); // for the thread sanitizer
           // The child has neither the thread nor the waiters that its condition variables may still count.
           instance = new CheckpointThread;
           deadline_of_exit = Clock::time_point::max();
