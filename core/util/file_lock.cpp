@@ -9,9 +9,9 @@
 namespace torch_tensorrt::core::util {
 namespace {
 
-// Returns the pause before the next attempt of a waiter. It is an eighth of the time that the waiter has waited, at
-// most 5 ms. After 0.5 s it is 1/100 of that time, at most 50 ms. A constant pause would be long or expensive: each
-// attempt takes up to 60 us of CPU time on a virtual machine, so a pause of 5 ms would cost 1.2 % of a core.
+// Returns the pause before the next attempt of a waiter. It is an eighth of the time that the waiter has waited, and at
+// most 5 ms. After 0.5 s it is 1/100 of that time, and at most 50 ms. The pause grows because each attempt takes up to
+// 60 us of CPU time on a virtual machine: a constant pause of 5 ms would cost 1.2 % of a core.
 std::chrono::nanoseconds poll_interval(std::chrono::nanoseconds waited) {
   using std::chrono::nanoseconds;
   constexpr nanoseconds kShortest = std::chrono::microseconds(100);
