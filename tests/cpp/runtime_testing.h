@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <sstream>
@@ -83,6 +84,19 @@ inline std::vector<SimulatedKernel> kernels(const KernelNames& names) {
 inline core::runtime::LoadedEngine load_simulated(const SimulatedPlan& plan) {
   return core::runtime::load_engine(make_plan(plan));
 }
+
+// Turns checkpoints off for all caches that are made while it lives. Then only the steps of a test save.
+class WithoutCheckpoints {
+ public:
+  WithoutCheckpoints() {
+    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
+  }
+  ~WithoutCheckpoints() {
+    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
+  }
+  WithoutCheckpoints(const WithoutCheckpoints&) = delete;
+  WithoutCheckpoints& operator=(const WithoutCheckpoints&) = delete;
+};
 
 // A simulated device and a place for a runtime cache.
 class RuntimeTest : public ::testing::Test {

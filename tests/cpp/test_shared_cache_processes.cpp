@@ -63,15 +63,8 @@ class SharedCacheTest : public ::testing::Test {
   const std::string path_ = directory_.file("cache.bin");
 };
 
-// Without checkpoints, nothing is saved except by the steps of a test.
 class SharedCacheStepsTest : public SharedCacheTest {
- protected:
-  void SetUp() override {
-    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
-  }
-  void TearDown() override {
-    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
-  }
+  const WithoutCheckpoints without_checkpoints_;
 };
 
 std::string joined(const KernelNames& names) {

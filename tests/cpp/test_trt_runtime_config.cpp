@@ -1,7 +1,6 @@
 #include "core/runtime/TRTRuntimeConfig.h"
 
 #include <chrono>
-#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -32,16 +31,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-// Without checkpoints, which could save between two steps of a test.
 class RuntimeConfigTest : public RuntimeTest {
  protected:
-  void SetUp() override {
-    ::setenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS", "0", 1);
-  }
-  void TearDown() override {
-    ::unsetenv("TORCHTRT_RUNTIME_CACHE_CHECKPOINTS");
-  }
-
   // Starts and ends an engine with one kernel, which must succeed, and returns the warnings. `between` runs before the
   // end.
   std::vector<std::string> warnings_of_a_run(const CachePtr& cache, const std::function<void()>& between = [] {}) {
@@ -52,6 +43,7 @@ class RuntimeConfigTest : public RuntimeTest {
     });
   }
 
+  const WithoutCheckpoints without_checkpoints_;
   const LoadedEngine loaded_ = load_simulated(relu_plan(kernels({"a"})));
 };
 
